@@ -1,0 +1,33 @@
+// Run-time choice of the instruction set: one build serves every machine, with no build-machine flags.
+//
+// An operator keeps its loops in <op>.inl and compiles it once per instruction set:
+//
+//   #define SIMD_INL "cpu/<op>.inl"
+//   #include "cpu/foreach_target.h"     // -> pose_kernels::baseline::..., ::avx2::..., ::avx512::...
+//   SIMD_DISPATCH(function<float>)(args);
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#define SIMD_X86 1
+#include <immintrin.h>
+#endif
+
+namespace pose_kernels {
+
+enum class SimdLevel : int64_t { baseline = 0, avx2 = 1, avx512 = 2 };
+
+// What this machine can do, or less where POSE_KERNELS_SIMD=baseline|avx2 asks for it (read once).
+SimdLevel simd_level();
+
+}  // namespace pose_kernels
+
+#ifdef SIMD_X86
+#define SIMD_DISPATCH(function)                                                            \
+  (::pose_kernels::simd_level() == ::pose_kernels::SimdLevel::avx512 ? avx512::function    \
+       : ::pose_kernels::simd_level() == ::pose_kernels::SimdLevel::avx2 ? avx2::function  \
+                                                                         : baseline::function)
+#else
+#define SIMD_DISPATCH(function) (baseline::function)
+#endif

@@ -1,0 +1,160 @@
+"""``python -m pose_kernels``: what is built, what runs, and whether it computes the right thing.
+
+Every implementation that can run is checked against the reference in float64, value and gradients.
+Exit code 1 when a check fails. ``--json`` prints the same as JSON.
+"""
+
+import argparse
+import json
+import platform
+import sys
+
+import torch
+
+import pose_kernels
+
+from . import _library
+
+#: Largest relative error (norm of the difference / norm) in float32 against the float64 reference:
+# value, gradients.
+TOLERANCE = (2e-6, 1e-5)
+
+
+def features(device: str):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 35, 9, 7), (2, 35, 6, 11))
+    maps = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return [torch.nn.functional.normalize(z, dim=1).to(device) for z in maps]
+
+
+def image_and_flow(device: str):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 24, 20, generator=generator, dtype=torch.float64)
+    noise = torch.randn(2, 2, 6, 5, generator=generator, dtype=torch.float64)
+    flow = pose_kernels.identity_flow(6, 5, dtype=torch.float64) + 0.05 * noise
+    return [image.to(device), flow.to(device)]
+
+
+def correlation_map(device: str):
+    source, target = features(device)
+    return [pose_kernels.correlation_4d(source, target, impl="reference")]
+
+
+def features_and_weight(device: str):
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(8, 63, 3, 3, generator=generator, dtype=torch.float64)
+    return [*features(device), weight.to(device)]
+
+
+INPUTS = {
+    "correlation_4d": features,
+    "soft_mutual_normalize": correlation_map,
+    "guided_correlation": features,
+    "guided_correlation_conv2d": features_and_weight,
+    "flow_sample": image_and_flow,
+}
+
+
+def relative_error(value: torch.Tensor, oracle: torch.Tensor) -> float:
+    return ((value.double() - oracle).norm() / oracle.norm()).item()
+
+
+def value_and_gradients(op: str, impl: str, inputs) -> list[torch.Tensor]:
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    value = getattr(pose_kernels, op)(*inputs, impl=impl)
+    generator = torch.Generator().manual_seed(2)
+    upstream = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    gradients = torch.autograd.grad(value, inputs, upstream.to(value))
+    return [value.detach(), *gradients]
+
+
+def check(op: str, impl: str, device: str) -> dict:
+    """Relative errors in float32, value and worst gradient, against the reference in float64."""
+    # Inputs are rounded to float32 first: the check is about the computation, not about that
+    # rounding.
+    inputs = [x.float() for x in INPUTS[op](device)]
+    oracle = value_and_gradients(op, "reference", [x.double() for x in inputs])
+    found = value_and_gradients(op, impl, inputs)
+    errors = [relative_error(a, b) for a, b in zip(found, oracle, strict=True)]
+    value, gradient = errors[0], max(errors[1:])
+    # Written so that NaN fails.
+    passed = value < TOLERANCE[0] and gradient < TOLERANCE[1]
+    return {"device": device, "error": value, "gradient_error": gradient, "passed": passed}
+
+
+def report() -> dict:
+    libraries = {}
+    for name, reason in (("cpu", _library.cpu_reason), ("cuda", _library.cuda_reason)):
+        libraries[name] = {"loaded": reason is None, "reason": reason}
+    simd = None
+    if libraries["cpu"]["loaded"]:
+        simd = ("baseline", "avx2", "avx512")[torch.ops.pose_kernels.simd_level()]
+    if libraries["cuda"]["loaded"]:
+        libraries["cuda"]["build"] = torch.ops.pose_kernels.cuda_build_info()
+    rows = []
+    for op, table in pose_kernels.implementations().items():
+        for impl, entry in table.items():
+            row = {"op": op, "impl": impl, "available": entry.available, "reason": entry.reason}
+            devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+            if entry.devices:
+                devices = [device for device in devices if device in entry.devices]
+            row["checks"] = [check(op, impl, device) for device in devices if entry.available]
+            rows.append(row)
+    return {
+        "pose_kernels": pose_kernels.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "simd": simd,
+        "compiler": _library.build_info.get("compiler"),
+        "built_with_torch": _library.build_info.get("torch"),
+        "libraries": libraries,
+        "implementations": rows,
+        "tolerance": {"error": TOLERANCE[0], "gradient_error": TOLERANCE[1]},
+        "passed": all(c["passed"] for row in rows for c in row["checks"]),
+    }
+
+
+def show(found: dict) -> None:
+    print(f"pose_kernels {found['pose_kernels']}, torch {found['torch']}, Python {found['python']}")
+    print(f"GPU: {found['gpu'] or 'none visible'}")
+    print(f"CPU: {found['threads']} threads, {found['simd']} vectors")
+    for name, library in found["libraries"].items():
+        if library["loaded"]:
+            by = library.get("build") or found["compiler"]
+            print(f"{name} library: loaded, built with torch {found['built_with_torch']}, {by}")
+        else:
+            print(f"{name} library: not available: {library['reason']}")
+    error, gradient = found["tolerance"].values()
+    print(
+        "\nSelf-check: float32 against the float64 reference, relative error of the value "
+        f"(bar {error:.0e}) and of the worst gradient (bar {gradient:.0e})"
+    )
+    print(f"{'op':26} {'impl':10} {'device':7} {'value':>8} {'gradient':>9}")
+    for row in found["implementations"]:
+        if not row["available"]:
+            print(f"{row['op']:26} {row['impl']:10} not available: {row['reason']}")
+        for c in row["checks"]:
+            verdict = "ok" if c["passed"] else "FAILED"
+            print(
+                f"{row['op']:26} {row['impl']:10} {c['device']:7} {c['error']:8.1e} "
+                f"{c['gradient_error']:9.1e}  {verdict}"
+            )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m pose_kernels", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    found = report()
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+    else:
+        show(found)
+    return 0 if found["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

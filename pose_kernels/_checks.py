@@ -1,0 +1,76 @@
+"""Argument checks shared by the ops: each names the argument, what was expected and what came."""
+
+import torch
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def shape_of(tensor: torch.Tensor) -> str:
+    return str(list(tensor.shape))
+
+
+def check_tensor(name: str, value, layout: str) -> None:
+    """A floating tensor; ``layout`` like "[B, m, h, w]": no dimension but the first is empty."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor {layout}, got {type(value).__name__}")
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f"{name}: expected float32, float64, float16 or bfloat16, got {value.dtype}"
+        )
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense (strided) tensor, got {value.layout}")
+    if value.dim() != layout.count(",") + 1:
+        raise ValueError(f"{name}: expected {layout}, got shape {shape_of(value)}")
+    for size in value.shape[1:]:
+        if size == 0:
+            raise ValueError(
+                f"{name}: expected {layout} with no empty dimension but B, got {shape_of(value)}"
+            )
+
+
+def check_same_device(name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(
+            f"{name}: expected device {other.device} as {other_name}, got {value.device}"
+        )
+
+
+def check_eps(eps) -> float:
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
+        raise TypeError(f"eps: expected a positive number, got {type(eps).__name__}")
+    if not eps > 0:
+        raise ValueError(f"eps: expected a positive number, got {eps}")
+    return float(eps)
+
+
+def common_dtype(
+    name: str, value: torch.Tensor, other_name: str, other: torch.Tensor
+) -> torch.dtype:
+    """One dtype for both; under autocast, where mixed inputs are normal, the wider of the two."""
+    if value.dtype == other.dtype:
+        return value.dtype
+    if torch.is_autocast_enabled(value.device.type):
+        return torch.promote_types(value.dtype, other.dtype)
+    raise TypeError(f"{name}: expected {other.dtype} as {other_name}, got {value.dtype}")
+
+
+def check_feature_pair(source, target) -> tuple[torch.Tensor, torch.Tensor]:
+    """Source [B, m, hs, ws] and target [B, m, ht, wt] in one dtype on one device."""
+    check_tensor("source", source, "[B, m, hs, ws]")
+    check_tensor("target", target, "[B, m, ht, wt]")
+    check_same_device("target", target, "source", source)
+    if target.shape[0] != source.shape[0]:
+        raise ValueError(
+            f"target: expected batch {source.shape[0]} as source, got shape {shape_of(target)}"
+        )
+    if target.shape[1] != source.shape[1]:
+        raise ValueError(
+            f"target: expected {source.shape[1]} channels as source, got shape {shape_of(target)}"
+        )
+    dtype = common_dtype("target", target, "source", source)
+    return source.to(dtype), target.to(dtype)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float16 and bfloat16 are storage formats: everything is computed in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,114 @@
+"""Which implementation of an op runs, and why another one does not.
+
+Every op registers its implementations here; the public functions ask :func:`choose` once per call.
+The order of preference is ``cuda, triton, cpp, reference``: the first one that can run on the
+device wins.
+
+- ``impl="name"`` is a demand: ``ValueError`` when the op has no such implementation,
+  ``RuntimeError`` with the reason when it has one that cannot run here.
+- :class:`use_implementation` and ``POSE_KERNELS_IMPL`` (read once, at import) speak for a whole
+  program. They bind the ops that have that implementation; the others choose for themselves. An op
+  that has it and cannot run it raises.
+
+The program-wide choice is a plain module variable, not thread-local: torch.compile can guard on it.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+NAMES = ("cuda", "triton", "cpp", "reference")
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One implementation of one op. ``reason`` says why it cannot run, None when it can."""
+
+    op: str
+    name: str
+    devices: tuple[str, ...]  # device types it runs on; empty: any
+    reason: str | None
+
+    @property
+    def available(self) -> bool:
+        return self.reason is None
+
+
+_functions: dict[str, dict[str, Callable]] = {}
+_implementations: dict[str, dict[str, Implementation]] = {}
+
+
+def _known(name: str, origin: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{origin}: expected one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+_env = os.environ.get("POSE_KERNELS_IMPL") or None
+_program_choice: str | None = _known(_env, "POSE_KERNELS_IMPL") if _env else None
+
+
+def register(
+    op: str,
+    name: str,
+    function: Callable,
+    *,
+    devices: tuple[str, ...] = (),
+    reason: str | None = None,
+) -> None:
+    """Add an implementation; ``reason`` is None, or one sentence saying why it cannot run."""
+    _functions.setdefault(op, {})[_known(name, "name")] = function
+    _implementations.setdefault(op, {})[name] = Implementation(op, name, devices, reason)
+
+
+def choose(op: str, impl: str | None, device: torch.device) -> Callable:
+    """The function to call for ``op`` on ``device``."""
+    table = _implementations[op]
+    wanted = impl
+    if impl is not None:
+        _known(impl, "impl")
+        if impl not in table:
+            raise ValueError(f"impl: {op} has {', '.join(table)}; got {impl!r}")
+    elif _program_choice in table:
+        wanted = _program_choice
+    for name in NAMES if wanted is None else (wanted,):
+        entry = table.get(name)
+        if entry is None:
+            continue
+        reason = entry.reason
+        if reason is None and entry.devices and device.type not in entry.devices:
+            reason = f"it runs on {', '.join(entry.devices)} tensors, got {device.type}"
+        if reason is None:
+            return _functions[op][name]
+        if wanted is not None:
+            raise RuntimeError(f"{op}: implementation {name!r} cannot run: {reason}")
+    raise RuntimeError(f"{op}: no implementation can run on {device.type}")
+
+
+def implementations() -> dict[str, dict[str, Implementation]]:
+    """For every op, every implementation: available, on which devices, and why not otherwise.
+
+    >>> pose_kernels.implementations()["flow_sample"]["cpp"].reason
+    """
+    return {
+        op: {name: table[name] for name in NAMES if name in table}
+        for op, table in _implementations.items()
+    }
+
+
+class use_implementation:  # noqa: N801 - reads as a statement
+    """Context manager: every op that has implementation ``name`` uses it, in the whole process."""
+
+    def __init__(self, name: str):
+        self.name = _known(name, "name")
+
+    def __enter__(self):
+        global _program_choice
+        self._before, _program_choice = _program_choice, self.name
+        return self
+
+    def __exit__(self, *exc):
+        global _program_choice
+        _program_choice = self._before

@@ -1,0 +1,204 @@
+"""Sampling of an image or of features at a flow.
+
+T of "Pose transfer using a single spatial transformation".
+
+The *displacement* d = flow - identity is interpolated bilinearly at the output's pixel centres
+(beyond the outermost centres the border cell's plane goes on), then out(y, x) = image(y' + d_y H/2,
+x' + d_x W/2), bilinear in pixels, where (x', y') is the output's pixel centre in pixels of the
+image: x' = x when the sizes agree. Hence an identity flow of any coarseness returns the image
+exactly, and an affine flow of any coarseness is affine up to the border.
+Gradients: with w the four bilinear weights, d_image(p) += w_p g and d_d = W/2 sum_c g d(image)/dx,
+scattered to the coarse flow by the weights of its interpolation. Where "border" clamps a coordinate
+its gradient is zero.
+"""
+
+import torch
+
+from . import _checks, _dispatch, _library
+from .identity_flow import identity_flow
+
+PADDING_MODES = ("border", "zeros")
+
+
+def _resample(displacement: torch.Tensor, size: int, dim: int) -> torch.Tensor:
+    """Linear interpolation along ``dim`` at ``size`` pixel centres; extrapolated at the ends."""
+    coarse = displacement.shape[dim]
+    if coarse == size:
+        return displacement
+    if coarse == 1:
+        return displacement.expand(*(size if d == dim else -1 for d in range(4)))
+    position = (torch.arange(size, dtype=displacement.dtype, device=displacement.device) + 0.5) * (
+        coarse / size
+    ) - 0.5
+    low = position.floor().clamp(0, coarse - 2)
+    weight = (position - low).view(
+        [size if d == dim else 1 for d in range(4)]
+    )  # below 0 or above 1: extrapolation
+    low = low.long()
+    return (
+        displacement.index_select(dim, low) * (1 - weight)
+        + displacement.index_select(dim, low + 1) * weight
+    )
+
+
+def _limit(position: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Into [low, high]; as grid_sample, no gradient where it had to move or sits on an end."""
+    within = (position > low) & (position < high)
+    return torch.where(within | position.isnan(), position, position.detach().clamp(low, high))
+
+
+def reference(image, flow, size: tuple[int, int], padding_mode: str) -> torch.Tensor:
+    batch, channels, height, width = image.shape
+    dtype = _checks.compute_dtype(image.dtype)
+    identity = identity_flow(flow.shape[2], flow.shape[3], dtype=flow.dtype, device=flow.device)
+    displacement = flow.to(dtype) - identity.to(dtype)  # [B, 2, h, w]
+    displacement = _resample(_resample(displacement, size[0], 2), size[1], 3)  # [B, 2, *size]
+
+    def pixel_position(axis: int, out: int, extent: int) -> torch.Tensor:
+        j = torch.arange(out, dtype=dtype, device=image.device)
+        centre = j if out == extent else (j + 0.5) * (extent / out) - 0.5
+        position = centre.view((1, 1, out) if axis == 0 else (1, out, 1)) + displacement[
+            :, axis
+        ] * (extent / 2)
+        # "zeros": more than a pixel outside all neighbours are zero; stay near, so that infinity is
+        # a number.
+        return (
+            _limit(position, 0, extent - 1)
+            if padding_mode == "border"
+            else _limit(position, -2, extent + 1)
+        )
+
+    x, y = pixel_position(0, size[1], width), pixel_position(1, size[0], height)  # [B, *size]
+    x0, y0 = x.detach().floor(), y.detach().floor()
+    wx, wy = x - x0, y - y0
+    pixels = image.to(dtype).flatten(2)  # [B, C, H*W]
+    result = torch.zeros((), dtype=dtype, device=image.device)
+    for yi, row_weight in ((y0, 1 - wy), (y0 + 1, wy)):
+        for xi, column_weight in ((x0, 1 - wx), (x0 + 1, wx)):
+            inside = (xi >= 0) & (xi < width) & (yi >= 0) & (yi < height)
+            at = torch.where(inside, yi, 0).long() * width + torch.where(inside, xi, 0).long()
+            value = pixels.gather(2, at.view(batch, 1, -1).expand(-1, channels, -1)).view(
+                batch, channels, *size
+            )
+            weight = (row_weight * column_weight).unsqueeze(1)
+            result = result + value.masked_fill(~inside.unsqueeze(1), 0) * weight
+    lost = (x.isnan() | y.isnan()).unsqueeze(1)
+    return result.masked_fill(lost, float("nan")).to(image.dtype)
+
+
+_dispatch.register("flow_sample", "reference", reference)
+
+
+def compiled(image, flow, size: tuple[int, int], padding_mode: str) -> torch.Tensor:
+    return torch.ops.pose_kernels.flow_sample(
+        image, flow, size[0], size[1], padding_mode == "zeros"
+    )
+
+
+_dispatch.register("flow_sample", "cpp", compiled, devices=("cpu",), reason=_library.cpu_reason)
+
+
+def _fake(image, flow, height, width, zeros):
+    return image.new_empty(image.shape[0], image.shape[1], height, width)
+
+
+def _fake_backward(grad, image, flow, zeros, image_grad, flow_grad):
+    return (
+        image.new_empty(image.shape if image_grad else (0,)),
+        flow.new_empty(flow.shape if flow_grad else (0,)),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    image, flow, _, _, ctx.zeros = inputs
+    ctx.save_for_backward(image, flow)
+
+
+def _backward(ctx, grad):
+    image, flow = ctx.saved_tensors
+    need = ctx.needs_input_grad
+    grads = torch.ops.pose_kernels.flow_sample_backward(
+        grad, image, flow, ctx.zeros, need[0], need[1]
+    )
+    return (
+        *(g if wanted else None for g, wanted in zip(grads, need[:2], strict=True)),
+        None,
+        None,
+        None,
+    )
+
+
+def _no_double_backward(ctx, *_):
+    raise NotImplementedError("flow_sample: second derivatives need impl='reference'")
+
+
+if _library.cpu_reason is None:
+    torch.library.register_fake("pose_kernels::flow_sample", _fake)
+    torch.library.register_fake("pose_kernels::flow_sample_backward", _fake_backward)
+    torch.library.register_autograd(
+        "pose_kernels::flow_sample", _backward, setup_context=_setup_context
+    )
+    torch.library.register_autograd("pose_kernels::flow_sample_backward", _no_double_backward)
+
+
+def flow_sample(
+    image: torch.Tensor,
+    flow: torch.Tensor,
+    size: tuple[int, int] | None = None,
+    padding_mode: str = "border",
+    *,
+    impl: str | None = None,
+) -> torch.Tensor:
+    """Sample an image or features at a flow of any resolution, bilinearly (the paper's T).
+
+    ``out[b, c, i, j] = image[b, c, y, x]`` with ``(x, y)`` the flow at output pixel ``(i, j)`` in
+    pixels; where the flow is coarser (or finer) than the output its displacement ``flow -
+    identity`` is interpolated bilinearly.
+
+    Args:
+        image: ``[B, C, H, W]``.
+        flow: ``[B, 2, h, w]``; its dtype may differ from the image's.
+        size: output ``(height, width)``; None: the image's.
+        padding_mode: ``"border"`` repeats the edge, ``"zeros"`` puts zeros outside, both as torch's
+            ``grid_sample``.
+        impl: ``"reference"`` or ``"cpp"``; None picks the best that can run.
+
+    Returns:
+        ``[B, C, *size]`` in the dtype of the image.
+
+    Convention:
+        Flow channels (x, y): absolute sampling locations in the image in normalised [-1, 1], pixel
+        centres (``align_corners=False``), see :func:`identity_flow`. Beyond the outermost coarse
+        centres the displacement is continued linearly; a flow dimension of size 1 is a constant
+        displacement. With ``flow`` at the output's size this is ``grid_sample(...,
+        align_corners=False)``. A NaN location gives NaN; a NaN pixel reaches the outputs that have
+        it among their four neighbours.
+    Precision:
+        Locations and weights in float32 (float64 for a float64 image), also for float16 and
+        bfloat16 and under autocast. An identity flow of any size and of its own dtype returns the
+        image exactly.
+    Memory:
+        ``cpp``: the result; the interpolated flow is never stored. ``reference``: some 15 images
+        with gradients.
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
+        RuntimeError: the requested implementation cannot run.
+        NotImplementedError: second derivatives of ``cpp``.
+    """
+    _checks.check_tensor("image", image, "[B, C, H, W]")
+    _checks.check_tensor("flow", flow, "[B, 2, h, w]")
+    _checks.check_same_device("flow", flow, "image", image)
+    if flow.shape[1] != 2:
+        raise ValueError(f"flow: expected [B, 2, h, w], got shape {_checks.shape_of(flow)}")
+    if flow.shape[0] != image.shape[0]:
+        raise ValueError(
+            f"flow: expected batch {image.shape[0]} as image, got shape {_checks.shape_of(flow)}"
+        )
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(
+            f"padding_mode: expected one of {', '.join(PADDING_MODES)}, got {padding_mode!r}"
+        )
+    size = tuple(image.shape[2:]) if size is None else tuple(size)
+    if len(size) != 2 or any(extent < 1 for extent in size):
+        raise ValueError(f"size: expected two positive integers (height, width), got {size}")
+    return _dispatch.choose("flow_sample", impl, image.device)(image, flow, size, padding_mode)

@@ -1,0 +1,1 @@
+"""Data: generated people, photographs in their published layouts, key points."""

@@ -1,0 +1,347 @@
+"""Generated people in pairs of views with exact flow and exact visibility."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from posemodel.data.mannequin_body import (
+    INDEX,
+    PART_NAMES,
+    PARTS,
+    Shape,
+    Stance,
+    build_shape,
+    draw_stance,
+)
+from posemodel.data.mannequin_person import Draws, draw_person
+from posemodel.data.mannequin_render import (
+    Bodies,
+    cast,
+    cast_grid,
+    extent,
+    place,
+    project,
+    surface_points,
+)
+from posemodel.data.mannequin_texture import Wardrobe, build_wardrobe, shade
+
+__all__ = ["PART_NAMES", "Mannequins"]
+
+BACKGROUNDS = ("white", "cluttered")
+HIDDEN_JOINTS = ("keep", "drop")
+CLOSE_CROPS = 0.15  # share of views in which the legs leave the frame
+_SAME_SURFACE = 0.004  # metres of depth within which two rays have met the same surface point
+_BLOBS = 7
+# A CPU is fastest on pieces whose memory its allocator keeps, a GPU on large ones.
+_RAYS_AT_ONCE = {"cpu": 300_000, "cuda": 4_000_000}
+
+
+class Mannequins:
+    """An endless set of pairs: one person, two poses, possibly turned so that other cloth appears.
+
+    The same (seed, index) gives the same pair, whatever batch it is asked for in. Different seeds
+    never share a pair, so a held-out set is a seed of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int] = (64, 64),
+        turn: float = 60.0,
+        background: str = "white",
+        hidden_joints: str = "keep",
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """
+        Args:
+            size: (H, W) of the images.
+            turn: each body faces within this many degrees of the camera; 180 is any direction.
+            background: "white", or "cluttered" (another one in each view).
+            hidden_joints: "keep", or "drop" joints that the body hides, as an estimator would.
+                Joints outside the frame are missing either way.
+            seed: 0 <= seed < 2^64.
+        """
+        if len(size) != 2 or not all(isinstance(n, int) and n >= 8 for n in size):
+            raise ValueError(
+                f"size must be (height, width), two integers of at least 8; got {size!r}"
+            )
+        if not 0.0 <= turn <= 180.0:
+            raise ValueError(f"turn must be between 0 and 180 degrees; got {turn!r}")
+        if background not in BACKGROUNDS:
+            raise ValueError(
+                f"background must be one of {', '.join(BACKGROUNDS)}; got {background!r}"
+            )
+        if hidden_joints not in HIDDEN_JOINTS:
+            raise ValueError(
+                f"hidden_joints must be one of {', '.join(HIDDEN_JOINTS)}; got {hidden_joints!r}"
+            )
+        _check_word("seed", seed)
+        self.size, self.turn, self.seed = tuple(size), float(turn), int(seed)
+        self.background, self.hidden_joints = background, hidden_joints
+        self.device = torch.device(device)
+
+    def pairs(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The pairs with these indices (0 <= index < 2^64).
+
+        Convention: flow is absolute sampling locations in the source, channels (x, y), normalised
+        coordinates with pixel centres (``align_corners=False``); it maps target positions to source
+        positions.
+
+        Returns:
+            B = len(indices), float32 unless said otherwise:
+
+            - ``source``, ``target`` [B, 3, H, W] in [-1, 1];
+            - ``source_pose``, ``target_pose`` [B, 18, 3] (x, y, presence), normalised, a missing
+              joint is all zero;
+            - ``flow`` [B, 2, H, W], the identity on the target's background;
+            - ``visible`` [B, 1, H, W] bool, the target shows a surface point that the source shows
+              too;
+            - ``source_foreground``, ``target_foreground`` [B, 1, H, W] bool;
+            - ``source_part``, ``target_part`` [B, 1, H, W] int64, indices into PART_NAMES (0
+              background);
+            - ``turn`` [B], degrees between the two facings, 0..180.
+        """
+        indices = [int(index) for index in indices]
+        for index in indices:
+            _check_word("index", index)
+        batch = len(indices)
+        height, width = self.size
+        draws = Draws(self.seed, indices)
+        person = draw_person(draws)
+        shape = build_shape(person)
+        stance = draw_stance(draws, person, shape, self.turn)
+        zoom, shift = _frame(draws, shape, stance, height, width)
+        wardrobe = build_wardrobe(person, shape, self.device)
+        bodies = place(shape, stance, zoom, shift, self.device)
+        clutter = _draw_clutter(draws)
+
+        # Samples at half-pixel steps: the odd ones are pixel centres, and all of them make the
+        # picture.
+        xs = torch.arange(2 * width + 1, device=self.device) / width - 1.0
+        ys = torch.arange(2 * height + 1, device=self.device) / height - 1.0
+        canvas, part, flow, visible = self._paint(bodies, wardrobe, xs, ys)
+        images = self._expose(canvas, clutter)
+
+        poses = _poses(bodies, stance.joints, zoom, shift, self.hidden_joints == "drop")
+        facing = stance.facing
+        apart = np.abs((facing[:, 0] - facing[:, 1] + 180.0) % 360.0 - 180.0).astype(np.float32)
+        return {
+            "source": images[0::2],
+            "target": images[1::2],
+            "source_pose": poses[0::2],
+            "target_pose": poses[1::2],
+            "flow": flow,
+            "visible": visible,
+            "source_foreground": part[0::2] > 0,
+            "target_foreground": part[1::2] > 0,
+            "source_part": part[0::2],
+            "target_part": part[1::2],
+            "turn": torch.from_numpy(apart).to(self.device).reshape(batch),
+        }
+
+    def _paint(
+        self, bodies: Bodies, wardrobe: Wardrobe, xs: torch.Tensor, ys: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Casts every view on the grid ``ys`` [R] by ``xs`` [C] and follows the targets' points
+        into the sources.
+
+        Returns:
+            Colour times coverage, and coverage, ``[4, V, R, C]``; part ids ``[V, 1, H, W]`` at the
+            pixel centres; flow ``[B, 2, H, W]``; visible ``[B, 1, H, W]``.
+        """
+        views, rows, columns = bodies.views, len(ys), len(xs)
+        height, width = self.size
+        pixels = height * width
+        canvas = torch.zeros(4, views, rows * columns, device=self.device)
+        ids = torch.zeros(views * pixels, dtype=torch.int64, device=self.device)
+        flow = torch.stack([xs[1::2].expand(height, width), ys[1::2, None].expand(height, width)])
+        flow = flow.reshape(2, pixels).repeat(1, views // 2)
+        visible = torch.zeros(views // 2 * pixels, dtype=torch.bool, device=self.device)
+        step = max(1, _RAYS_AT_ONCE.get(self.device.type, 300_000) // (rows * columns))
+        for start in range(0, views, step):
+            some = bodies.narrow(start, min(start + step, views))
+            met, hits = cast_grid(some, xs, ys)
+            view = met.div(rows * columns, rounding_mode="floor")
+            at = met - view * (rows * columns)
+            row = at.div(columns, rounding_mode="floor")
+            column = at - row * columns
+            xy = torch.stack([xs.index_select(0, column), ys.index_select(0, row)])
+            q = surface_points(some, view, hits.part, xy, hits.depth)
+            view += start
+            person = view.div(2, rounding_mode="floor")
+            paint = torch.cat([shade(wardrobe, person, hits.part, q), torch.ones_like(xy[:1])])
+            met += start * (rows * columns)
+            canvas.view(4, -1).scatter_(1, met.expand(4, -1), paint)
+
+            center = (row & column & 1).nonzero().squeeze(1)
+            view, part = view[center], hits.part[center]
+            # Rows and columns 1, 3, 5, ... of the grid are the pixels 0, 1, 2, ...
+            pixel = (row[center] >> 1) * width + (column[center] >> 1)
+            ids[view * pixels + pixel] = part + 1
+            target = (view & 1).nonzero().squeeze(1)
+            center, view, part, pixel = center[target], view[target], part[target], pixel[target]
+            place_in_source, seen = _follow(
+                bodies, view - 1, part, tuple(axis[center] for axis in q)
+            )
+            pixel += (view >> 1) * pixels
+            flow.scatter_(1, pixel.expand(2, -1), place_in_source)
+            visible[pixel] = seen
+        return (
+            canvas.view(4, views, rows, columns),
+            ids.view(views, 1, height, width),
+            flow.view(2, views // 2, height, width).transpose(0, 1).contiguous(),
+            visible.view(views // 2, 1, height, width),
+        )
+
+    def _expose(self, canvas: torch.Tensor, clutter: np.ndarray) -> torch.Tensor:
+        """Images ``[V, 3, H, W]`` in [-1, 1]: each pixel weighs its 3 x 3 samples 1 2 1 by 1 2
+        1."""
+        down = canvas[..., 0:-1:2, :] + canvas[..., 2::2, :] + 2.0 * canvas[..., 1::2, :]
+        pixels = (down[..., 0:-1:2] + down[..., 2::2] + 2.0 * down[..., 1::2]).transpose(
+            0, 1
+        ) / 16.0
+        color, cover = pixels[:, :3], pixels[:, 3:]
+        if self.background == "white":
+            behind = 1.0
+        else:
+            behind = _paint_clutter(torch.from_numpy(clutter).to(self.device), *self.size)
+        return (color + (1.0 - cover) * behind) * 2.0 - 1.0
+
+
+def _check_word(name: str, value: int) -> None:
+    if not 0 <= value < 2**64:
+        raise ValueError(f"{name} must be an integer from 0 to 2^64 - 1; got {value!r}")
+
+
+def _frame(
+    draws: Draws, shape: Shape, stance: Stance, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Camera of each view: ``zoom`` and ``shift`` [B, 2, 2]; the body fills the frame's height, or
+    is cropped."""
+    low, high = extent(shape, stance)
+    tall, broad = (high - low)[..., 1], (high - low)[..., 0]
+    fill = draws.uniform(0.80, 0.97, 2)
+    zoom = 2.0 * fill / tall
+    # A narrow frame may cut off wide arms, but only a little of them.
+    aspect = height / width
+    zoom = np.minimum(zoom, np.maximum(2.0 * 0.98 / (broad * aspect), 0.82 * zoom))
+    close = draws.uniform(0.0, 1.0, 2) < CLOSE_CROPS
+    zoom = np.where(close, zoom * draws.uniform(1.35, 1.9, 2), zoom)
+    slide = draws.uniform(0.0, 1.0, 2, 2)
+    extra = np.stack([broad * zoom * aspect, tall * zoom], -1)
+    room = 2.0 - extra  # negative where the body is larger than the frame
+    lowest = (
+        -1.0
+        + np.maximum(room, 0.0) * (0.25 + 0.5 * slide)
+        + np.minimum(room, 0.0) * (0.35 + 0.3 * slide)
+    )
+    # A crop keeps the head: the top of the body stays near the top of the frame.
+    top = np.where(room[..., 1] < 0, -0.95 + 0.12 * slide[..., 1], lowest[..., 1])
+    zooms = np.stack([zoom * aspect, zoom], -1)
+    shift = np.stack([lowest[..., 0] - low[..., 0] * zooms[..., 0], top + high[..., 1] * zoom], -1)
+    return zooms, shift
+
+
+def _follow(
+    bodies: Bodies, view: torch.Tensor, part: torch.Tensor, q: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where surface points lie in another view, ``[2, N]``, and whether they are really seen there,
+    ``[N]`` bool."""
+    xy, depth = project(bodies, view, part, q)
+    hits = cast(bodies, view, xy)
+    inside = (xy.abs() <= 1.0).all(0)
+    return xy, inside & (hits.part == part) & ((hits.depth - depth).abs() <= _SAME_SURFACE)
+
+
+def _joint_owners() -> tuple[np.ndarray, np.ndarray]:
+    """Which parts may lie over a joint without hiding it, [18, P] bool, and how deep under them it
+    lies, [18] metres."""
+    owners = np.zeros((18, len(PARTS)), dtype=bool)
+    depth = np.full(18, 0.16)
+
+    def own(joint: int, *names: str) -> None:
+        owners[joint, [INDEX[name] for name in names]] = True
+
+    own(0, "head")
+    own(1, "neck", "chest", "head")
+    for s, side in enumerate(("right", "left")):
+        upper, fore, hand = (f"{side}_{name}" for name in ("upper_arm", "forearm", "hand"))
+        thigh, shin, foot = (f"{side}_{name}" for name in ("thigh", "shin", "foot"))
+        own(2 + 3 * s, upper, "chest")
+        own(3 + 3 * s, upper, fore)
+        own(4 + 3 * s, fore, hand)
+        own(8 + 3 * s, thigh, "pelvis", "abdomen", "skirt")
+        own(9 + 3 * s, thigh, shin, "skirt")
+        own(10 + 3 * s, shin, foot)
+        own(14 + s, "head")
+        own(16 + s, "head", "hair")
+    depth[[0, 14, 15, 16, 17]] = 0.05  # these lie on the surface
+    return owners, depth
+
+
+_OWNERS, _BURIED = _joint_owners()
+
+
+def _poses(
+    bodies: Bodies, joints: np.ndarray, zoom: np.ndarray, shift: np.ndarray, drop_hidden: bool
+) -> torch.Tensor:
+    """``[V, 18, 3]`` of world joints [B, 2, 18, 3]; joints outside the frame are missing, hidden
+    ones on demand."""
+    device = bodies.rays.device
+    xy = joints[..., :2] * zoom[:, :, None] * [1.0, -1.0] + shift[:, :, None]
+    xy = torch.from_numpy(xy.reshape(-1, 18, 2).astype(np.float32)).to(device)
+    present = (xy.abs() <= 1.0).all(-1)
+    if drop_hidden:
+        depth = torch.from_numpy(joints[..., 2].reshape(-1).astype(np.float32)).to(device)
+        view = torch.arange(len(xy), device=device).repeat_interleave(18)
+        hits = cast(bodies, view, xy.reshape(-1, 2).t().contiguous())
+        joint = torch.arange(18, device=device).repeat(len(xy))
+        owners = torch.from_numpy(_OWNERS).to(device)
+        buried = torch.from_numpy(_BURIED.astype(np.float32)).to(device)
+        seen = owners[joint, hits.part.clamp_min(0)] & (hits.depth - depth <= buried[joint])
+        # A joint over the background (an ear beside a slim head) hides behind nothing.
+        seen |= hits.part < 0
+        present &= seen.view(-1, 18)
+    xy = xy.masked_fill(~present[..., None], 0.0)
+    return torch.cat([xy, present[..., None].to(xy.dtype)], dim=-1)
+
+
+def _draw_clutter(draws: Draws) -> np.ndarray:
+    """``[2 B, 3 + 9 * blobs]``: a base colour, then per blob centre, half sizes, kind, colour and
+    strength."""
+    base = draws.uniform(0.15, 0.95, 2, 1) + draws.uniform(-0.15, 0.15, 2, 3)
+    blobs = draws.uniform(0.0, 1.0, 2, _BLOBS, 9)
+    blobs[..., 0:2] = 2.4 * blobs[..., 0:2] - 1.2
+    blobs[..., 2:4] = 0.12 + 0.75 * blobs[..., 2:4]
+    # Rooms and streets are duller than clothes.
+    blobs[..., 5:8] = 0.45 * blobs[..., 5:8] + 0.55 * blobs[..., 5:8].mean(-1, keepdims=True)
+    blobs[..., 8] = 0.45 + 0.55 * blobs[..., 8]
+    views = 2 * len(base)
+    flat = [base.reshape(views, 3), blobs.reshape(views, 9 * _BLOBS)]
+    return np.concatenate(flat, -1).astype(np.float32)
+
+
+def _paint_clutter(table: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """``[V, 3, H, W]`` in [0, 1]: soft blobs and soft-edged boxes laid over a base colour."""
+    x = (torch.arange(width, device=table.device) * 2 + 1) / width - 1.0
+    y = (torch.arange(height, device=table.device) * 2 + 1) / height - 1.0
+    color = table[:, :3, None, None].expand(-1, -1, height, width)
+    for k in range(_BLOBS):
+        blob = table[:, 3 + 9 * k : 12 + 9 * k, None]
+        box = blob[:, 4] < 0.5
+
+        across = _profile((x - blob[:, 0]).abs() / blob[:, 2], box)
+        down = _profile((y - blob[:, 1]).abs() / blob[:, 3], box)
+        weight = blob[:, 8, :, None] * down[:, :, None] * across[:, None, :]
+        color = color + weight[:, None] * (blob[:, 5:8, :, None] - color)
+    return color
+
+
+def _profile(distance: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+    """Strength of a blob, or of a box with soft edges, by distance in half sizes."""
+    bump = (1.0 - distance * distance).clamp_min(0.0)
+    return torch.where(box, ((1.0 - distance) * 10.0).clamp(0.0, 1.0), bump * bump)

@@ -1,0 +1,171 @@
+"""Where a run runs: what it records about the machine, and which device and precision it takes."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from posemodel.errors import UserError
+
+
+def collect() -> dict:
+    """What env.json holds: enough to know later what a result was made with."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "gpu": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "torchvision": _version("torchvision"),
+        "numpy": _version("numpy"),
+        "pose_kernels": _kernels(),
+        "git": _git(Path(__file__).resolve().parents[2]),
+    }
+
+
+def choose_device(name: str) -> tuple[torch.device, str]:
+    """The device called `name`, "auto" for the best one here, and why it was taken.
+
+    Raises: `UserError` for one that is not here.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = "available: " + ", ".join(["cpu", *(f"cuda:{index}" for index in range(gpus))])
+    if name == "auto":
+        if gpus:
+            return torch.device("cuda"), f"auto: {torch.cuda.get_device_name(0)}"
+        return torch.device("cpu"), f"auto: no CUDA device here; {_cores()} cores"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device; {available}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: not supported here; {available}")
+    if device.type == "cuda" and not gpus:
+        raise UserError(f"--device {name}: no CUDA device is available here; {available}")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise UserError(f"--device {name}: there is no such GPU; {available}")
+    return device, "as asked"
+
+
+def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype called `name`, "auto" for the fastest safe one on `device`, and why.
+
+    Raises: `UserError` for float16 on a CPU, which has neither the range nor the speed.
+    """
+    fast = _fast_bfloat16(device)
+    if name == "auto":
+        if fast:
+            return torch.bfloat16, f"auto: {fast}"
+        return torch.float32, f"auto: this {_kind(device)} has no fast bfloat16 instructions"
+    if name == "float16" and device.type == "cpu":
+        raise UserError("--precision float16: not on a CPU; use float32 or bfloat16")
+    if name == "bfloat16" and not fast:
+        return torch.bfloat16, f"as asked; slow: this {_kind(device)} has no instructions for it"
+    return getattr(torch, name), "as asked"
+
+
+def kernels(device: torch.device) -> str:
+    """Which implementation the two ops of the model use on `device`, and why no better one."""
+    import pose_kernels
+
+    demanded = os.environ.get("POSE_KERNELS_IMPL")
+    chosen: dict[str, list[str]] = {}
+    reasons: dict[str, str] = {}
+    for op in ("guided_correlation", "flow_sample"):
+        table = pose_kernels.implementations()[op]  # the best one first
+        for name, entry in table.items():
+            if entry.devices and device.type not in entry.devices:
+                continue
+            if demanded in table and name != demanded:
+                reasons[name] = f"POSE_KERNELS_IMPL={demanded}"
+            elif entry.available:
+                chosen.setdefault(name, []).append(op)
+                break
+            else:
+                reasons[name] = entry.reason
+    parts = [name if len(chosen) == 1 else f"{name} ({', '.join(ops)})"
+             for name, ops in chosen.items()]
+    return "; ".join([", ".join(parts), *(f"not {name}: {why}" for name, why in reasons.items())])
+
+
+def _kind(device: torch.device) -> str:
+    return "GPU" if device.type == "cuda" else "CPU"
+
+
+def _fast_bfloat16(device: torch.device) -> str:
+    """What makes bfloat16 fast on `device`; empty if nothing does."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"compute capability {major}.{minor}" if major >= 8 else ""
+    flags = set(_cpu_info("flags").split()) | set(_cpu_info("Features").split())
+    for flag, label in (("amx_bf16", "AMX-BF16"), ("avx512_bf16", "AVX512-BF16"),
+                        ("bf16", "Arm BF16")):
+        if flag in flags:
+            return f"the CPU has {label}"
+    return ""
+
+
+def _cpu_info(key: str) -> str:
+    """The first value of `key` in /proc/cpuinfo; empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
+
+
+def _cpu_name() -> str:
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    # The cores that this process may use: a container's share, not the whole machine.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(package: str) -> str | None:
+    # Asking the installed package is much faster than importing it.
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _kernels() -> dict | None:
+    """For every op its implementations, each "available" or why not; None where not installed."""
+    try:
+        import pose_kernels
+    except ImportError:
+        return None
+    return {op: {name: entry.reason or "available" for name, entry in table.items()}
+            for op, table in pose_kernels.implementations().items()}
+
+
+def _git(checkout: Path) -> dict | None:
+    """Commit and state of the checkout that this file lies in; None where it is no checkout."""
+    if not (checkout / ".git").exists():
+        return None
+
+    def ask(*words: str) -> str | None:
+        # No optional locks: looking must not disturb someone who is working in the checkout.
+        command = ["git", "--no-optional-locks", "-C", str(checkout), *words]
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    commit, changes = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
+    if commit is None:
+        return None
+    return {"commit": commit, "dirty": changes != ""}

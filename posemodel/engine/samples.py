@@ -1,0 +1,65 @@
+"""The sample sheet: the same held-out pairs every time, everything the model does beside them."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import pose_kernels
+from posemodel import pictures
+from posemodel.config import Config
+from posemodel.engine.evaluation import HELD_OUT_SEED, inspect, mannequins
+from posemodel.model.pose_transfer import PoseTransfer
+
+ROWS = 6
+# One maximum for all sheets, so that colours mean the same from step to step.
+_MAX_FLOW = 0.25
+
+
+def write_samples(model: PoseTransfer, config: Config, device: torch.device, dtype: torch.dtype,
+                  path: Path, rows: int = ROWS) -> None:
+    """Source, poses, target, true flow and visibility, and what the model makes of them, as PNG."""
+    model.eval()
+    batch = mannequins(config, seed=HELD_OUT_SEED, device=device).pairs(range(rows))
+    seen = inspect(model, batch, dtype)
+    body = batch["target_foreground"]
+    size = config.data.image_size
+    pictures.contact_sheet([
+        ("source", _images(batch["source"])),
+        ("source pose", [pictures.draw_skeleton(pose, size) for pose in batch["source_pose"].cpu()]),
+        ("target pose", [pictures.draw_skeleton(pose, size) for pose in batch["target_pose"].cpu()]),
+        ("target", _images(batch["target"])),
+        ("true flow", _flows(batch["flow"], body)),
+        ("flow", _flows(seen.flow, body)),
+        ("warped", _images(seen.warped)),
+        ("refined", _images(seen.image)),
+        ("truly visible", _heats(batch["visible"].float(), body)),
+        ("found visible", _heats(rank(seen.scores["peak"], body), body)),
+    ], path, legend="flow")
+
+
+def rank(scores: Tensor, inside: Tensor) -> Tensor:
+    """Scores to their rank among the pixels inside, 0 to 1: a picture of what the AUC judges."""
+    ranked = torch.zeros_like(scores)
+    for mine, theirs, chosen in zip(ranked, scores, inside, strict=True):
+        order = theirs[chosen].argsort().argsort()
+        mine[chosen] = order.to(mine.dtype) / max(1, len(order) - 1)
+    return ranked
+
+
+def _images(images: Tensor) -> list[Tensor]:
+    return list(((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
+
+
+def _flows(flow: Tensor, body: Tensor) -> list[Tensor]:
+    """Displacements in the colour wheel, on the person; the background is left white."""
+    height, width = flow.shape[-2:]
+    unit = flow.new_tensor([width / 2, height / 2]).view(1, 2, 1, 1)
+    moved = (flow - pose_kernels.identity_flow(height, width, device=flow.device)) * unit * body
+    return [pictures.flow_to_color(one, max_flow=_MAX_FLOW * height) for one in moved.cpu()]
+
+
+def _heats(values: Tensor, body: Tensor) -> list[Tensor]:
+    white = torch.tensor(255, dtype=torch.uint8)
+    return [torch.where(inside, pictures.heat(one[0]), white)
+            for one, inside in zip(values.cpu(), body.cpu(), strict=True)]

@@ -1,0 +1,1 @@
+"""The networks, one file per block of the paper's figure. They know nothing of training."""

@@ -1,0 +1,34 @@
+"""C_l, the flow head: from the rasterised guided correlation map to a flow."""
+
+import torch
+from torch import Tensor, nn
+
+
+class FlowHead(nn.Module):
+    """`depth` conv layers (Table 2 of the paper: 1 to 6) on a map whose channels are the source
+    positions and whose pixels are the target positions.
+
+    The hidden widths are the last `depth - 1` of `channels`, as the paper removes layers from the
+    front. The last layer starts at zero, so an untrained head says "no displacement".
+    """
+
+    def __init__(self, *, source_positions: int, channels: tuple[int, ...], depth: int):
+        super().__init__()
+        hidden = channels[len(channels) - (depth - 1):]
+        layers = []
+        width_in = source_positions
+        for width in hidden:
+            layers += [
+                nn.Conv2d(width_in, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            width_in = width
+        last = nn.Conv2d(width_in, 2, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(*layers, last)
+
+    def forward(self, guided: Tensor) -> Tensor:
+        """`[B, hs*ws, ht, wt]` -> `[B, 2, ht, wt]` float32, normalised coordinates (x, y)."""
+        return self.layers(guided.contiguous(memory_format=torch.channels_last)).float()

@@ -1,0 +1,47 @@
+"""M, the pose encoder: one set of pose maps to a grid of feature vectors."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PoseEncoder(nn.Module):
+    """Fully convolutional, shared by both poses; every layer has BatchNorm.
+
+    The first two layers halve the resolution each, so maps `[B, joints, H, W]` become features
+    `[B, features, H/4, W/4]`. The last layer has no ReLU: a signed dot product tells "different"
+    from "unrelated".
+    """
+
+    def __init__(
+        self,
+        *,
+        joints: int,
+        channels: tuple[int, ...],
+        features: int,
+        norm: Literal["location", "channel", "none"],
+    ):
+        super().__init__()
+        layers = []
+        width_in = joints
+        for index, width in enumerate(channels):
+            layers += [
+                nn.Conv2d(width_in, width, 3, stride=2 if index < 2 else 1, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            width_in = width
+        layers += [nn.Conv2d(width_in, features, 3, padding=1, bias=False), nn.BatchNorm2d(features)]
+        self.layers = nn.Sequential(*layers)
+        self.norm = norm
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """`[B, joints, H, W]` -> `[B, features, H/4, W/4]`, of unit length per location or per
+        channel, as configured."""
+        features = self.layers(maps).float()
+        if self.norm == "location":
+            return F.normalize(features, dim=1)
+        if self.norm == "channel":
+            return F.normalize(features.flatten(2), dim=2).view_as(features)
+        return features

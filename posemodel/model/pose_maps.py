@@ -1,0 +1,29 @@
+"""Pose maps: 18 joints as Gaussian envelopes, the only input of the flow estimator."""
+
+import torch
+from torch import Tensor
+
+
+def pose_maps(pose: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    """Draw each joint as a Gaussian of height 1; a missing joint is an empty map.
+
+    Args:
+        pose: `[B, J, 3]`, (x, y, presence) with x and y in normalised [-1, 1] coordinates.
+        size: (H, W) of the maps.
+        sigma: standard deviation, in pixels of an image 256 pixels high (6 in the paper).
+
+    Returns: `[B, J, H, W]` float32.
+
+    Convention: pixel centres, `x_j = (2 j + 1) / W - 1`; a joint between pixels stays there (peers
+    truncate it to an integer).
+    """
+    height, width = size
+    pixels = sigma * height / 256
+    x, y, presence = pose.float().unbind(-1)                                       # [B, J] each
+    columns = torch.arange(width, device=pose.device, dtype=torch.float32)
+    rows = torch.arange(height, device=pose.device, dtype=torch.float32)
+    dx = columns - ((x + 1) * width / 2 - 0.5).unsqueeze(-1)                       # [B, J, W]
+    dy = rows - ((y + 1) * height / 2 - 0.5).unsqueeze(-1)                         # [B, J, H]
+    across = torch.exp(dx.square() / (-2 * pixels**2)) * presence.unsqueeze(-1)
+    along = torch.exp(dy.square() / (-2 * pixels**2))
+    return along.unsqueeze(-1) * across.unsqueeze(-2)                              # [B, J, H, W]

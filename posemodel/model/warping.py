@@ -1,0 +1,77 @@
+"""W, the warping network: two poses to one flow."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+import pose_kernels
+from posemodel.model.flow_head import FlowHead
+from posemodel.model.pose_encoder import PoseEncoder
+from posemodel.model.pose_maps import pose_maps
+
+
+class WarpingNetwork(nn.Module):
+    """M on both poses, guided correlation (Eq. 1, 9, 2), C_l.
+
+    Sees nothing but the two poses. `parametrization` says what is added to C_l's output:
+    "residual" the identity, "absolute" nothing, "matching" the expected source position under the
+    squared guided correlation (whose squares sum to one over the source positions, Eq. 2).
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: PoseEncoder,
+        head: FlowHead,
+        image_size: tuple[int, int],
+        pose_sigma: float,
+        parametrization: Literal["residual", "absolute", "matching"],
+        eps: float,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.image_size = image_size
+        self.pose_sigma = pose_sigma
+        self.parametrization = parametrization
+        self.eps = eps
+
+    def features(self, pose: Tensor) -> Tensor:
+        """`[B, J, 3]` -> M's features `[B, m, H/4, W/4]`."""
+        maps = pose_maps(pose, self.image_size, self.pose_sigma)
+        # Convolutions run up to twice as fast in this layout, on CPUs and on tensor cores.
+        return self.encoder(maps.contiguous(memory_format=torch.channels_last))
+
+    def guided_correlation(self, source_pose: Tensor, target_pose: Tensor) -> Tensor:
+        """Qhat, `[k B, S, H/4, W/4]`: channel s of pixel t says how well source position s fits."""
+        # One pass for all poses, so that BatchNorm sees source and target as the same thing.
+        features = self.features(torch.cat([source_pose, target_pose]))
+        source, target = features.split([len(source_pose), len(target_pose)])
+        if len(source) != len(target):
+            target = target.repeat(len(source) // len(target), 1, 1, 1)
+        return pose_kernels.guided_correlation(source, target, eps=self.eps)
+
+    def forward(self, source_pose: Tensor, target_pose: Tensor) -> Tensor:
+        """Two poses -> flow `[k B, 2, H/4, W/4]`.
+
+        Args:
+            source_pose: `[k B, J, 3]`; k > 1 gives each target k sources, all first sources before
+                all second ones, and encodes the target once.
+            target_pose: `[B, J, 3]`.
+
+        Convention: absolute sampling locations in the source, (x, y), normalised, pixel centres.
+        """
+        return self.flow_from(self.guided_correlation(source_pose, target_pose))
+
+    def flow_from(self, guided: Tensor) -> Tensor:
+        """Qhat -> flow: C_l and the parametrisation."""
+        flow = self.head(guided)
+        identity = pose_kernels.identity_flow(*flow.shape[-2:], device=flow.device)
+        if self.parametrization == "residual":
+            return flow + identity
+        if self.parametrization == "matching":
+            weights = guided.float().square().flatten(2)                           # [B, S, T]
+            match = identity.flatten(1) @ weights                                  # [B, 2, T]
+            return flow + match.view_as(flow)
+        return flow

@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+import pose_kernels
+from posemodel.losses.affine import (
+    AffineRange,
+    affine_flow,
+    affine_loss,
+    random_affine,
+    transform_pose,
+)
+
+BOUNDS = AffineRange(rotation=30, scale=0.25, shear=0.15, shift=0.25)
+
+
+def draw(count, bounds=BOUNDS, aspect=1.0, seed=0):
+    return random_affine(count, bounds, aspect=aspect,
+                         generator=torch.Generator().manual_seed(seed))
+
+
+def test_flow_of_an_affine_map_brings_the_moved_picture_back():
+    # A smooth picture f, and the picture g of the moved person: g(A x) = f(x). Sampling g at the
+    # flow must give f.
+    def picture(x, y):
+        return torch.stack([torch.sin(3 * x + y), torch.cos(2 * y - x), x * y])
+
+    affine = draw(4)
+    x, y = pose_kernels.identity_flow(128, 128)
+    linear, shift = affine[:, :, :2], affine[:, :, 2]
+    inverse = torch.linalg.inv(linear)
+    back = inverse @ (torch.stack([x, y]).flatten(1) - shift[..., None])
+    moved = torch.stack([picture(*one.view(2, 128, 128)) for one in back])
+    flow = affine_flow(affine, 128, 128)
+    restored = pose_kernels.flow_sample(moved, flow)
+    inside = (flow.abs() < 0.98).all(1, keepdim=True).expand_as(restored)
+    assert inside.float().mean() > 0.5
+    error = (restored - picture(x, y)).abs()[inside].max()
+    assert error < 5e-3
+
+
+def test_joints_move_with_the_map_and_missing_ones_stay_missing():
+    affine = draw(3)
+    pose = torch.rand(3, 18, 3) - 0.5
+    pose[..., 2] = (pose[..., 2] > 0).float()
+    pose[..., :2] *= pose[..., 2:]
+    moved = transform_pose(pose, affine)
+    expected = torch.einsum("brc,bjc->bjr", affine[:, :, :2], pose[..., :2]) + affine[:, None, :, 2]
+    there = moved[..., 2] == 1
+    assert torch.allclose(moved[..., :2][there], expected[there], atol=1e-6)
+    assert not moved[pose[..., 2] == 0].any()
+
+
+def test_a_joint_that_leaves_the_frame_is_missing():
+    shift = torch.tensor([[[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]]])
+    pose = torch.tensor([[[0.4, 0.0, 1.0], [0.6, 0.0, 1.0]]])
+    moved = transform_pose(pose, shift)
+    assert moved[0, 0].tolist() == pytest.approx([0.9, 0.0, 1.0])
+    assert moved[0, 1].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_loss_is_zero_at_the_truth_and_counts_only_what_is_in_the_frame():
+    affine = draw(4)
+    truth = affine_flow(affine, 16, 16)
+    assert affine_loss(truth, affine, unit="normalized") == 0
+    outside = (truth.abs() > 1).any(1, keepdim=True)
+    assert outside.any()
+    assert affine_loss(truth + 7 * outside, affine, unit="normalized") == 0
+    assert affine_loss(truth + 0.5, affine, unit="normalized") == pytest.approx(0.5, rel=1e-5)
+
+
+def test_pixel_unit_scales_by_the_grid():
+    affine = draw(2)
+    wrong = affine_flow(affine, 16, 8) + 0.5
+    # 0.5 normalised is 4 of 16 rows and 2 of 8 columns.
+    assert affine_loss(wrong, affine, unit="pixel") == pytest.approx(3.0, rel=1e-5)
+
+
+def test_everything_outside_gives_zero_and_not_nan():
+    away = torch.tensor([[[1.0, 0.0, 9.0], [0.0, 1.0, 9.0]]])
+    flow = torch.zeros(1, 2, 4, 4, requires_grad=True)
+    loss = affine_loss(flow, away, unit="normalized")
+    loss.backward()
+    assert loss == 0 and not flow.grad.any()
+
+
+def test_people_stay_upright_and_bounds_hold():
+    affine = draw(2000)
+    up = affine[:, :, :2] @ torch.tensor([0.0, -1.0])
+    assert (up[:, 1] < 0).all()
+    assert torch.linalg.det(affine[:, :, :2]).min() > 0
+    assert affine[:, :, 2].abs().max() <= BOUNDS.shift
+
+
+def test_a_rotation_is_rigid_in_pixels_of_a_narrow_image():
+    only_turn = AffineRange(rotation=30, scale=0, shear=0, shift=0)
+    affine = draw(5, only_turn, aspect=0.5)
+    to_pixels = torch.diag(torch.tensor([32.0, 64.0]))
+    rigid = to_pixels @ affine[:, :, :2] @ torch.linalg.inv(to_pixels)
+    assert torch.allclose(rigid @ rigid.mT, torch.eye(2).expand(5, 2, 2), atol=1e-5)
+
+
+def test_the_same_generator_state_draws_the_same_maps():
+    assert torch.equal(draw(3, seed=5), draw(3, seed=5))
+    assert not torch.equal(draw(3, seed=5), draw(3, seed=6))

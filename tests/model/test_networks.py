@@ -1,0 +1,129 @@
+import pytest
+import torch
+
+import pose_kernels
+from posemodel.config import ModelConfig
+from posemodel.model.pose_transfer import build_discriminator, build_generator
+
+SMALL = {
+    "encoder_channels": (8, 8, 8), "feature_channels": 6, "flow_channels": (12, 12, 10, 8, 8),
+    "refine_width": 4, "refine_blocks": 1, "discriminator_width": 4,
+}
+
+
+def small(size=(32, 32), **changes):
+    torch.manual_seed(0)
+    return build_generator(ModelConfig(**SMALL | changes), size)
+
+
+def poses(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    xy = 1.6 * torch.rand(count, 18, 2, generator=generator) - 0.8
+    return torch.cat([xy, torch.ones(count, 18, 1)], dim=-1)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 32)])
+@pytest.mark.parametrize("parametrization", ["residual", "absolute", "matching"])
+def test_shapes_and_gradients_reach_every_weight(size, parametrization):
+    model = small(size, flow_parametrization=parametrization)
+    # The last layer of C_l starts at zero, which would hide the rest of W from the gradient.
+    torch.nn.init.normal_(model.warping.head.layers[-1].weight, std=0.1)
+    source = torch.rand(2, 3, *size) * 2 - 1
+    result = model(source, poses(2), poses(2, seed=1))
+    height, width = size
+    assert result.image.shape == result.warped.shape == (2, 3, height, width)
+    assert result.flow.shape == (2, 2, height // 4, width // 4)
+    (result.image.sum() + (result.warped * torch.rand_like(result.warped)).sum()).backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_untrained_residual_flow_is_the_identity_and_returns_the_source():
+    source = torch.rand(2, 3, 32, 32) * 2 - 1
+    result = small()(source, poses(2), poses(2, seed=1))
+    assert torch.equal(result.flow, pose_kernels.identity_flow(8, 8).expand(2, 2, 8, 8))
+    assert torch.equal(result.warped, source)
+
+
+def test_matching_flow_finds_a_planted_correspondence():
+    model = small(flow_parametrization="matching").warping
+    guided = torch.zeros(1, 64, 8, 8)
+    # Every target position matches source position (row 5, column 2) alone.
+    guided[:, 5 * 8 + 2] = 1
+    flow = model.eval().flow_from(guided)
+    expected = pose_kernels.identity_flow(8, 8)[:, 5, 2]
+    assert torch.allclose(flow, expected.view(1, 2, 1, 1).expand_as(flow))
+
+
+def test_flow_depends_on_poses_alone_and_on_both():
+    model = small().eval()
+    torch.nn.init.normal_(model.warping.head.layers[-1].weight, std=0.1)
+    a, b = poses(2), poses(2, seed=1)
+    first = model(torch.rand(2, 3, 32, 32), a, b).flow
+    second = model(torch.rand(2, 3, 32, 32), a, b).flow
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, model(torch.rand(2, 3, 32, 32), b, a).flow)
+
+
+def test_decoder_sees_nothing_but_the_warp():
+    # A flow that samples one point everywhere leaves no trace of the rest of the image, but for
+    # the receptive field of the encoder around that point.
+    model = small((64, 64)).refinement.eval()
+    flow = torch.full((1, 2, 16, 16), 0.5)
+    source = torch.rand(1, 3, 64, 64)
+    changed = source.clone()
+    changed[..., :16, :16] = 0
+    assert torch.equal(model(source, flow), model(changed, flow))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6])
+def test_depth_of_the_flow_head(depth):
+    head = small(flow_depth=depth).warping.head
+    convolutions = [m for m in head.layers if isinstance(m, torch.nn.Conv2d)]
+    assert len(convolutions) == depth
+    widths = [c.in_channels for c in convolutions] + [convolutions[-1].out_channels]
+    assert widths == [64, *SMALL["flow_channels"][5 - (depth - 1):], 2]
+
+
+@pytest.mark.parametrize(("norm", "dims"), [("location", 1), ("channel", (2, 3))])
+def test_feature_norm(norm, dims):
+    features = small(feature_norm=norm).warping.features(poses(2))
+    norms = features.square().sum(dims).sqrt()
+    assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
+
+
+def test_all_joints_missing_is_finite():
+    nobody = torch.zeros(2, 18, 3)
+    result = small()(torch.rand(2, 3, 32, 32), nobody, nobody)
+    assert all(value.isfinite().all() for value in result)
+
+
+def test_discriminator_is_conditioned_on_the_pose():
+    torch.manual_seed(0)
+    net = build_discriminator(ModelConfig(**SMALL))
+    image = torch.rand(2, 3, 32, 32)
+    scores = net(image, poses(2))
+    assert scores.shape == (2, 1, 4, 4)
+    assert not torch.allclose(scores, net(image, poses(2, seed=1)))
+
+
+def test_paper_preset_has_the_papers_layers():
+    from posemodel.presets import paper
+    config = paper()
+    with torch.device("meta"):
+        model = build_generator(config.model, config.data.image_size)
+    encoder = [m for m in model.warping.encoder.layers if isinstance(m, torch.nn.Conv2d)]
+    head = [m for m in model.warping.head.layers if isinstance(m, torch.nn.Conv2d)]
+    assert len(encoder) == 11 and encoder[-1].out_channels == 35
+    assert [c.out_channels for c in head] == [128, 128, 96, 64, 32, 2]
+    assert head[0].in_channels == 4096
+    assert model.refinement.encoder.layers[-1][0].out_channels == 256
+    assert len(model.refinement.decoder.blocks) == 6
+
+
+def test_several_sources_of_one_target_are_the_single_ones():
+    model = small().warping.eval()
+    torch.nn.init.normal_(model.head.layers[-1].weight, std=0.1)
+    a, b, target = poses(2), poses(2, seed=1), poses(2, seed=2)
+    together = model(torch.cat([a, b]), target)
+    assert torch.allclose(together, torch.cat([model(a, target), model(b, target)]), atol=1e-6)

@@ -1,0 +1,187 @@
+"""The command line of `train`: what it understands, what it says to mistakes, how fast."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from posemodel.cli import config_text, parse_train, run_main
+from posemodel.config import Config, ConfigError, from_dict, to_dict
+from posemodel.errors import UserError
+from posemodel.presets import PRESETS, overnight, quick
+
+ROOT = Path(__file__).parents[1]
+
+# Scripts rely on these. Adding one is a decision: change this list in the same commit.
+FLAGS = """
+--out --steps --seed --device --precision --evaluate-every --checkpoint-every --keep-checkpoints
+--log-every --config --dry-run
+--data.kind --data.image-size --data.turn --data.background --data.hidden-joints
+--data.evaluation-pairs
+--model.pose-sigma --model.encoder-channels --model.feature-channels --model.feature-norm
+--model.correlation-eps --model.flow-depth --model.flow-channels --model.flow-parametrization
+--model.refine-width --model.refine-blocks --model.discriminator-width
+--model.discriminator-layers
+--loss.reconstruction --loss.vgg-weights --loss.reconstruction-weight --loss.warped-weight
+--loss.affine-weight --loss.affine-unit --loss.affine-rotation --loss.affine-scale
+--loss.affine-shear --loss.affine-shift --loss.adversarial --loss.adversarial-weight
+--optim.batch-size --optim.tasks --optim.lr --optim.schedule --optim.betas --optim.phase-one
+--optim.lr-decoder --optim.lr-rest --optim.lr-discriminator --optim.ema --optim.clip
+""".split()
+
+
+def help_text(capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse_train(["--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def exit_of(argv: list[str], capsys, monkeypatch) -> tuple[int, str]:
+    """Exit code and stderr of the whole command."""
+    monkeypatch.setattr(sys, "argv", ["train", *argv])
+    with pytest.raises(SystemExit) as stop:
+        run_main(lambda words: parse_train(words) and 0)
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_bare_command_is_the_quick_preset():
+    request = parse_train([])
+    expected = quick()
+    expected.out = "runs/quick"
+    assert request.config == expected and type(request.config) is Config
+    assert not request.dry_run
+
+
+def test_preset_and_flags():
+    config = parse_train(["overnight", "--optim.lr", "1e-4", "--data.image-size", "64", "32",
+                          "--out=elsewhere", "--model.flow-depth=1"]).config
+    assert config.steps == overnight().steps
+    assert (config.optim.lr, config.data.image_size) == (1e-4, (64, 32))
+    assert (config.out, config.model.flow_depth) == ("elsewhere", 1)
+    assert parse_train(["overnight"]).config.out == "runs/overnight"
+
+
+def test_flags_without_a_preset():
+    assert parse_train(["--steps", "5"]).config.steps == 5
+
+
+def test_parsing_leaves_the_presets_alone():
+    parse_train(["--optim.lr", "3.0"])
+    assert quick().optim.lr != 3.0
+
+
+def test_config_file_is_a_starting_point(tmp_path):
+    config = overnight()
+    config.out, config.seed = str(tmp_path / "run"), 5
+    file = tmp_path / "config.json"
+    file.write_text(config_text(config))
+    assert parse_train(["--config", str(file)]).config == config
+    changed = parse_train([f"--config={file}", "--seed", "6"]).config
+    assert (changed.seed, changed.steps) == (6, config.steps)
+
+
+@pytest.mark.parametrize("content, says", [
+    (None, "No such file"), ("{", "no JSON file"), ('{"steps": 3}', "another version"),
+])
+def test_unusable_config_file(tmp_path, content, says):
+    file = tmp_path / "config.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=says):
+        parse_train(["--config", str(file)])
+    with pytest.raises(UserError, match="give one of them"):
+        parse_train(["quick", "--config", str(file)])
+
+
+def test_dry_run_prints_a_config_that_can_be_read_again(capsys):
+    request = parse_train(["--dry-run", "--steps", "7"])
+    printed = capsys.readouterr().out
+    assert request.dry_run
+    assert from_dict(json.loads(printed)) == request.config
+    assert '"image_size": [64, 64]' in printed
+
+
+def test_list_of_flags_does_not_change_unnoticed(capsys):
+    found = re.findall(r"^\W{1,3}(--[a-z][a-z.-]*)", help_text(capsys), re.MULTILINE)
+    assert found == FLAGS
+    assert len(found) <= 60
+
+
+def test_help_starts_with_the_bare_command_and_the_presets(capsys):
+    head = help_text(capsys).split("--help")[0]
+    assert "python -m posemodel.train" in head and "runs/quick" in head
+    for name, preset in PRESETS.items():
+        assert re.search(rf"^  {name} +{re.escape(preset.__doc__.splitlines()[0])}", head, re.M)
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["overnigt"], "error: no preset is called 'overnigt'; did you mean overnight? presets: quick"),
+    (["--data.turn", "500"], "error: --data.turn is 500.0, expected degrees from 0 to 180"),
+    (["--steps", "0"], "error: --steps is 0, expected at least 1"),
+    (["--config"], "error: --config"),
+])
+def test_mistakes_get_one_line(argv, says, capsys, monkeypatch):
+    code, stderr = exit_of(argv, capsys, monkeypatch)
+    assert code == 2
+    assert stderr.startswith(says)
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv, says", [
+    (["--stpes", "5"], "--steps"),
+    (["--optim.ir", "5"], "--optim.lr"),
+    (["--dryrun"], "--dry-run"),
+    (["--optim.schedule", "linear"], "cosine"),
+    (["--steps", "many"], "--steps"),
+    (["quick", "overnight"], "overnight"),
+    (["--preset", "paper"], "--preset"),
+])
+def test_misspelt_flags_and_values(argv, says, capsys, monkeypatch):
+    code, stderr = exit_of(argv, capsys, monkeypatch)
+    assert code == 2
+    assert says in stderr and "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("raised, code, says", [
+    (UserError("two\nlines"), 2, "error: two lines\n"),
+    (ConfigError("no"), 2, "error: no\n"),
+    (KeyboardInterrupt(), 130, "interrupted\n"),
+])
+def test_exit_codes(raised, code, says, capsys, monkeypatch):
+    def main(argv):
+        raise raised
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    assert (stop.value.code, capsys.readouterr().err) == (code, says)
+
+
+def test_our_own_faults_keep_their_traceback(monkeypatch):
+    def main(argv):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(ValueError, match="a bug"):
+        run_main(main)
+
+
+@pytest.mark.parametrize("argv, code", [(["--help"], 0), (["--stpes", "5"], 2), (["quik"], 2)])
+def test_answers_without_loading_torch(argv, code):
+    script = ("import sys; from posemodel.cli import run_main\n"
+              "from posemodel import train\n"
+              "try: run_main(train.main)\n"
+              "except SystemExit as stop: code = stop.code\n"
+              "heavy = {'torch', 'numpy', 'matplotlib', 'PIL'} & sys.modules.keys()\n"
+              "sys.exit(f'loaded {heavy}' if heavy else code)")
+    done = subprocess.run([sys.executable, "-c", script, *argv], cwd=ROOT, capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+
+
+def test_saved_config_is_plain_json():
+    assert json.loads(config_text(quick())) == json.loads(json.dumps(to_dict(quick())))
