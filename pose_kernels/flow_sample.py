@@ -57,16 +57,12 @@ def reference(image, flow, size: tuple[int, int], padding_mode: str) -> torch.Te
     def pixel_position(axis: int, out: int, extent: int) -> torch.Tensor:
         j = torch.arange(out, dtype=dtype, device=image.device)
         centre = j if out == extent else (j + 0.5) * (extent / out) - 0.5
-        position = centre.view((1, 1, out) if axis == 0 else (1, out, 1)) + displacement[
-            :, axis
-        ] * (extent / 2)
-        # "zeros": more than a pixel outside all neighbours are zero; stay near, so that infinity is
-        # a number.
-        return (
-            _limit(position, 0, extent - 1)
-            if padding_mode == "border"
-            else _limit(position, -2, extent + 1)
-        )
+        centre = centre.view((1, 1, out) if axis == 0 else (1, out, 1))
+        position = centre + displacement[:, axis] * (extent / 2)
+        if padding_mode == "border":
+            return _limit(position, 0, extent - 1)
+        # Beyond a pixel outside all neighbours are zero; stay near, so that infinity is a number.
+        return _limit(position, -2, extent + 1)
 
     x, y = pixel_position(0, size[1], width), pixel_position(1, size[0], height)  # [B, *size]
     x0, y0 = x.detach().floor(), y.detach().floor()
@@ -77,9 +73,8 @@ def reference(image, flow, size: tuple[int, int], padding_mode: str) -> torch.Te
         for xi, column_weight in ((x0, 1 - wx), (x0 + 1, wx)):
             inside = (xi >= 0) & (xi < width) & (yi >= 0) & (yi < height)
             at = torch.where(inside, yi, 0).long() * width + torch.where(inside, xi, 0).long()
-            value = pixels.gather(2, at.view(batch, 1, -1).expand(-1, channels, -1)).view(
-                batch, channels, *size
-            )
+            at = at.flatten(1).unsqueeze(1).expand(-1, channels, -1)  # [B, C, pixels]
+            value = pixels.gather(2, at).unflatten(2, size)
             weight = (row_weight * column_weight).unsqueeze(1)
             result = result + value.masked_fill(~inside.unsqueeze(1), 0) * weight
     lost = (x.isnan() | y.isnan()).unsqueeze(1)

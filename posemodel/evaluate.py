@@ -49,7 +49,7 @@ def evaluate_run(arguments: argparse.Namespace) -> int:
     numbers = arguments.json or run.path / "evaluation.json"
     picture = arguments.picture or run.path / "evaluation.png"
     _write(numbers, json.dumps(row, indent=2, allow_nan=False) + "\n")
-    write_samples(model, config, device, dtype, picture)
+    write_samples(model, config, device, dtype, picture, title=f"step {found.step}")
     print(evaluation_table(row))
     print(f"numbers: {numbers}\npicture: {picture}")
     return 0

@@ -35,7 +35,7 @@ def train(config, argv: list[str]) -> int:
             trainer.parameter_counts(), run, start, trainer.reconstruction.name))
         data = mannequins(config, seed=config.seed, device=device)
         size = config.optim.batch_size
-        progress = Progress(config.steps, start, run.log)
+        progress = Progress(config.steps, start, run.log, evaluate_every=config.evaluate_every)
 
         for step in range(start + 1, config.steps + 1):
             clock = Clock()
@@ -45,18 +45,20 @@ def train(config, argv: list[str]) -> int:
             step_ms = data_ms + clock.lap()
 
             last = step == config.steps
-            progress.update(step, losses)
+            rate = 1000 * size / step_ms
+            progress.update(step, {**losses, "pairs_per_second": rate})
             if step % config.log_every == 0 or last:
                 run.append_metrics({
                     "step": step, **losses, "lr": trainer.optimizer.param_groups[0]["lr"],
-                    "pairs_per_second": 1000 * size / step_ms, "step_ms": step_ms,
+                    "pairs_per_second": rate, "step_ms": step_ms,
                     "data_ms": data_ms})
             if step % config.evaluate_every == 0 or last:
                 with progress.pause():
                     row = {"step": step, "reconstruction_loss": trainer.reconstruction.name,
                            **evaluate(trainer.averaged, config, device, dtype)}
                     run.append_evaluation(row)
-                    write_samples(trainer.averaged, config, device, dtype, run.sample_path(step))
+                    write_samples(trainer.averaged, config, device, dtype,
+                                  run.sample_path(step), title=f"step {step}")
             if step % config.checkpoint_every == 0 or last or interruptions.code:
                 with progress.pause():
                     trainer.save(run, step)

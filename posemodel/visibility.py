@@ -1,4 +1,4 @@
-"""Which target pixels does the flow move, and which does it invent? Three measures, no labels.
+"""Which target pixels does the flow move, and which does it invent? Four measures, no labels.
 
 Each returns a score `[B, 1, h, w]` that is higher where the source position is believed visible.
 """
@@ -56,3 +56,18 @@ def peak_score(guided: Tensor) -> Tensor:
         guided: `[B, S, h, w]`, the guided correlation map.
     """
     return guided.float().amax(dim=1, keepdim=True)
+
+
+def correlation_score(source: Tensor, target: Tensor) -> Tensor:
+    """The largest value of the plain correlation (Eq. 1) over the source positions.
+
+    Eq. 2 gives every target position a vector of length one, and so forgets how good its best
+    match is; this score does not.
+
+    Args:
+        source, target: M's features, `[B, m, hs, ws]` and `[B, m, h, w]`.
+    """
+    # Sample by sample, so that memory stays that of one correlation map.
+    return torch.stack([
+        pose_kernels.correlation_4d(a[None].float(), b[None].float()).amax(dim=1)
+        for a, b in zip(source, target, strict=True)])

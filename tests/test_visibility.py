@@ -2,7 +2,7 @@ import torch
 
 import pose_kernels
 from posemodel.losses.affine import affine_flow
-from posemodel.visibility import affine_score, cycle_score, peak_score
+from posemodel.visibility import affine_score, correlation_score, cycle_score, peak_score
 
 AFFINE = torch.tensor([[[0.9, 0.2, 0.05], [-0.1, 1.1, -0.08]]])
 
@@ -36,3 +36,14 @@ def test_peak_is_the_largest_entry_of_each_target_position():
     source, target = torch.rand(2, 5, 4, 4), torch.rand(2, 5, 3, 4)
     guided = pose_kernels.guided_correlation(source, target)
     assert torch.equal(peak_score(guided)[:, 0], guided.max(dim=1).values)
+
+
+def test_correlation_remembers_how_good_the_best_match_is():
+    source = torch.nn.functional.normalize(torch.rand(2, 5, 4, 4), dim=1)
+    target = torch.nn.functional.normalize(torch.randn(2, 5, 3, 4), dim=1)
+    target[:, :, 1, 2] = source[:, :, 3, 0]
+    score = correlation_score(source, target)
+    assert score.shape == (2, 1, 3, 4)
+    assert torch.allclose(score[:, 0, 1, 2], torch.ones(2))
+    brute = torch.einsum("bmij,bmkl->bijkl", source, target).amax((1, 2))
+    assert torch.allclose(score[:, 0], brute, atol=1e-6)

@@ -218,6 +218,7 @@ def draw_stance(draws: Draws, person: Person, shape: Shape, turn: float) -> Stan
     narrow = (person.skirt > 0)[:, None, None]
     legs[..., 0] *= np.where(narrow, 0.6, 1.0)
     legs[..., 1] = np.where(narrow, np.clip(0.6 * legs[..., 1], -12.0, 15.0), legs[..., 1])
+    legs[..., 2] = np.where(narrow, np.minimum(legs[..., 2], 28.0), legs[..., 2])
     toes_out, toes_up = draws.uniform(2.0, 22.0, 2, 2), draws.uniform(-8.0, 8.0, 2, 2)
     wrist = draws.uniform(-18.0, 22.0, 2, 2)
 

@@ -36,7 +36,7 @@ CLOSE_CROPS = 0.15  # share of views in which the legs leave the frame
 _SAME_SURFACE = 0.004  # metres of depth within which two rays have met the same surface point
 _BLOBS = 7
 # A CPU is fastest on pieces whose memory its allocator keeps, a GPU on large ones.
-_RAYS_AT_ONCE = {"cpu": 300_000, "cuda": 4_000_000}
+_RAYS_AT_ONCE = {"cpu": 150_000, "cuda": 4_000_000}
 
 
 class Mannequins:
@@ -161,7 +161,7 @@ class Mannequins:
         flow = torch.stack([xs[1::2].expand(height, width), ys[1::2, None].expand(height, width)])
         flow = flow.reshape(2, pixels).repeat(1, views // 2)
         visible = torch.zeros(views // 2 * pixels, dtype=torch.bool, device=self.device)
-        step = max(1, _RAYS_AT_ONCE.get(self.device.type, 300_000) // (rows * columns))
+        step = max(1, _RAYS_AT_ONCE.get(self.device.type, 150_000) // (rows * columns))
         for start in range(0, views, step):
             some = bodies.narrow(start, min(start + step, views))
             met, hits = cast_grid(some, xs, ys)

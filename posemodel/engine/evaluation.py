@@ -21,7 +21,7 @@ _BATCH = 16
 # Mean over pairs; the others are pooled over pixels.
 _PER_PAIR = ("copy_l1", "warped_l1", "refined_l1", "copy_l1_32", "warped_l1_32", "refined_l1_32",
              "epe_zero", "epe_visible", "ssim_copy", "ssim_warped", "ssim")
-_VISIBILITY = ("affine", "cycle", "peak")
+_VISIBILITY = ("affine", "cycle", "peak", "correlation")
 
 
 def mannequins(config: Config, *, seed: int, device: torch.device) -> Mannequins:
@@ -70,14 +70,20 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
     device_type = batch["source"].device.type
     size = tuple(batch["source"].shape[-2:])
     with torch.autocast(device_type, dtype, enabled=dtype != torch.float32):
-        guided = model.warping.guided_correlation(batch["source_pose"], batch["target_pose"])
+        features = model.warping.encode(batch["source_pose"], batch["target_pose"])
+        guided = model.warping.match(*features)
         flow = model.warping.flow_from(guided)
         backward = model.warping(batch["target_pose"], batch["source_pose"])
         image = model.refinement(batch["source"], flow)
     fine, back = resize_flow(flow, size), resize_flow(backward, size)
     at = pose_kernels.identity_flow(*size, device=flow.device).expand_as(fine)
-    coarse_scores = {"affine": visibility.affine_score(flow), "peak": visibility.peak_score(guided)}
-    scores = {name: pose_kernels.flow_sample(score, at, size) for name, score in coarse_scores.items()}
+    coarse_scores = {
+        "affine": visibility.affine_score(flow),
+        "peak": visibility.peak_score(guided),
+        "correlation": visibility.correlation_score(*features),
+    }
+    scores = {name: pose_kernels.flow_sample(score, at, size)
+              for name, score in coarse_scores.items()}
     scores["cycle"] = visibility.cycle_score(fine, back)
     return Inspection(image.clamp(-1, 1), pose_kernels.flow_sample(batch["source"], flow), fine,
                       scores)

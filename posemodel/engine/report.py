@@ -57,9 +57,9 @@ def evaluation_table(row: dict) -> str:
                      f"{number(measure.baseline):>10}{percent(measure.share):>9}")
     lines.append(f"{'refined image, SSIM':<29}{number(row.get('ssim'), 3):>9}"
                  f"{number(row.get('ssim_copy'), 3):>10}{'':>9}   1: identical")
-    found = "".join(f"{name} {number(row.get(f'visibility_auc_{name}'), 2)}  "
-                    for name in ("affine", "cycle", "peak"))
-    lines.append(f"{'visibility found, AUC':<24}{found} 0.5: chance")
+    found = "  ".join(f"{name} {number(row.get(f'visibility_auc_{name}'), 2)}"
+                      for name in ("affine", "cycle", "correlation", "peak"))
+    lines.append(f"{'visible found, AUC':<20}{found}")
     turns = _by_turn(row)
     if turns:
         heads = "".join(f"{turn + ' deg':>13}" for turn in turns)
@@ -197,6 +197,7 @@ def _evaluation_charts(evaluations: list[dict]) -> list[tuple[str, str, list]]:
         ("SSIM", {"ssim_warped": warped, "ssim": refined, "ssim_copy": unmoved}),
         ("visibility found, AUC",
          {"visibility_auc_affine": ("affine", "s0"), "visibility_auc_cycle": ("cycle", "s1"),
+          "visibility_auc_correlation": ("correlation", "s2"),
           "visibility_auc_peak": ("peak", "s3")}),
     ):
         series = [(name, css, points(evaluations, key)) for key, (name, css) in lines.items()]

@@ -17,25 +17,31 @@ _MAX_FLOW = 0.25
 
 
 def write_samples(model: PoseTransfer, config: Config, device: torch.device, dtype: torch.dtype,
-                  path: Path, rows: int = ROWS) -> None:
+                  path: Path, title: str = "", rows: int = ROWS) -> None:
     """Source, poses, target, true flow and visibility, and what the model makes of them, as PNG."""
     model.eval()
     batch = mannequins(config, seed=HELD_OUT_SEED, device=device).pairs(range(rows))
     seen = inspect(model, batch, dtype)
     body = batch["target_foreground"]
-    size = config.data.image_size
+    # Drawn finer than the images, the lines of a skeleton stay lines.
+    fine = tuple(4 * side for side in config.data.image_size)
     pictures.contact_sheet([
         ("source", _images(batch["source"])),
-        ("source pose", [pictures.draw_skeleton(pose, size) for pose in batch["source_pose"].cpu()]),
-        ("target pose", [pictures.draw_skeleton(pose, size) for pose in batch["target_pose"].cpu()]),
+        ("source pose",
+         [pictures.draw_skeleton(pose, fine) for pose in batch["source_pose"].cpu()]),
+        ("target pose",
+         [pictures.draw_skeleton(pose, fine) for pose in batch["target_pose"].cpu()]),
         ("target", _images(batch["target"])),
         ("true flow", _flows(batch["flow"], body)),
         ("flow", _flows(seen.flow, body)),
         ("warped", _images(seen.warped)),
         ("refined", _images(seen.image)),
         ("truly visible", _heats(batch["visible"].float(), body)),
-        ("found visible", _heats(rank(seen.scores["peak"], body), body)),
-    ], path, legend="flow")
+        ("found visible", _heats(rank(seen.scores["affine"], body), body)),
+    ], path, title=title, legend={
+        "flow": "flow: where a pixel looks for its source; white: no motion",
+        "heat": "visible in the source: no to yes",
+    })
 
 
 def rank(scores: Tensor, inside: Tensor) -> Tensor:

@@ -89,10 +89,11 @@ class Trainer:
         torch.manual_seed(stream(config.seed, _TORCH, step).initial_seed())
         self._set_learning_rates(step)
         joint = config.optim.tasks == "joint"
+        affine = config.loss.affine_weight > 0 and (joint or step % 2 == 1)
         self.generator.train()
         with self._autocast():
-            parts, image = self._tasks(step, batch, affine=joint or step % 2 == 1,
-                                       reconstruction=joint or step % 2 == 0)
+            parts, image = self._tasks(step, batch, affine=affine,
+                                       reconstruction=joint or not affine)
         weights = {
             "affine": config.loss.affine_weight,
             "reconstruction": config.loss.reconstruction_weight,

@@ -1,5 +1,6 @@
 """The multi-resolution perceptual loss on VGG-19 (Eq. 5)."""
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -24,9 +25,9 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, features: nn.Sequential):
         super().__init__()
-        starts = (0, *_LAYER_ENDS)
+        ends = (0, *_LAYER_ENDS)
         self.slices = nn.ModuleList(
-            nn.Sequential(*features[start:end]) for start, end in zip(starts, _LAYER_ENDS, strict=False))
+            nn.Sequential(*features[start:end]) for start, end in itertools.pairwise(ends))
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
         self.requires_grad_(False)

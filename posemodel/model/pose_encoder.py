@@ -32,8 +32,8 @@ class PoseEncoder(nn.Module):
                 nn.ReLU(inplace=True),
             ]
             width_in = width
-        layers += [nn.Conv2d(width_in, features, 3, padding=1, bias=False), nn.BatchNorm2d(features)]
-        self.layers = nn.Sequential(*layers)
+        last = nn.Conv2d(width_in, features, 3, padding=1, bias=False)
+        self.layers = nn.Sequential(*layers, last, nn.BatchNorm2d(features))
         self.norm = norm
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module):
 
 
 class RefinementEncoder(nn.Module):
-    """A stem, then two convolutions with down-sampling: image to features at a quarter of its size."""
+    """A stem and two convolutions with down-sampling: an image to features at a quarter."""
 
     def __init__(self, *, width: int):
         super().__init__()

@@ -43,13 +43,17 @@ class WarpingNetwork(nn.Module):
         # Convolutions run up to twice as fast in this layout, on CPUs and on tensor cores.
         return self.encoder(maps.contiguous(memory_format=torch.channels_last))
 
-    def guided_correlation(self, source_pose: Tensor, target_pose: Tensor) -> Tensor:
-        """Qhat, `[k B, S, H/4, W/4]`: channel s of pixel t says how well source position s fits."""
+    def encode(self, source_pose: Tensor, target_pose: Tensor) -> tuple[Tensor, Tensor]:
+        """M's features of `[k B, J, 3]` and `[B, J, 3]` poses, both `[k B, m, H/4, W/4]`."""
         # One pass for all poses, so that BatchNorm sees source and target as the same thing.
         features = self.features(torch.cat([source_pose, target_pose]))
         source, target = features.split([len(source_pose), len(target_pose)])
         if len(source) != len(target):
             target = target.repeat(len(source) // len(target), 1, 1, 1)
+        return source, target
+
+    def match(self, source: Tensor, target: Tensor) -> Tensor:
+        """Qhat, `[B, S, H/4, W/4]`: channel s of pixel t says how well source position s fits."""
         return pose_kernels.guided_correlation(source, target, eps=self.eps)
 
     def forward(self, source_pose: Tensor, target_pose: Tensor) -> Tensor:
@@ -62,7 +66,7 @@ class WarpingNetwork(nn.Module):
 
         Convention: absolute sampling locations in the source, (x, y), normalised, pixel centres.
         """
-        return self.flow_from(self.guided_correlation(source_pose, target_pose))
+        return self.flow_from(self.match(*self.encode(source_pose, target_pose)))
 
     def flow_from(self, guided: Tensor) -> Tensor:
         """Qhat -> flow: C_l and the parametrisation."""

@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+import pose_kernels
+from posemodel.engine.evaluation import (
+    HELD_OUT_SEED,
+    Inspection,
+    evaluate,
+    inspect,
+    mannequins,
+    measure,
+    resize_flow,
+)
+from posemodel.losses.affine import affine_flow
+from posemodel.model.pose_transfer import build_generator
+from tests.tiny import tiny_config
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return mannequins(tiny_config(), seed=HELD_OUT_SEED, device=CPU).pairs(range(4))
+
+
+def untrained():
+    config = tiny_config()
+    torch.manual_seed(0)
+    return build_generator(config.model, config.data.image_size), config
+
+
+def test_an_untrained_flow_scores_like_copying_the_source():
+    model, config = untrained()
+    row = evaluate(model, config, CPU, torch.float32)
+    assert row["warped_l1"] == pytest.approx(row["copy_l1"], rel=1e-5)
+    assert row["epe_visible"] == pytest.approx(row["epe_zero"], rel=1e-5)
+    assert row["ssim_warped"] == pytest.approx(row["ssim_copy"], rel=1e-4)
+    assert row["pairs"] == 4
+
+
+def test_the_true_flow_and_the_target_score_perfectly(batch):
+    size = batch["source"].shape[-2:]
+    truth = Inspection(batch["target"], pose_kernels.flow_sample(batch["source"], batch["flow"]),
+                       batch["flow"], {})
+    values = measure(batch, truth)
+    assert values["epe_visible"].max() == 0
+    assert values["refined_l1"].max() == 0 and values["ssim"].min() == pytest.approx(1, abs=1e-6)
+    assert (values["epe_zero"] > 0).all() and size == (32, 32)
+
+
+def test_parts_by_turn_add_up_to_the_whole():
+    model, config = untrained()
+    config.data.evaluation_pairs = 20
+    row = evaluate(model, config, CPU, torch.float32)
+    parts = row["by_turn"].values()
+    assert sum(part["pairs"] for part in parts) == 20
+    mean = sum(part["copy_l1"] * part["pairs"] for part in parts if part["pairs"]) / 20
+    assert mean == pytest.approx(row["copy_l1"], rel=1e-5)
+
+
+def test_a_group_without_pairs_has_no_numbers_instead_of_nan():
+    model, config = untrained()
+    config.data.turn = 0.0
+    row = evaluate(model, config, CPU, torch.float32)
+    assert row["by_turn"]["60-180"]["pairs"] == 0
+    assert row["by_turn"]["60-180"]["copy_l1"] is None
+
+
+def test_evaluation_repeats_itself_and_does_not_change_the_model():
+    model, config = untrained()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert evaluate(model, config, CPU, torch.float32) == evaluate(model, config, CPU,
+                                                                   torch.float32)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_resized_flow_keeps_affine_maps_exact():
+    affine = torch.tensor([[[0.8, 0.1, 0.2], [-0.2, 1.1, 0.0]]])
+    fine = resize_flow(affine_flow(affine, 8, 8), (32, 48))
+    assert torch.allclose(fine, affine_flow(affine, 32, 48), atol=1e-5)
+
+
+def test_inspection_agrees_with_the_models_own_forward(batch):
+    model, _ = untrained()
+    torch.nn.init.normal_(model.warping.head.layers[-1].weight, std=0.02)
+    model.eval()
+    seen = inspect(model, batch, torch.float32)
+    with torch.no_grad():
+        result = model(batch["source"], batch["source_pose"], batch["target_pose"])
+    assert torch.allclose(seen.image, result.image, atol=1e-6)
+    assert torch.equal(seen.warped, result.warped)
+    # The warped source is the source sampled at the flow that the metrics look at.
+    assert torch.allclose(pose_kernels.flow_sample(batch["source"], seen.flow), result.warped,
+                          atol=1e-4)
+    assert {name: tuple(score.shape) for name, score in seen.scores.items()} == dict.fromkeys(
+        ("affine", "peak", "correlation", "cycle"), (4, 1, 32, 32))

@@ -1,0 +1,175 @@
+import copy
+
+import pytest
+import torch
+
+from posemodel.engine.evaluation import HELD_OUT_SEED, check_seed, mannequins
+from posemodel.engine.trainer import NonFiniteLoss, Trainer, stream
+from posemodel.errors import UserError
+from tests.tiny import tiny_config
+
+CPU = torch.device("cpu")
+
+
+def trainer(config):
+    return Trainer(config, CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    data = mannequins(tiny_config(), seed=0, device=CPU)
+    return [data.pairs(range(2 * n, 2 * n + 2)) for n in range(8)]
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def parameters(net):
+    return {name: p.detach().clone() for name, p in net.named_parameters()}
+
+
+def test_both_networks_learn_and_every_loss_is_reported(batches):
+    one = trainer(tiny_config())
+    generator, discriminator = parameters(one.generator), parameters(one.discriminator)
+    losses = [one.step(n, batch) for n, batch in enumerate(batches[:2], 1)]
+    assert set(losses[0]) == {"loss", "loss_affine", "loss_reconstruction", "loss_warped",
+                              "loss_adversarial", "loss_discriminator"}
+    # C_l starts at zero in its last layer, so what lies before it moves from the second step on.
+    # A bias before a normalisation has no effect on anything.
+    still = set(generator) - changed(generator, parameters(one.generator))
+    assert still == set()
+    still = set(discriminator) - changed(discriminator, parameters(one.discriminator))
+    assert all("bias" in name for name in still)
+
+
+def test_total_loss_is_the_weighted_sum(batches):
+    config = tiny_config()
+    found = trainer(config).step(1, batches[0])
+    loss = config.loss
+    expected = (loss.reconstruction_weight * found["loss_reconstruction"]
+                + loss.warped_weight * found["loss_warped"]
+                + loss.affine_weight * found["loss_affine"]
+                + loss.adversarial_weight * found["loss_adversarial"])
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_alternation_gives_each_task_its_turn(batches):
+    one = trainer(tiny_config(optim_tasks="alternate"))
+    first, second = one.step(1, batches[0]), one.step(2, batches[1])
+    assert set(first) == {"loss", "loss_affine"}
+    assert "loss_affine" not in second and "loss_reconstruction" in second
+
+
+def test_affine_task_does_not_touch_refinement_nor_discriminator(batches):
+    one = trainer(tiny_config(optim_tasks="alternate"))
+    before = parameters(one.generator.refinement) | parameters(one.discriminator)
+    one.step(1, batches[0])
+    after = parameters(one.generator.refinement) | parameters(one.discriminator)
+    assert changed(before, after) == set()
+
+
+def test_weight_zero_leaves_a_task_out(batches):
+    found = trainer(tiny_config(loss_affine_weight=0.0, loss_warped_weight=0.0)).step(1, batches[0])
+    assert "loss_affine" not in found and "loss_warped" not in found
+
+
+def test_discriminator_waits_for_phase_two(batches):
+    one = trainer(tiny_config(optim_phase_one=0.5))
+    before = parameters(one.discriminator)
+    assert "loss_discriminator" not in one.step(10, batches[0])
+    assert changed(before, parameters(one.discriminator)) == set()
+    assert "loss_discriminator" in one.step(11, batches[0])
+
+
+def test_learning_rate_zero_freezes_the_rest_bit_for_bit(batches):
+    one = trainer(tiny_config(optim_lr_rest=0.0))
+    before = parameters(one.generator)
+    one.step(1, batches[0])
+    moved = changed(before, parameters(one.generator))
+    assert moved and all(name.startswith("refinement.decoder.") for name in moved)
+
+
+def test_schedule_warms_up_and_ends_near_zero():
+    config = tiny_config()
+    config.steps = 1000
+    one = trainer(config)
+    course = [one.course(n) for n in range(1, 1001)]
+    assert course[0] < 0.1 and max(course) <= 1 and course[-1] < 1e-4
+    assert course.index(max(course)) == 19
+    one.config.optim.schedule = "constant"
+    assert one.course(1) == one.course(1000) == 1
+
+
+def test_resuming_is_exact(batches):
+    whole = trainer(tiny_config())
+    for n, batch in enumerate(batches, 1):
+        whole.step(n, batch)
+    first = trainer(tiny_config())
+    for n, batch in enumerate(batches[:3], 1):
+        first.step(n, batch)
+    weights, state = copy.deepcopy(first.weights()), copy.deepcopy(first.state())
+    second = trainer(tiny_config())
+    second.load(weights, state)
+    torch.rand(17)  # other use of the global generator in between
+    for n, batch in enumerate(batches[3:], 4):
+        second.step(n, batch)
+    for name, expected in whole.weights().items():
+        assert changed(expected, second.weights()[name]) == set(), name
+
+
+def test_same_seed_same_weights_other_seed_other_weights(batches):
+    config, other = tiny_config(), tiny_config()
+    other.seed = 1
+    assert changed(parameters(trainer(config).generator), parameters(trainer(config).generator)) \
+        == set()
+    assert changed(parameters(trainer(config).generator), parameters(trainer(other).generator))
+
+
+def test_building_a_trainer_leaves_the_global_generator_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    trainer(tiny_config())
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_non_finite_loss_stops_before_the_step(batches):
+    one = trainer(tiny_config())
+    before = parameters(one.generator)
+    bad = dict(batches[0])
+    bad["target"] = bad["target"].clone()
+    bad["target"][0, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFiniteLoss, match=r"step 7 is nan .*pairs 12 to 13"):
+        one.step(7, bad)
+    assert changed(before, parameters(one.generator)) == set()
+
+
+def test_average_is_close_at_first_and_slow_later(batches):
+    one = trainer(tiny_config(optim_ema=0.9))
+    one.step(1, batches[0])
+    start = parameters(trainer(tiny_config()).generator)
+    raw, averaged = parameters(one.generator), parameters(one.averaged)
+    for name, value in averaged.items():
+        assert torch.allclose(value, start[name].lerp(raw[name], 10 / 11), atol=1e-7)
+
+
+def test_weights_of_other_networks_are_refused():
+    other = trainer(tiny_config(model_refine_width=6))
+    with pytest.raises(UserError, match="does not fit"):
+        trainer(tiny_config()).load(other.weights(), other.state())
+
+
+def test_streams_are_independent_of_each_other_and_reproducible():
+    draws = {(seed, purpose, step): float(torch.rand(1, generator=stream(seed, purpose, step)))
+             for seed in range(3) for purpose in range(3) for step in range(3)}
+    assert len(set(draws.values())) == 27
+    assert draws[1, 2, 0] == float(torch.rand(1, generator=stream(1, 2, 0)))
+
+
+def test_training_seeds_stay_clear_of_the_held_out_pairs():
+    check_seed(2**32 - 1)
+    with pytest.raises(UserError, match="--seed"):
+        check_seed(HELD_OUT_SEED)
+    with pytest.raises(UserError, match="--seed -1"):
+        check_seed(-1)

@@ -1,0 +1,56 @@
+"""The two libraries, every vector width this machine has, and `python -m pose_kernels`."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pose_kernels import _library
+
+needs_cpu_library = pytest.mark.skipif(
+    _library.cpu_reason is not None, reason=str(_library.cpu_reason)
+)
+
+
+def self_check(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "pose_kernels", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_missing_library_has_a_reason():
+    for reason in (_library.cpu_reason, _library.cuda_reason):
+        assert reason is None or len(reason.splitlines()) == 1
+
+
+@pytest.mark.skipif(_library.cuda_reason is not None, reason=str(_library.cuda_reason))
+def test_cuda_library_answers_without_a_gpu():
+    info = torch.ops.pose_kernels.cuda_build_info()
+    assert info.startswith("nvcc ") and "architectures" in info
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("level", ["baseline", "avx2"])
+def test_self_check_at_lower_vector_widths(level):
+    """The widest one is what all other tests run on."""
+    done = self_check("--json", POSE_KERNELS_SIMD=level)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found["simd"] in (level, "baseline") and found["passed"]
+    checked = {(r["op"], r["impl"]) for r in found["implementations"] if r["checks"]}
+    assert ("guided_correlation", "cpp") in checked and ("flow_sample", "cpp") in checked
+
+
+def test_self_check_fails_loudly(monkeypatch, capsys):
+    import pose_kernels.__main__ as command
+
+    monkeypatch.setattr(command, "TOLERANCE", (0.0, 0.0))
+    monkeypatch.setattr(sys, "argv", ["pose_kernels"])
+    assert command.main() == 1
+    assert "FAILED" in capsys.readouterr().out

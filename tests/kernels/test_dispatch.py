@@ -1,0 +1,87 @@
+"""Which implementation runs, and what a request that cannot be met says."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from kernel_helpers import features, implementations
+
+import pose_kernels
+from pose_kernels import _dispatch
+
+
+def test_every_op_has_a_reference_that_runs():
+    for op, table in pose_kernels.implementations().items():
+        assert table["reference"].available and table["reference"].devices == ()
+        assert callable(getattr(pose_kernels, op))
+        for name, entry in table.items():
+            assert (entry.op, entry.name) == (op, name)
+            assert entry.available or entry.reason
+
+
+def test_best_first():
+    best = _dispatch.choose("guided_correlation", None, torch.device("cpu"))
+    name = implementations("guided_correlation")[0]
+    assert best is _dispatch._functions["guided_correlation"][name]
+
+
+def test_unknown_and_lacking_implementations():
+    inputs = features(1, 3, (2, 2), (2, 2))
+    with pytest.raises(ValueError, match="impl: expected one of cuda, triton, cpp, reference"):
+        pose_kernels.guided_correlation(*inputs, impl="fast")
+    with pytest.raises(ValueError, match="impl: correlation_4d has reference; got 'cpp'"):
+        pose_kernels.correlation_4d(*inputs, impl="cpp")
+
+
+def test_a_request_that_cannot_run_says_why(monkeypatch):
+    inputs = features(1, 3, (2, 2), (2, 2))
+    with pytest.raises(RuntimeError, match="'cpp' cannot run: it runs on cpu tensors, got meta"):
+        pose_kernels.guided_correlation(*(x.to("meta") for x in inputs), impl="cpp")
+    missing = _dispatch.Implementation(
+        "guided_correlation", "cpp", ("cpu",), "not built: no compiler"
+    )
+    monkeypatch.setitem(_dispatch._implementations["guided_correlation"], "cpp", missing)
+    with pytest.raises(RuntimeError, match="'cpp' cannot run: not built: no compiler"):
+        pose_kernels.guided_correlation(*inputs, impl="cpp")
+    pose_kernels.guided_correlation(*inputs)  # nobody asked for it: the reference steps in
+
+
+def test_context_manager_nests_and_spares_ops_that_lack_it():
+    reference = _dispatch._functions["guided_correlation"]["reference"]
+    cpu = torch.device("cpu")
+    before = _dispatch.choose("guided_correlation", None, cpu)
+    with pose_kernels.use_implementation("reference"):
+        assert _dispatch.choose("guided_correlation", None, cpu) is reference
+        with pose_kernels.use_implementation("triton"):
+            _dispatch.choose("correlation_4d", None, cpu)
+        assert _dispatch.choose("guided_correlation", None, cpu) is reference
+    assert _dispatch.choose("guided_correlation", None, cpu) is before
+    with pytest.raises(ValueError, match="name: expected one of"):
+        pose_kernels.use_implementation("fast")
+
+
+def test_compile_follows_the_context():
+    inputs = features(1, 3, (2, 2), (2, 2))
+    compiled = torch.compile(pose_kernels.guided_correlation, fullgraph=True, backend="aot_eager")
+    expected = compiled(*inputs)
+    with pose_kernels.use_implementation("reference"):
+        torch.testing.assert_close(compiled(*inputs), expected)
+
+
+@pytest.mark.parametrize(("value", "code"), [("reference", 0), ("fast", 1)])
+def test_environment_variable(value, code):
+    script = (
+        "import torch, pose_kernels as p; from pose_kernels import _dispatch as d;"
+        "f = d.choose('guided_correlation', None, torch.device('cpu'));"
+        "assert f is d._functions['guided_correlation']['reference']"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "POSE_KERNELS_IMPL": value},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert code == 0 or "POSE_KERNELS_IMPL: expected one of" in done.stderr

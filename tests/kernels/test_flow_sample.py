@@ -1,0 +1,278 @@
+"""flow_sample: exact identities, affine up to the border, grid_sample at equal sizes."""
+
+import functools
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_helpers import TOLERANCE, implementations, relative_error, value_and_gradients
+
+import pose_kernels
+from pose_kernels import identity_flow
+
+IMPLS = implementations("flow_sample")
+FUSED = [name for name in IMPLS if name != "reference"]
+MODES = ("border", "zeros")
+
+
+def op(impl, size=None, padding_mode="border"):
+    return functools.partial(
+        pose_kernels.flow_sample, size=size, padding_mode=padding_mode, impl=impl
+    )
+
+
+def image_and_flow(batch=2, channels=3, image=(9, 13), flow=(4, 5), noise=0.2, dtype=torch.float64):
+    pixels = torch.randn(batch, channels, *image, dtype=torch.float64).to(dtype)
+    wobble = noise * torch.randn(batch, 2, *flow, dtype=torch.float64)
+    return [pixels, (identity_flow(*flow, dtype=torch.float64) + wobble).to(dtype)]
+
+
+COARSENESSES = [(1, 1), (1, 7), (2, 2), (3, 5), (8, 8), (9, 13), (11, 3), (37, 41), (64, 64)]
+
+
+@pytest.mark.parametrize("flow_dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_identity_of_any_coarseness_is_exact(impl, flow_dtype):
+    for image_size, coarse, mode in itertools.product([(9, 13), (64, 48)], COARSENESSES, MODES):
+        image = torch.randn(2, 3, *image_size)
+        flow = identity_flow(*coarse, dtype=flow_dtype).expand(2, -1, -1, -1)
+        assert torch.equal(op(impl, padding_mode=mode)(image, flow), image)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_affine_flow_is_affine_up_to_the_border(impl):
+    """Sampling an image that is linear in x and y reads the sampling location itself."""
+    A = torch.tensor([[0.7, 0.2], [-0.1, 0.6]], dtype=torch.float64)
+    b = torch.tensor([0.05, -0.1], dtype=torch.float64)
+
+    def affine(height, width):
+        grid = identity_flow(height, width, dtype=torch.float64)
+        return (torch.einsum("dc,chw->dhw", A, grid) + b[:, None, None])[None]
+
+    image = identity_flow(50, 40, dtype=torch.float64)[None]  # its value is its location
+    for coarse in [(2, 2), (3, 8), (16, 16), (50, 40), (64, 64)]:
+        value = op(impl)(image, affine(*coarse))
+        torch.testing.assert_close(value, affine(50, 40), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_agrees_with_grid_sample(impl, mode):
+    """At equal sizes, values and gradients; the wide flow leaves the image on all sides."""
+
+    def torchs(image, flow):
+        grid = flow.permute(0, 2, 3, 1)
+        return F.grid_sample(image, grid, padding_mode=mode, align_corners=False)
+
+    for size in [(9, 13), (1, 1), (1, 6), (20, 2)]:
+        inputs = image_and_flow(image=size, flow=size, noise=0.7)
+        found = value_and_gradients(op(impl, padding_mode=mode), inputs)
+        for a, b in zip(found, value_and_gradients(torchs, inputs), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+    image, flow = image_and_flow(image=(32, 32), flow=(32, 32), noise=0.7, dtype=torch.float32)
+    smooth = F.avg_pool2d(image, 5, 1, 2)
+    value = op(impl, padding_mode=mode)(smooth, flow)
+    torch.testing.assert_close(value, torchs(smooth, flow), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("impl", FUSED)
+def test_against_the_reference(impl, mode):
+    images = [(9, 13), (1, 1), (1, 5), (33, 7)]
+    flows, sizes = [(9, 13), (4, 5), (1, 1), (20, 3)], [None, (7, 7), (1, 1), (18, 40)]
+    for image, flow, size in itertools.product(images, flows, sizes):
+        inputs = image_and_flow(image=image, flow=flow, noise=0.5)
+        found = value_and_gradients(op(impl, size, mode), inputs)
+        expected = value_and_gradients(op("reference", size, mode), inputs)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("flow_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_dtypes(impl, dtype, flow_dtype):
+    """Image and flow may differ: locations are always worked out in float32 or float64."""
+    image, flow = image_and_flow(image=(24, 24), flow=(6, 6), noise=0.05)
+    inputs = [image.to(dtype), flow.to(flow_dtype)]
+    # As the op: a low-precision flow is read against the identity of that same precision.
+    grid = identity_flow(6, 6, dtype=flow_dtype).double()
+    wide = [inputs[0].double(), inputs[1].double() - grid + identity_flow(6, 6).double()]
+    oracle = value_and_gradients(op("reference"), wide)
+    found = value_and_gradients(op(impl), inputs)
+    assert [x.dtype for x in found] == [dtype, dtype, flow_dtype]
+    worst = max(dtype, flow_dtype, key=lambda d: TOLERANCE[d][1])
+    limit = [10 * TOLERANCE[dtype][0], 10 * TOLERANCE[worst][1], 10 * TOLERANCE[worst][1]]
+    if flow_dtype == torch.float32 or dtype == torch.float64:
+        limit = [max(x, 2e-5) for x in limit]
+    for a, b, most in zip(found, oracle, limit, strict=True):
+        assert relative_error(a, b) < most
+
+
+@pytest.mark.parametrize(("flow", "size"), [((3, 4), None), ((5, 4), None), ((2, 1), (4, 6))])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradcheck(impl, mode, flow, size):
+    inputs = image_and_flow(batch=1, channels=2, image=(5, 4), flow=flow, noise=0.3)
+    inputs[1] += 0.013  # off the kinks at whole pixels
+    assert torch.autograd.gradcheck(op(impl, size, mode), [x.requires_grad_() for x in inputs])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradients_exist_and_are_not_zero(impl):
+    image, flow = image_and_flow(noise=0)  # also exactly at the identity, where training starts
+    _, image_gradient, flow_gradient = value_and_gradients(op(impl), [image, flow])
+    assert (image_gradient != 0).all()
+    assert (flow_gradient != 0).all()
+
+
+@pytest.mark.parametrize("impl", FUSED)
+def test_one_gradient_at_a_time(impl):
+    inputs = image_and_flow()
+    both = value_and_gradients(op(impl), inputs)
+    for wanted in (0, 1):
+        alone = [x.detach().clone() for x in inputs]
+        alone[wanted].requires_grad_()
+        value = op(impl)(*alone)
+        generator = torch.Generator().manual_seed(1)
+        value.backward(torch.randn(value.shape, generator=generator, dtype=torch.float64))
+        assert torch.equal(alone[wanted].grad, both[1 + wanted])
+        assert alone[1 - wanted].grad is None
+
+
+@pytest.mark.parametrize("impl", FUSED)
+def test_layouts_and_expanded_upstream(impl):
+    image, flow = image_and_flow()
+    expected = value_and_gradients(op(impl), [image, flow])
+    strided = torch.randn(2, 2, 8, 5, dtype=torch.float64)[:, :, ::2]
+    strided.copy_(flow)
+    found = value_and_gradients(op(impl), [image.to(memory_format=torch.channels_last), strided])
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    inputs = [image.requires_grad_(), flow.requires_grad_()]
+    gradients = torch.autograd.grad(op(impl)(*inputs).sum(), inputs)
+    ones = torch.ones(image.shape, dtype=torch.float64)
+    for a, b in zip(gradients, value_and_gradients(op(impl), inputs, ones)[1:], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_empty_batch(impl):
+    found = value_and_gradients(op(impl, (3, 3)), image_and_flow(batch=0))
+    assert [list(x.shape) for x in found] == [[0, 3, 3, 3], [0, 3, 9, 13], [0, 2, 4, 5]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_not_a_number_and_infinity(impl, mode):
+    image, flow = image_and_flow(image=(8, 8), flow=(8, 8), noise=0)
+    image[0, 1, 3, 4] = float("nan")
+    flow[1, 0, 2, 5] = float("nan")
+    flow[1, 1, 6, 6] = float("inf")
+    flow[1, 0, 7, 7] = float("-inf")
+    image[1, 0, 7, 0] = float("inf")
+    value = op(impl, padding_mode=mode)(image, flow)
+    assert value[0, 1, 3, 4].isnan() and not value[0, 0].isnan().any()
+    assert value[1, :, 2, 5].isnan().all()
+    if mode == "zeros":
+        assert (value[1, :, 6, 6] == 0).all() and (value[1, :, 7, 7] == 0).all()
+    else:
+        assert torch.equal(value[1, 1:, 6, 6], image[1, 1:, 7, 6])
+        assert torch.equal(value[1, 1:, 7, 7], image[1, 1:, 7, 0])
+
+
+@pytest.mark.parametrize("impl", FUSED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_same_bits_every_time(impl, dtype):
+    inputs = image_and_flow(image=(65, 40), flow=(16, 10), noise=0.5, dtype=dtype)
+    first = value_and_gradients(op(impl), inputs)
+    threads = torch.get_num_threads()
+    try:
+        for n in (threads, threads, 1, 3):
+            torch.set_num_threads(n)
+            for a, b in zip(value_and_gradients(op(impl), inputs), first, strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("impl", FUSED)
+def test_second_derivatives_say_no(impl):
+    inputs = [x.requires_grad_() for x in image_and_flow()]
+    gradient = torch.autograd.grad(op(impl)(*inputs).square().sum(), inputs, create_graph=True)
+    with pytest.raises(NotImplementedError, match="reference"):
+        gradient[1].sum().backward()
+
+
+@pytest.mark.skipif("cpp" not in IMPLS, reason="the CPU library is not built")
+def test_opcheck():
+    image, flow = (x.requires_grad_() for x in image_and_flow(dtype=torch.float32))
+    torch.library.opcheck(torch.ops.pose_kernels.flow_sample.default, (image, flow, 6, 7, False))
+    backward = torch.ops.pose_kernels.flow_sample_backward.default
+    for wanted in [(True, True), (True, False), (False, True)]:
+        plain = (torch.randn(2, 3, 6, 7), image.detach(), flow.detach())
+        torch.library.opcheck(backward, (*plain, False, *wanted))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_compile_fullgraph(impl):
+    inputs = image_and_flow()
+    compiled = torch.compile(op(impl, (6, 7)), fullgraph=True, backend="aot_eager")
+    expected = value_and_gradients(op(impl, (6, 7)), inputs)
+    for a, b in zip(value_and_gradients(compiled, inputs), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("impl", FUSED)
+def test_export(impl):
+    class Module(torch.nn.Module):
+        def forward(self, image, flow):
+            return pose_kernels.flow_sample(image, flow, impl=impl)
+
+    axes = {0: torch.export.Dim("batch", max=64), 2: torch.export.Dim("height", min=4, max=512)}
+    shapes = (axes, {0: axes[0]})
+    program = torch.export.export(Module(), tuple(image_and_flow()), dynamic_shapes=shapes)
+    other = image_and_flow(batch=3, image=(17, 13))
+    torch.testing.assert_close(program.module()(*other), op(impl)(*other))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_autocast_keeps_locations_precise(impl):
+    image, flow = image_and_flow(image=(32, 32), flow=(32, 32), dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(op(impl)(image, flow), op(impl)(image, flow.float()))
+        assert op(impl)(image.bfloat16(), flow).dtype == torch.bfloat16
+
+
+def test_identity_flow():
+    flow = identity_flow(3, 4)
+    assert flow.dtype == torch.float32 and flow.shape == (2, 3, 4)
+    torch.testing.assert_close(flow[0, 1], torch.tensor([-0.75, -0.25, 0.25, 0.75]))
+    torch.testing.assert_close(flow[1, :, 0], torch.tensor([-2 / 3, 0, 2 / 3]))
+    theta = torch.eye(2, 3, dtype=torch.float64)[None]
+    grid = F.affine_grid(theta, [1, 1, 5, 7], align_corners=False).permute(0, 3, 1, 2)[0]
+    torch.testing.assert_close(identity_flow(5, 7, dtype=torch.float64), grid)
+    with pytest.raises(ValueError, match="height: expected a positive integer, got 0"):
+        identity_flow(0, 4)
+    with pytest.raises(TypeError, match="width: expected a positive integer, got float"):
+        identity_flow(3, 4.0)
+    with pytest.raises(TypeError, match="dtype: expected float32"):
+        identity_flow(3, 4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda i, f: (i[0], f), ValueError, r"image: expected \[B, C, H, W\], got shape"),
+        (lambda i, f: (i, f[:, :1]), ValueError, r"flow: expected \[B, 2, h, w\], got shape"),
+        (lambda i, f: (i, f[:1]), ValueError, "flow: expected batch 2 as image"),
+        (lambda i, f: (i.int(), f), TypeError, "image: expected float32"),
+        (lambda i, f: (i, f.to("meta")), ValueError, "flow: expected device cpu as image"),
+        (lambda i, f: (i, f, (0, 3)), ValueError, "size: expected two positive integers"),
+        (lambda i, f: (i, f, None, "wrap"), ValueError, "padding_mode: expected one of border"),
+    ],
+)
+def test_errors_name_the_argument(change, error, words):
+    with pytest.raises(error, match=words):
+        pose_kernels.flow_sample(*change(*image_and_flow()))

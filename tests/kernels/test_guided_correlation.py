@@ -1,0 +1,276 @@
+"""guided_correlation against the literal equations in float64, in every implementation."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_helpers import (
+    DTYPES,
+    TOLERANCE,
+    features,
+    implementations,
+    relative_error,
+    value_and_gradients,
+)
+
+import pose_kernels
+
+IMPLS = implementations("guided_correlation")
+FUSED = [name for name in IMPLS if name != "reference"]
+SHAPES = [  # B, m, source, target
+    (2, 35, (6, 5), (4, 7)),
+    (1, 1, (3, 3), (3, 3)),
+    (3, 8, (1, 1), (5, 2)),
+    (1, 7, (4, 3), (1, 1)),
+    (1, 40, (13, 5), (9, 23)),
+    (1, 67, (16, 16), (16, 16)),
+]
+
+
+def op(impl, eps=1e-5):
+    return functools.partial(pose_kernels.guided_correlation, eps=eps, impl=impl)
+
+
+def literal(source, target, eps=1e-5):
+    """Eqs. 1, 9 and 2 with loops for dimensions, written down independently of the package."""
+    C = torch.einsum("bks,bkt->bst", source.flatten(2), target.flatten(2))
+    a = C.max(1, keepdim=True).values.clamp(min=eps)
+    b = C.max(2, keepdim=True).values.clamp(min=eps)
+    Q = C / a * (C / b) * C
+    floor = eps / a
+    return (Q / torch.maximum(Q.norm(dim=1, keepdim=True), floor)).unflatten(2, target.shape[2:])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_against_float64(impl, dtype, shape):
+    inputs = features(*shape, dtype)
+    oracle = value_and_gradients(literal, [x.double() for x in inputs])
+    found = value_and_gradients(op(impl), inputs)
+    assert found[0].dtype == dtype
+    assert [g.dtype for g in found[1:]] == [dtype, dtype]
+    assert relative_error(found[0], oracle[0]) < TOLERANCE[dtype][0]
+    for gradient, expected in zip(found[1:], oracle[1:], strict=True):
+        # One source alone: the true gradient is zero, what remains are cancelled terms near 1/C.
+        scale = expected.norm().item() if shape[2] != (1, 1) else 10.0
+        assert (gradient.double() - expected).norm().item() < TOLERANCE[dtype][1] * scale
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradients_exist_and_are_not_zero(impl):
+    _, *gradients = value_and_gradients(op(impl), features(2, 5, (4, 4), (4, 4)))
+    for gradient in gradients:
+        assert (gradient.flatten(1).norm(dim=1) > 1e-2).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    "eps", [1e-5, 0.3]
+)  # 0.3: both floors are active for some rows and columns
+def test_gradcheck(impl, eps):
+    inputs = [x.requires_grad_() for x in features(2, 3, (2, 3), (3, 2))]
+    assert torch.autograd.gradcheck(op(impl, eps), inputs)
+
+
+def test_one_gradient_at_a_time():
+    source, target = features(1, 4, (3, 3), (3, 3))
+    both = value_and_gradients(op("cpp"), [source, target])
+    for wanted in (0, 1):
+        inputs = [source.clone(), target.clone()]
+        inputs[wanted].requires_grad_()
+        value = op("cpp")(*inputs)
+        upstream = torch.randn(
+            value.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        )
+        value.backward(upstream)
+        assert torch.equal(inputs[wanted].grad, both[1 + wanted])
+        assert inputs[1 - wanted].grad is None
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_columns_have_norm_one(impl):
+    value = op(impl)(*features(2, 35, (8, 8), (8, 8), torch.float32))
+    torch.testing.assert_close(value.norm(dim=1), torch.ones(2, 8, 8))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_planted_correspondence(impl):
+    """Target (i, j) is a copy of one source position: its channel is row * width + column."""
+    hs, ws, ht, wt = 5, 3, 4, 6
+    source = F.normalize(torch.randn(1, 32, hs, ws), dim=1)
+    row, column = torch.randint(hs, (ht, wt)), torch.randint(ws, (ht, wt))
+    value = op(impl)(source, source[:, :, row, column])
+    assert torch.equal(value.argmax(dim=1)[0], row * ws + column)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_zero_column(impl):
+    source, target = features(1, 5, (3, 4), (3, 4))
+    target[:, :, 1, 2] = 0
+    value, source_gradient, target_gradient = value_and_gradients(op(impl), [source, target])
+    assert (value[:, :, 1, 2] == 0).all()
+    assert (target_gradient[:, :, 1, 2] == 0).all()
+    assert source_gradient.isfinite().all() and target_gradient.isfinite().all()
+    nothing = value_and_gradients(op(impl), [torch.zeros_like(source), target])
+    assert all((x == 0).all() for x in nothing)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_ties_go_to_the_first(impl):
+    """Two equal target positions: b_s sends its gradient to the first one only."""
+    source, target = features(1, 4, (4, 4), (4, 5))
+    target[:, :, 3, 1] = target[:, :, 0, 3]
+    found = value_and_gradients(op(impl), [source, target])
+    expected = value_and_gradients(op("reference"), [source, target])
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", FUSED)
+def test_layouts(impl):
+    source, target = features(2, 6, (5, 4), (3, 7))
+    expected = value_and_gradients(op(impl), [source, target])
+    wide = torch.randn(4, 12, 3, 14, dtype=torch.float64)[::2, ::2, :, ::2]
+    wide.copy_(target)
+    for s, t in [
+        (
+            source.to(memory_format=torch.channels_last),
+            target.to(memory_format=torch.channels_last),
+        ),
+        (source.transpose(2, 3).contiguous().transpose(2, 3), wide),
+    ]:
+        assert not s.is_contiguous() and not t.is_contiguous()
+        for a, b in zip(value_and_gradients(op(impl), [s, t]), expected, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("impl", FUSED)
+def test_expanded_upstream(impl):
+    """`.sum()` hands over a gradient whose strides are all zero."""
+    inputs = features(1, 5, (3, 4), (4, 3))
+    one = torch.ones((), dtype=torch.float64).expand(1, 12, 4, 3)
+    expected = value_and_gradients(op("reference"), inputs, one.contiguous())
+    inputs = [x.requires_grad_() for x in inputs]
+    gradients = torch.autograd.grad(op(impl)(*inputs).sum(), inputs)
+    for a, b in zip(gradients, expected[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_empty_batch(impl):
+    found = value_and_gradients(op(impl), features(0, 5, (3, 4), (2, 2)))
+    assert [list(x.shape) for x in found] == [[0, 12, 2, 2], [0, 5, 3, 4], [0, 5, 2, 2]]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_not_a_number_spreads(impl, bad):
+    source, target = features(1, 5, (3, 4), (3, 4))
+    target[0, 2, 1, 1] = bad
+    assert op(impl)(source, target)[:, :, 1, 1].isnan().all()
+    source[0, 2, 1, 1] = bad  # every column has this source in its norm
+    assert op(impl)(source, target).isnan().any(dim=1).all()
+
+
+@pytest.mark.parametrize("impl", FUSED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_every_time(impl, dtype):
+    inputs = features(2, 35, (17, 16), (16, 19), dtype)
+    first = value_and_gradients(op(impl), inputs)
+    threads = torch.get_num_threads()
+    try:
+        for n in (threads, threads, 1, 3):
+            torch.set_num_threads(n)
+            for a, b in zip(value_and_gradients(op(impl), inputs), first, strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("impl", FUSED)
+def test_nothing_4d_is_saved(impl):
+    inputs = [x.requires_grad_() for x in features(1, 8, (16, 16), (16, 16))]
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: saved.append(x.numel()) or x, lambda x: x
+    ):
+        op(impl)(*inputs)
+    assert sum(saved) <= 2 * 8 * 256 + 3 * 256
+
+
+@pytest.mark.parametrize("impl", FUSED)
+def test_second_derivatives_say_no(impl):
+    inputs = [x.requires_grad_() for x in features(1, 3, (2, 2), (2, 2))]
+    gradient = torch.autograd.grad(op(impl)(*inputs).square().sum(), inputs, create_graph=True)
+    with pytest.raises(NotImplementedError, match="reference"):
+        gradient[0].sum().backward()
+
+
+@pytest.mark.skipif("cpp" not in IMPLS, reason="the CPU library is not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_opcheck(dtype):
+    inputs = [x.requires_grad_() for x in features(2, 5, (3, 4), (2, 3), dtype)]
+    torch.library.opcheck(torch.ops.pose_kernels.guided_correlation.default, (*inputs, 1e-5))
+    with torch.no_grad():
+        value, *statistics = torch.ops.pose_kernels.guided_correlation(*inputs, 1e-5)
+    plain = [x.detach() for x in inputs]
+    torch.library.opcheck(
+        torch.ops.pose_kernels.guided_correlation_backward.default,
+        (torch.randn_like(value), *plain, *statistics, 1e-5),
+    )
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_compile_fullgraph(impl):
+    inputs = features(1, 5, (3, 4), (2, 3))
+    compiled = torch.compile(op(impl), fullgraph=True, backend="aot_eager")
+    for a, b in zip(
+        value_and_gradients(compiled, inputs), value_and_gradients(op(impl), inputs), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("impl", FUSED)
+def test_export(impl):
+    class Module(torch.nn.Module):
+        def forward(self, source, target):
+            return pose_kernels.guided_correlation(source, target, impl=impl)
+
+    inputs = tuple(features(2, 5, (3, 4), (2, 3)))
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(Module(), inputs, dynamic_shapes=({0: batch}, {0: batch}))
+    other = tuple(features(3, 5, (3, 4), (2, 3)))
+    torch.testing.assert_close(program.module()(*other), op(impl)(*other))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_autocast(impl):
+    source, target = features(1, 35, (4, 4), (4, 4), torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(op(impl)(source, target), op(impl)(source, target.float()))
+        mixed = op(impl)(source.bfloat16(), target)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, op(impl)(source.bfloat16().float(), target))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda s, t: ([1], t), TypeError, "source: expected a tensor"),
+        (lambda s, t: (s.int(), t.int()), TypeError, "source: expected float32"),
+        (lambda s, t: (s[0], t), ValueError, r"source: expected \[B, m, hs, ws\], got shape"),
+        (lambda s, t: (s, t.float()), TypeError, "target: expected torch.float64 as source"),
+        (lambda s, t: (s, t[:1]), ValueError, "target: expected batch 2 as source"),
+        (lambda s, t: (s, t[:, :2]), ValueError, "target: expected 3 channels as source"),
+        (lambda s, t: (s[:, :, :0], t), ValueError, "source: expected .* no empty dimension"),
+        (lambda s, t: (s, t.to("meta")), ValueError, "target: expected device cpu as source"),
+        (lambda s, t: (s, t, 0.0), ValueError, "eps: expected a positive number, got 0"),
+        (lambda s, t: (s, t, float("nan")), ValueError, "eps: expected a positive number"),
+        (lambda s, t: (s, t, "1"), TypeError, "eps: expected a positive number, got str"),
+    ],
+)
+def test_errors_name_the_argument(change, error, words):
+    with pytest.raises(error, match=words):
+        pose_kernels.guided_correlation(*change(*features(2, 3, (2, 3), (3, 2))))

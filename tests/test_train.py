@@ -1,0 +1,173 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from posemodel.evaluate import main as evaluate_main
+from posemodel.train import main as train_main
+from tests.tiny import FLAGS
+
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = {
+    "step", "copy_l1", "warped_l1", "refined_l1", "epe_zero", "epe_visible", "ssim",
+    "visibility_auc_affine", "visibility_auc_cycle", "visibility_auc_peak", "by_turn", "pairs",
+    "reconstruction_loss",
+}
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(run):
+    from safetensors.torch import load
+    newest = (run / "checkpoints" / "LATEST").read_text().strip()
+    # Read, not mapped: a test damages these files later.
+    return {f.name: load(f.read_bytes()) for f in (run / "checkpoints" / newest).glob("*.safetensors")}
+
+
+def contents(run):
+    return {path: path.read_bytes() for path in run.rglob("*")
+            if path.is_file() and path.name != "lock"}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(
+        a[net][name].equal(b[net][name]) for net in a for name in a[net])
+
+
+def command(*words, **options):
+    return subprocess.run([sys.executable, "-m", *words], cwd=ROOT, text=True, capture_output=True,
+                          check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A whole run of six steps, with the adversarial loss in the second half."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train_main(train_flags(out)) == 0
+    return out
+
+
+def train_flags(out):
+    return [*FLAGS, "--loss.adversarial-weight", "0.1", "--optim.phase-one", "0.5",
+            "--out", str(out)]
+
+
+def test_run_folder_is_complete(run):
+    for name in ("config.json", "command.txt", "env.json", "log.txt", "metrics.jsonl", "eval.jsonl",
+                 "report.html", "DONE", "samples/step_000006.png"):
+        assert (run / name).stat().st_size > 0 or name == "DONE", name
+    metrics = lines(run / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
+    assert "loss_discriminator" not in metrics[2] and "loss_discriminator" in metrics[3]
+    evaluations = lines(run / "eval.jsonl")
+    assert [row["step"] for row in evaluations] == [3, 6]
+    assert evaluations[-1].keys() >= KEYS
+    assert evaluations[-1]["reconstruction_loss"] == "pyramid l1 (no perceptual network)"
+    assert sum(row["pairs"] for row in evaluations[-1]["by_turn"].values()) == 4
+    sheet = Image.open(run / "samples" / "step_000006.png")
+    assert sheet.width > 900 and sheet.height > 500
+
+
+def test_evaluate_repeats_the_numbers_of_training(run, tmp_path, capsys):
+    numbers = tmp_path / "numbers.json"
+    assert evaluate_main([str(run), "--device", "cpu", "--json", str(numbers),
+                          "--picture", str(tmp_path / "sheet.png")]) == 0
+    found, trained = json.loads(numbers.read_text()), lines(run / "eval.jsonl")[-1]
+    trained.pop("reconstruction_loss")
+    assert found == trained
+    assert "refined image" in capsys.readouterr().out
+    assert Image.open(tmp_path / "sheet.png").width > 900
+
+
+def test_the_same_command_again_has_nothing_left_to_do(run):
+    before = (run / "metrics.jsonl").read_text(), (run / "eval.jsonl").read_text()
+    weight = weights(run)
+    assert train_main(train_flags(run)) == 0
+    assert before == ((run / "metrics.jsonl").read_text(), (run / "eval.jsonl").read_text())
+    assert same(weight, weights(run))
+
+
+def test_a_run_killed_by_a_signal_continues_to_the_same_bits(run, tmp_path):
+    out = tmp_path / "stopped"
+    flags = train_flags(out)
+    process = subprocess.Popen([sys.executable, "-m", "posemodel.train", *flags], cwd=ROOT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 1):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    code = process.wait(timeout=60)
+    # On a fast machine the run may have ended before the signal came.
+    assert code in (143, 0)
+    if code == 143:
+        assert not (out / "DONE").exists()
+        assert "the same command continues" in (out / "log.txt").read_text()
+    assert train_main(flags) == 0
+    assert same(weights(run), weights(out))
+    drop = ("pairs_per_second", "step_ms", "data_ms")
+    strip = [[{k: v for k, v in row.items() if k not in drop} for row in lines(r / "metrics.jsonl")]
+             for r in (run, out)]
+    assert strip[0] == strip[1]
+    assert lines(run / "eval.jsonl") == lines(out / "eval.jsonl")
+
+
+def test_a_corrupt_checkpoint_is_skipped_by_name_and_the_run_continues(tmp_path, capsys):
+    out = tmp_path / "corrupt"
+    flags = train_flags(out)
+    assert train_main(flags) == 0
+    expected = weights(out)
+    newest = out / "checkpoints" / "step_000006" / "generator.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    assert train_main(flags) == 0
+    assert "step_000006" in capsys.readouterr().out
+    assert same(expected, weights(out))
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["quik"], "did you mean quick"),
+    (["--sedd", "3"], "--seed"),
+    (["--steps", "0"], "--steps is 0"),
+    (["--device", "cuda:77"], "--device cuda:77"),
+    (["--loss.reconstruction", "vgg19", "--loss.vgg-weights", "nowhere.pth"], "no such file"),
+])
+def test_a_users_mistake_is_one_line_and_exit_code_2(words, says, tmp_path):
+    out = [] if words == ["quik"] else ["--out", str(tmp_path / "run")]
+    done = command("posemodel.train", *words, *out)
+    assert done.returncode == 2
+    assert says in done.stderr and "Traceback" not in done.stderr
+    if not words[0].startswith("--sedd"):
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_folder_of_another_configuration_is_left_alone(run):
+    before = contents(run)
+    done = command("posemodel.train", *train_flags(run), "--optim.lr", "0.5")
+    assert done.returncode == 2 and "optim.lr" in done.stderr
+    assert before == contents(run)
+
+
+def test_evaluate_of_no_run_is_one_line(tmp_path):
+    done = command("posemodel.evaluate", str(tmp_path))
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_help_needs_no_torch(program):
+    code = ("import runpy, sys\nsys.argv = ['x', '--help']\n"
+            f"try:\n    runpy.run_module('posemodel.{program}', run_name='__main__')\n"
+            "except SystemExit as stop:\n    assert stop.code in (0, None), stop.code\n"
+            "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "COLUMNS": "100"}, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
