@@ -12,6 +12,7 @@ from .flow_sample import flow_sample
 from .guided_correlation import guided_correlation
 from .guided_correlation_conv2d import guided_correlation_conv2d
 from .identity_flow import identity_flow
+from .resize_flow import resize_flow
 from .soft_mutual_normalize import soft_mutual_normalize
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "guided_correlation_conv2d",
     "identity_flow",
     "implementations",
+    "resize_flow",
     "soft_mutual_normalize",
     "use_implementation",
 ]

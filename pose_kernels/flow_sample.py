@@ -16,29 +16,9 @@ import torch
 
 from . import _checks, _dispatch, _library
 from .identity_flow import identity_flow
+from .resize_flow import interpolate_linearly
 
 PADDING_MODES = ("border", "zeros")
-
-
-def _resample(displacement: torch.Tensor, size: int, dim: int) -> torch.Tensor:
-    """Linear interpolation along ``dim`` at ``size`` pixel centres; extrapolated at the ends."""
-    coarse = displacement.shape[dim]
-    if coarse == size:
-        return displacement
-    if coarse == 1:
-        return displacement.expand(*(size if d == dim else -1 for d in range(4)))
-    position = (torch.arange(size, dtype=displacement.dtype, device=displacement.device) + 0.5) * (
-        coarse / size
-    ) - 0.5
-    low = position.floor().clamp(0, coarse - 2)
-    weight = (position - low).view(
-        [size if d == dim else 1 for d in range(4)]
-    )  # below 0 or above 1: extrapolation
-    low = low.long()
-    return (
-        displacement.index_select(dim, low) * (1 - weight)
-        + displacement.index_select(dim, low + 1) * weight
-    )
 
 
 def _limit(position: torch.Tensor, low: float, high: float) -> torch.Tensor:
@@ -52,7 +32,8 @@ def reference(image, flow, size: tuple[int, int], padding_mode: str) -> torch.Te
     dtype = _checks.compute_dtype(image.dtype)
     identity = identity_flow(flow.shape[2], flow.shape[3], dtype=flow.dtype, device=flow.device)
     displacement = flow.to(dtype) - identity.to(dtype)  # [B, 2, h, w]
-    displacement = _resample(_resample(displacement, size[0], 2), size[1], 3)  # [B, 2, *size]
+    displacement = interpolate_linearly(displacement, size[0], 2)
+    displacement = interpolate_linearly(displacement, size[1], 3)  # [B, 2, *size]
 
     def pixel_position(axis: int, out: int, extent: int) -> torch.Tensor:
         j = torch.arange(out, dtype=dtype, device=image.device)

@@ -52,7 +52,7 @@ class ModelConfig:
 
     pose_sigma: float = 6.0
     """Gaussian of a joint, in pixels of an image 256 pixels high (6 in the paper)"""
-    encoder_channels: tuple[int, ...] = (32, 64, 64, 64, 64, 64, 64)
+    encoder_channels: tuple[int, ...] = (24, 48, 48, 48, 48, 48)
     """M: width of each hidden layer; the first two halve the resolution, one more layer follows"""
     feature_channels: int = 35
     """m, the length of M's feature vectors (35 in the paper)"""
@@ -62,15 +62,16 @@ class ModelConfig:
     """eps of the soft mutual normalisation"""
     flow_depth: int = 6
     """C_l: number of conv layers, 1 to 6 (Table 2 of the paper)"""
-    flow_channels: tuple[int, ...] = (128, 128, 96, 64, 32)
-    """C_l: widths of the hidden layers; the last flow_depth - 1 of them are used"""
-    flow_parametrization: Literal["residual", "absolute", "matching"] = "residual"
+    flow_channels: tuple[int, ...] = (96, 96, 64, 48, 32)
+    """C_l: widths of the hidden layers, the last flow_depth - 1 of which are used (128, 128, 96,
+    64, 32 in the paper)"""
+    flow_parametrization: Literal["residual", "absolute", "matching"] = "matching"
     """what is added to C_l's output: the identity, nothing, or the expected match under Qhat"""
-    refine_width: int = 32
+    refine_width: int = 16
     """R: channels at full resolution; 2x and 4x that after each down-sampling"""
-    refine_blocks: int = 6
+    refine_blocks: int = 4
     """R: residual blocks of the decoder (6 in the paper)"""
-    discriminator_width: int = 32
+    discriminator_width: int = 16
     """D: channels of its first layer"""
     discriminator_layers: int = 3
     """D: number of down-sampling layers"""
@@ -101,7 +102,7 @@ class LossConfig:
     """file with torchvision's VGG-19 weights; empty: torch hub's cache, else download"""
     reconstruction_weight: float = 1.0
     """weight of the reconstruction loss on the refined image (Eq. 5)"""
-    warped_weight: float = 0.5
+    warped_weight: float = 1.0
     """weight of the same loss on the warped source itself (0 in the paper)"""
     affine_weight: float = 3.0
     """lambda of the affine preserving loss (Eq. 7)"""
@@ -140,17 +141,17 @@ class OptimConfig:
     tasks: Literal["alternate", "joint"] = "joint"
     """alternate: affine and reconstruction task take turns (the paper); joint: their sum"""
     lr: float = 1e-3
-    """Adam's learning rate (phase one, where there are two phases)"""
+    """Adam's learning rate"""
     schedule: Literal["cosine", "constant"] = "cosine"
     """course of the learning rates over the run, after a warm-up of 2 %"""
     betas: tuple[float, float] = (0.9, 0.99)
     """Adam's coefficients, for the generator"""
     phase_one: float = 1.0
-    """share of the steps before the adversarial loss sets in and the lr_* below apply"""
-    lr_decoder: float = 1e-4
-    """phase two: learning rate of the refinement's decoder"""
-    lr_rest: float = 1e-8
-    """phase two: learning rate of all else in the generator"""
+    """share of the steps before the adversarial loss sets in"""
+    phase_two_decoder: float = 1.0
+    """factor on the learning rate of the refinement's decoder from then on (100 in the paper)"""
+    phase_two_rest: float = 1.0
+    """factor on the learning rate of all else in the generator from then on (0.01 in the paper)"""
     lr_discriminator: float = 1e-4
     """learning rate of the discriminator"""
     ema: float = 0.99
@@ -160,7 +161,7 @@ class OptimConfig:
 
     def __post_init__(self):
         _require(self.batch_size >= 1, "optim.batch-size", self.batch_size, "at least 1")
-        for name in ("lr", "lr_decoder", "lr_rest", "lr_discriminator", "clip"):
+        for name in ("lr", "phase_two_decoder", "phase_two_rest", "lr_discriminator", "clip"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, "optim." + name.replace("_", "-"), value,
                      "a finite number, 0 or more")

@@ -17,12 +17,15 @@ def main(argv: list[str]) -> int:
                         help="where the numbers go (default: RUN/evaluation.json)")
     parser.add_argument("--picture", type=Path, metavar="FILE",
                         help="where the sample sheet goes (default: RUN/evaluation.png)")
+    parser.add_argument("--lpips", choices=("auto", "none", "alex", "vgg"), default="auto",
+                        help="LPIPS by this net; auto: alex if its weights are at hand")
     arguments = parser.parse_args(argv)
     return evaluate_run(arguments)
 
 
 def evaluate_run(arguments: argparse.Namespace) -> int:
     """Load the averaged weights of the newest valid checkpoint and measure them."""
+    from posemodel import lpips_metric
     from posemodel.engine import checkpoint, environment
     from posemodel.engine.evaluation import evaluate
     from posemodel.engine.report import evaluation_table
@@ -45,7 +48,14 @@ def evaluate_run(arguments: argparse.Namespace) -> int:
     model = build_generator(config.model, config.data.image_size).to(device)
     model.load_state_dict(found.weights["averaged"])
 
-    row = {"step": found.step, **evaluate(model, config, device, dtype)}
+    distances = {}
+    net = "alex" if arguments.lpips == "auto" else arguments.lpips
+    why = lpips_metric.missing(net) if arguments.lpips == "auto" else ""
+    if why:
+        print(f"LPIPS left out: {why}")
+    elif net != "none":
+        distances[f"lpips_{net}"] = lpips_metric.Lpips(net, device)
+    row = {"step": found.step, **evaluate(model, config, device, dtype, distances)}
     numbers = arguments.json or run.path / "evaluation.json"
     picture = arguments.picture or run.path / "evaluation.png"
     _write(numbers, json.dumps(row, indent=2, allow_nan=False) + "\n")

@@ -29,7 +29,7 @@ FLAGS = """
 --loss.affine-weight --loss.affine-unit --loss.affine-rotation --loss.affine-scale
 --loss.affine-shear --loss.affine-shift --loss.adversarial --loss.adversarial-weight
 --optim.batch-size --optim.tasks --optim.lr --optim.schedule --optim.betas --optim.phase-one
---optim.lr-decoder --optim.lr-rest --optim.lr-discriminator --optim.ema --optim.clip
+--optim.phase-two-decoder --optim.phase-two-rest --optim.lr-discriminator --optim.ema --optim.clip
 """.split()
 
 

@@ -27,9 +27,9 @@ def lines(path):
 
 def weights(run):
     from safetensors.torch import load
-    newest = (run / "checkpoints" / "LATEST").read_text().strip()
+    newest = run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text().strip()
     # Read, not mapped: a test damages these files later.
-    return {f.name: load(f.read_bytes()) for f in (run / "checkpoints" / newest).glob("*.safetensors")}
+    return {f.name: load(f.read_bytes()) for f in newest.glob("*.safetensors")}
 
 
 def contents(run):

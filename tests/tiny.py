@@ -21,7 +21,7 @@ def tiny_config(**changes) -> Config:
                           flow_channels=(8, 8, 8, 8, 8), refine_width=4, refine_blocks=1,
                           discriminator_width=4),
         loss=LossConfig(adversarial_weight=0.1),
-        optim=OptimConfig(batch_size=2, phase_one=0.0, lr_decoder=1e-3, lr_rest=1e-3),
+        optim=OptimConfig(batch_size=2, phase_one=0.0),
     )
     for name, value in changes.items():
         section, _, field = name.partition("_")

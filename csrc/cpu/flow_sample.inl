@@ -11,7 +11,8 @@ struct Band {
         weight_(4 * stride),
         slope_(with_slopes ? 8 * stride : 1),
         row_(2 * std::max(flow_width, width) + 32),
-        outside_(stride) {}
+        outside_(stride),
+        adjacent_(stride) {}
   Index* at(int n) {
     return at_.data() + n * stride;
   }
@@ -27,6 +28,7 @@ struct Band {
   Scratch<Index> at_;
   Scratch<T> weight_, slope_, row_;
   Scratch<int32_t> outside_;  // pixels that see nothing of the image ("zeros")
+  Scratch<bool> adjacent_;  // per vector: every pixel's left and right neighbours lie side by side in memory
 };
 
 template <class In, class Index>
@@ -46,6 +48,62 @@ SIMD_INLINE vec<compute_t<In>> gather(const In* plane, const Index* at) {
     x[i] = static_cast<T>(plane[at[i]]);
   }
   return x;
+}
+
+#if defined(SIMD_AVX2) || defined(SIMD_AVX512)
+// Pairs of neighbours, eight at a time: one 8-byte load each instead of two gathered ones.
+SIMD_INLINE void load_pairs(const float* plane, const int32_t* at, __m256& left, __m256& right) {
+  const auto two = [plane, at](int i) __attribute__((always_inline)) {
+    const __m128 first = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(plane + at[i])));
+    return _mm_loadh_pi(first, reinterpret_cast<const __m64*>(plane + at[i + 1]));
+  };
+  const __m256 a = _mm256_insertf128_ps(_mm256_castps128_ps256(two(0)), two(4), 1);
+  const __m256 b = _mm256_insertf128_ps(_mm256_castps128_ps256(two(2)), two(6), 1);
+  left = _mm256_shuffle_ps(a, b, 0x88);
+  right = _mm256_shuffle_ps(a, b, 0xdd);
+}
+#endif
+
+// Notes which vectors of pixels can be read in pairs; `pixels` of the band are in use.
+template <class T, class Index>
+static void find_adjacent(Band<T, Index>& band, int64_t pixels) {
+  constexpr int W = simd<T>::width;
+  for (int64_t p = 0; p + W <= pixels; p += W) {
+    Index apart = 0;
+    for (int i = 0; i < W; ++i) {
+      apart |= (band.at(1)[p + i] - band.at(0)[p + i] - 1) | (band.at(3)[p + i] - band.at(2)[p + i] - 1);
+    }
+    band.adjacent_.data()[p / W] = apart == 0;
+  }
+}
+
+// The four neighbours of the vector of pixels at p.
+template <class In, class Index, class T = compute_t<In>>
+SIMD_INLINE void load_neighbours(Band<T, Index>& band, const In* plane, int64_t p, vec<T> (&value)[4]) {
+#if defined(SIMD_AVX2) || defined(SIMD_AVX512)
+  if constexpr (std::is_same_v<In, float> && sizeof(Index) == 4) {
+    if (band.adjacent_.data()[p / simd<T>::width]) {
+      for (int row = 0; row < 2; ++row) {
+        const int32_t* at = band.at(2 * row) + p;
+        __m256 left, right;
+        load_pairs(plane, at, left, right);
+#if defined(SIMD_AVX512)
+        __m256 next_left, next_right;
+        load_pairs(plane, at + 8, next_left, next_right);
+        value[2 * row] = _mm512_insertf32x8(_mm512_castps256_ps512(left), next_left, 1);
+        value[2 * row + 1] = _mm512_insertf32x8(_mm512_castps256_ps512(right), next_right, 1);
+#else
+        value[2 * row] = left;
+        value[2 * row + 1] = right;
+#endif
+      }
+      return;
+    }
+  }
+#endif
+  for (int n = 0; n < 4; ++n) {
+    value[n] = gather(plane, band.at(n) + p);
+  }
 }
 
 // The two neighbours of a vector of positions along one axis.
@@ -172,9 +230,11 @@ static void sample_plane(Band<T, Index>& band, const In* plane, int64_t pixels, 
   constexpr int W = simd<T>::width;
   int64_t p = 0;
   for (; p + W <= pixels; p += W) {
-    vec<T> sum = gather(plane, band.at(0) + p) * load(band.weight(0) + p);
+    vec<T> value[4];
+    load_neighbours(band, plane, p, value);
+    vec<T> sum = value[0] * load(band.weight(0) + p);
     for (int n = 1; n < 4; ++n) {
-      sum += gather(plane, band.at(n) + p) * load(band.weight(n) + p);
+      sum += value[n] * load(band.weight(n) + p);
     }
     store_as(out + p, sum);
   }
@@ -201,6 +261,7 @@ static void sample_all(const SampleArguments<In>& x) {
     for (int64_t n = begin; n < end; ++n) {
       const int64_t b = n / bands, y0 = n % bands * rows, y1 = std::min(g.out_height, y0 + rows);
       locate<T, Index>(g, x.displacement + b * 2 * g.flow_height * g.flow_width, y0, y1, false, band);
+      find_adjacent(band, (y1 - y0) * g.out_width);
       for (int64_t c = b * x.channels; c < (b + 1) * x.channels; ++c) {
         sample_plane<In, Index>(
             band, x.image + c * plane, (y1 - y0) * g.out_width, x.result + c * out_plane + y0 * g.out_width);
@@ -281,6 +342,7 @@ static void flow_gradient(const SampleArguments<In>& x) {
       const int64_t b = n / bands, y0 = n % bands * rows, y1 = std::min(g.out_height, y0 + rows);
       const int64_t pixels = (y1 - y0) * g.out_width;
       locate<T, Index>(g, x.displacement + b * 2 * coarse_plane, y0, y1, true, band);
+      find_adjacent(band, pixels);
       T *sum_x = sums.data(), *sum_y = sums.data() + pixels;
       std::fill(sums.data(), sums.data() + 2 * pixels, T(0));
       for (int64_t c = b * x.channels; c < (b + 1) * x.channels; ++c) {
@@ -289,11 +351,11 @@ static void flow_gradient(const SampleArguments<In>& x) {
         int64_t p = 0;
         for (; p + W <= pixels; p += W) {
           const vec<T> value = load_as(from + p);
-          vec<T> along_x{}, along_y{};
+          vec<T> neighbour[4], along_x{}, along_y{};
+          load_neighbours(band, image, p, neighbour);
           for (int i = 0; i < 4; ++i) {
-            const vec<T> neighbour = gather(image, band.at(i) + p);
-            along_x += neighbour * load(band.slope(0, i) + p);
-            along_y += neighbour * load(band.slope(1, i) + p);
+            along_x += neighbour[i] * load(band.slope(0, i) + p);
+            along_y += neighbour[i] * load(band.slope(1, i) + p);
           }
           store(sum_x + p, load(sum_x + p) + value * along_x);
           store(sum_y + p, load(sum_y + p) + value * along_y);

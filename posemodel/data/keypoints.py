@@ -64,8 +64,7 @@ def pixels_to_normalized(pose: torch.Tensor, size: tuple[int, int]) -> torch.Ten
 
 
 def normalized_to_pixels(pose: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Inverse of `pixels_to_normalized`; ``[..., 3]`` to ``[..., 3]``. Missing joints stay zeros:
-    ask presence."""
+    """Inverse of `pixels_to_normalized`, ``[..., 3]``; missing joints stay zeros: ask presence."""
     height, width = size
     scale = pose.new_tensor([width / 2.0, height / 2.0])
     shift = pose.new_tensor([(width - 1) / 2.0, (height - 1) / 2.0])

@@ -48,8 +48,10 @@ class Shape:
 
 @dataclass
 class Stance:
-    """Two views per sample: part frames ``rotation`` [B, 2, P, 3, 3], ``origin`` [B, 2, P, 3];
-    joints [B, 2, 18, 3]."""
+    """Two views per sample: frames of the parts, and ``joints`` [B, 2, 18, 3].
+
+    A part's frame is ``rotation`` [B, 2, P, 3, 3] and ``origin`` [B, 2, P, 3].
+    """
 
     rotation: np.ndarray
     origin: np.ndarray
@@ -234,8 +236,7 @@ def draw_stance(draws: Draws, person: Person, shape: Shape, turn: float) -> Stan
     joints = np.zeros((batch, 2, 18, 3))
 
     def at(frame, base, **local):
-        """The point with these local coordinates (x, y, z: [B, view] or [B, 1]) in a frame at
-        ``base``."""
+        """The point at these coordinates (x, y, z: [B, view] or [B, 1]) of a frame at base."""
         for axis, value in local.items():
             base = base + frame[..., "xyz".index(axis)] * value[..., None]
         return base

@@ -1,5 +1,4 @@
-"""Who a mannequin is: proportions, hair and wardrobe, drawn from one row of uniform numbers per
-sample.
+"""Who a mannequin is: proportions, hair and wardrobe, drawn from one row of numbers per sample.
 
 Everything here runs on the host in NumPy on arrays ``[B, ...]``; the arrays are small. Lengths are
 in metres.

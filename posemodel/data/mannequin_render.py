@@ -59,8 +59,10 @@ class Bodies:
 
 @dataclass
 class Hits:
-    """First surface met by N rays: ``part`` [N] int64 (index into PARTS, -1 nothing) and ``depth``
-    [N] in metres."""
+    """First surface met by N rays.
+
+    ``part`` [N] int64, an index into PARTS or -1 for nothing; ``depth`` [N] in metres.
+    """
 
     part: torch.Tensor
     depth: torch.Tensor
@@ -71,8 +73,7 @@ def send(table: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def columns(table: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-    """``table[:, which]``, [K, M] and [N] to [K, N]: the parameters of every sample, contiguous per
-    parameter."""
+    """``table[:, which]``, [K, M] and [N] to [K, N]: every sample's parameters, row by row."""
     # gather over an expanded index: several times faster on the CPU than index_select along the
     # last dimension.
     return table.gather(1, which.expand(len(table), -1))
@@ -236,8 +237,7 @@ def _depths(
     nothing = torch.full_like(x, -torch.inf)
 
     def root(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        """The root of a t^2 + 2 b t + c nearer to the camera where the ray enters the solid c <
-        0."""
+        """The root of a t^2 + 2 b t + c where a ray from the camera enters the negative side."""
         square = b * b - a * c
         return torch.where(square >= 0, (square.clamp_min(0).sqrt() - b) / a, nothing)
 
@@ -255,8 +255,7 @@ def _depths(
 
 
 def _nearest(ray: torch.Tensor, part: torch.Tensor, depth: torch.Tensor, rays: int) -> torch.Tensor:
-    """Of all candidates (ray, part, depth) the one nearest to the camera per ray, ``[rays]`` int64,
-    -1 for none."""
+    """The candidate nearest to the camera per ray, ``[rays]`` int64 for `_decode`, -1 for none."""
     # Depth and part in one integer: its maximum does not depend on the order of the candidates.
     steps = ((depth.clamp_min(-_DEPTH_RANGE) + _DEPTH_RANGE) * _DEPTH_STEPS).long()
     key = torch.where(depth > -_DEPTH_RANGE, (steps << _PART_BITS) + part, -1)
@@ -273,8 +272,7 @@ def _decode(best: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def surface_points(
     bodies: Bodies, view: torch.Tensor, part: torch.Tensor, xy: torch.Tensor, depth: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Canonical coordinates, three ``[N]``, of the points that rays at ``xy`` [2, N] met at
-    ``depth`` [N]."""
+    """Canonical coordinates, three ``[N]``, of what rays at ``xy`` [2, N] met at ``depth`` [N]."""
     p = columns(bodies.rays[: _D + 3], view * len(PARTS) + part)
     return tuple(
         p[_Q0 + k] + xy[0] * p[_QX + k] + xy[1] * p[_QY + k] + depth * p[_D + k] for k in range(3)
@@ -284,8 +282,7 @@ def surface_points(
 def project(
     bodies: Bodies, view: torch.Tensor, part: torch.Tensor, q: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where canonical points appear in a view: normalised positions ``[2, N]`` and depth
-    ``[N]``."""
+    """Where canonical points appear: normalised positions ``[2, N]`` and depth ``[N]``."""
     p = columns(bodies.places, view * len(PARTS) + part)
     x, y, depth = (
         p[4 * k] * q[0] + p[4 * k + 1] * q[1] + p[4 * k + 2] * q[2] + p[4 * k + 3] for k in range(3)

@@ -1,5 +1,4 @@
-"""What a mannequin's surface looks like: materials, garments, prints and the face, as functions of
-the surface point.
+"""What a mannequin's surface looks like: garments, prints and face by surface point.
 
 Nothing here depends on the view: light and folds are part of the cloth, so a surface point has one
 colour for ever. The device side uses only + - * /, comparisons and rounding down, which give the
@@ -58,8 +57,10 @@ _MIX = np.array([
 
 @dataclass
 class Wardrobe:
-    """Tables with one column per ``materials`` [17, B*8], ``surfaces`` [12, B*P], ``decals`` [36,
-    B*2], ``face`` [16, B]."""
+    """Tables with one column per material of a person (8 each), part, side of the torso, face.
+
+    ``materials`` [17, B*8], ``surfaces`` [12, B*P], ``decals`` [36, B*2], ``face`` [16, B].
+    """
 
     materials: torch.Tensor
     surfaces: torch.Tensor
@@ -82,8 +83,7 @@ def build_wardrobe(person: Person, shape: Shape, device: torch.device) -> Wardro
 
 
 def _apart(color: np.ndarray, other: np.ndarray, least: float = 0.45) -> np.ndarray:
-    """``color``, moved to a light or dark tone where it is too close to ``other`` to tell them
-    apart."""
+    """``color``, made light or dark where it could hardly be told from ``other``."""
     distance = np.abs(color - other).sum(-1, keepdims=True)
     dark = other.mean(-1, keepdims=True) < 0.45
     return np.where(
@@ -229,8 +229,10 @@ def _surfaces(person: Person, shape: Shape) -> np.ndarray:
 
 
 def _decals(person: Person, draws: Draws, materials: np.ndarray) -> np.ndarray:
-    """[B, 2, 3, 12]; front: neckline, opening, print or pocket; back: yoke or print, and a bar. x
-    and v in metres."""
+    """``[B, 2, 3, 12]``, x and v in metres.
+
+    Front: neckline, opening, print or pocket. Back: yoke or print, a bar, nothing.
+    """
     batch = len(person.height)
     table = np.zeros((batch, 2, _DECALS, _DECAL_COLUMNS))
     table[..., 2:4] = 1.0

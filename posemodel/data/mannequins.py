@@ -130,24 +130,23 @@ class Mannequins:
         facing = stance.facing
         apart = np.abs((facing[:, 0] - facing[:, 1] + 180.0) % 360.0 - 180.0).astype(np.float32)
         return {
-            "source": images[0::2],
-            "target": images[1::2],
-            "source_pose": poses[0::2],
-            "target_pose": poses[1::2],
+            "source": images[0::2].contiguous(),
+            "target": images[1::2].contiguous(),
+            "source_pose": poses[0::2].contiguous(),
+            "target_pose": poses[1::2].contiguous(),
             "flow": flow,
             "visible": visible,
             "source_foreground": part[0::2] > 0,
             "target_foreground": part[1::2] > 0,
-            "source_part": part[0::2],
-            "target_part": part[1::2],
+            "source_part": part[0::2].contiguous(),
+            "target_part": part[1::2].contiguous(),
             "turn": torch.from_numpy(apart).to(self.device).reshape(batch),
         }
 
     def _paint(
         self, bodies: Bodies, wardrobe: Wardrobe, xs: torch.Tensor, ys: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Casts every view on the grid ``ys`` [R] by ``xs`` [C] and follows the targets' points
-        into the sources.
+        """Casts every view on the grid ``ys`` [R] by ``xs`` [C]; follows targets into sources.
 
         Returns:
             Colour times coverage, and coverage, ``[4, V, R, C]``; part ids ``[V, 1, H, W]`` at the
@@ -198,12 +197,13 @@ class Mannequins:
         )
 
     def _expose(self, canvas: torch.Tensor, clutter: np.ndarray) -> torch.Tensor:
-        """Images ``[V, 3, H, W]`` in [-1, 1]: each pixel weighs its 3 x 3 samples 1 2 1 by 1 2
-        1."""
+        """Images ``[V, 3, H, W]`` in [-1, 1].
+
+        A pixel weighs its samples 1 2 1 across and 1 2 1 down: a tent as wide as two pixels.
+        """
         down = canvas[..., 0:-1:2, :] + canvas[..., 2::2, :] + 2.0 * canvas[..., 1::2, :]
-        pixels = (down[..., 0:-1:2] + down[..., 2::2] + 2.0 * down[..., 1::2]).transpose(
-            0, 1
-        ) / 16.0
+        pixels = (down[..., 0:-1:2] + down[..., 2::2] + 2.0 * down[..., 1::2]) / 16.0
+        pixels = pixels.transpose(0, 1)
         color, cover = pixels[:, :3], pixels[:, 3:]
         if self.background == "white":
             behind = 1.0
@@ -220,8 +220,7 @@ def _check_word(name: str, value: int) -> None:
 def _frame(
     draws: Draws, shape: Shape, stance: Stance, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Camera of each view: ``zoom`` and ``shift`` [B, 2, 2]; the body fills the frame's height, or
-    is cropped."""
+    """Camera of each view, ``zoom`` and ``shift`` [B, 2, 2]: the body fills the frame's height."""
     low, high = extent(shape, stance)
     tall, broad = (high - low)[..., 1], (high - low)[..., 0]
     fill = draws.uniform(0.80, 0.97, 2)
@@ -249,8 +248,7 @@ def _frame(
 def _follow(
     bodies: Bodies, view: torch.Tensor, part: torch.Tensor, q: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where surface points lie in another view, ``[2, N]``, and whether they are really seen there,
-    ``[N]`` bool."""
+    """Where surface points lie in another view, ``[2, N]``, and whether they are seen there."""
     xy, depth = project(bodies, view, part, q)
     hits = cast(bodies, view, xy)
     inside = (xy.abs() <= 1.0).all(0)

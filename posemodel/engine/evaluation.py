@@ -1,6 +1,7 @@
 """Evaluation on held-out mannequins, where the true flow and visibility are known."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,9 @@ HELD_OUT_SEED = 2**32 + 1
 TURNS = ((0, 30), (30, 60), (60, 180))
 _BATCH = 16
 
-# Mean over pairs; the others are pooled over pixels.
-_PER_PAIR = ("copy_l1", "warped_l1", "refined_l1", "copy_l1_32", "warped_l1_32", "refined_l1_32",
-             "epe_zero", "epe_visible", "ssim_copy", "ssim_warped", "ssim")
+ImageDistance = Callable[[Tensor, Tensor], Tensor]
+
+# Pooled over pixels; the other metrics are means over pairs.
 _VISIBILITY = ("affine", "cycle", "peak", "correlation")
 
 
@@ -54,16 +55,6 @@ class Inspection:
     """visibility by each measure, at image size, `[B, 1, H, W]`, higher is more visible"""
 
 
-def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """A flow at another resolution: its displacement, interpolated as `flow_sample` does."""
-    height, width = size
-    coarse = pose_kernels.identity_flow(*flow.shape[-2:], device=flow.device)
-    fine = pose_kernels.identity_flow(height, width, device=flow.device)
-    at = fine.expand(len(flow), 2, height, width)
-    # Sampling the displacement at the identity interpolates it.
-    return pose_kernels.flow_sample(flow - coarse, at, size) + fine
-
-
 @torch.no_grad()
 def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -> Inspection:
     """Run the model on a batch of pairs, both ways, with all intermediate results."""
@@ -75,7 +66,7 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
         flow = model.warping.flow_from(guided)
         backward = model.warping(batch["target_pose"], batch["source_pose"])
         image = model.refinement(batch["source"], flow)
-    fine, back = resize_flow(flow, size), resize_flow(backward, size)
+    fine, back = (pose_kernels.resize_flow(one, size) for one in (flow, backward))
     at = pose_kernels.identity_flow(*size, device=flow.device).expand_as(fine)
     coarse_scores = {
         "affine": visibility.affine_score(flow),
@@ -89,8 +80,9 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
                       scores)
 
 
-def measure(batch: dict[str, Tensor], seen: Inspection) -> dict[str, Tensor]:
-    """The metrics of each pair of a batch, `[B]` each."""
+def measure(batch: dict[str, Tensor], seen: Inspection,
+            distances: dict[str, ImageDistance]) -> dict[str, Tensor]:
+    """The metrics of each pair of a batch, `[B]` each; `distances` are added by their names."""
     source, target = batch["source"], batch["target"]
     visible = batch["visible"][:, 0]
     identity = pose_kernels.identity_flow(*source.shape[-2:], device=source.device)
@@ -106,27 +98,33 @@ def measure(batch: dict[str, Tensor], seen: Inspection) -> dict[str, Tensor]:
     for name, image in (("copy", source), ("warped", seen.warped), ("refined", seen.image)):
         values[f"{name}_l1"] = metrics.l1_255(image, target)
         values[f"{name}_l1_32"] = metrics.l1_255_at_32(image, target)
+        for kind, distance in distances.items():
+            values[f"{name}_{kind}"] = distance(image, target)
     return values
 
 
 @torch.no_grad()
 def evaluate(model: PoseTransfer, config: Config, device: torch.device,
-             dtype: torch.dtype) -> dict:
+             dtype: torch.dtype, distances: dict[str, ImageDistance] | None = None) -> dict:
     """All metrics on the held-out pairs: over all of them, and by how far the body turns.
+
+    Args:
+        distances: further metrics between two images by name; each gives the keys `copy_NAME`,
+            `warped_NAME` and `refined_NAME`.
 
     Returns the row of eval.jsonl without its step; values that do not exist are None.
     """
     model.eval()
     data = mannequins(config, seed=HELD_OUT_SEED, device=device)
-    per_pair: dict[str, list[Tensor]] = {name: [] for name in _PER_PAIR}
+    per_pair: dict[str, list[Tensor]] = {}
     pixels: dict[str, list[Tensor]] = {name: [] for name in (*_VISIBILITY, "visible", "pair")}
     turns = []
     count = config.data.evaluation_pairs
     for first in range(0, count, _BATCH):
         batch = data.pairs(range(first, min(first + _BATCH, count)))
         seen = inspect(model, batch, dtype)
-        for name, values in measure(batch, seen).items():
-            per_pair[name].append(values.cpu())
+        for name, values in measure(batch, seen, distances or {}).items():
+            per_pair.setdefault(name, []).append(values.cpu())
         turns.append(batch["turn"].cpu())
         body = batch["target_foreground"]
         for name in _VISIBILITY:

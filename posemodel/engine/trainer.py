@@ -60,7 +60,7 @@ class Trainer:
     # --- the schedule -----------------------------------------------------------------------------
 
     def in_phase_two(self, step: int) -> bool:
-        """Whether the adversarial loss and the learning rates of phase two apply in step n >= 1."""
+        """Whether step n >= 1 has the adversarial loss and the learning rates of phase two."""
         return step > self.config.optim.phase_one * self.config.steps
 
     def course(self, step: int) -> float:
@@ -74,8 +74,8 @@ class Trainer:
         optim, course = self.config.optim, self.course(step)
         two = self.in_phase_two(step)
         decoder, rest = self.optimizer.param_groups
-        decoder["lr"] = (optim.lr_decoder if two else optim.lr) * course
-        rest["lr"] = (optim.lr_rest if two else optim.lr) * course
+        decoder["lr"] = optim.lr * course * (optim.phase_two_decoder if two else 1)
+        rest["lr"] = optim.lr * course * (optim.phase_two_rest if two else 1)
         self.discriminator_optimizer.param_groups[0]["lr"] = optim.lr_discriminator * course
 
     # --- the two tasks ----------------------------------------------------------------------------

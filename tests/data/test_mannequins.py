@@ -367,7 +367,7 @@ def test_bad_index() -> None:
         Mannequins().pairs([0, -3])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_cuda_makes_the_same_pairs() -> None:
     cpu, gpu = (
         Mannequins(background="cluttered", device=d).pairs(range(4)) for d in ("cpu", "cuda")

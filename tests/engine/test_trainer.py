@@ -83,7 +83,7 @@ def test_discriminator_waits_for_phase_two(batches):
 
 
 def test_learning_rate_zero_freezes_the_rest_bit_for_bit(batches):
-    one = trainer(tiny_config(optim_lr_rest=0.0))
+    one = trainer(tiny_config(optim_phase_two_rest=0.0))
     before = parameters(one.generator)
     one.step(1, batches[0])
     moved = changed(before, parameters(one.generator))

@@ -40,7 +40,8 @@ def test_shapes_and_gradients_reach_every_weight(size, parametrization):
 
 def test_untrained_residual_flow_is_the_identity_and_returns_the_source():
     source = torch.rand(2, 3, 32, 32) * 2 - 1
-    result = small()(source, poses(2), poses(2, seed=1))
+    model = small(flow_parametrization="residual")
+    result = model(source, poses(2), poses(2, seed=1))
     assert torch.equal(result.flow, pose_kernels.identity_flow(8, 8).expand(2, 2, 8, 8))
     assert torch.equal(result.warped, source)
 
