@@ -68,7 +68,9 @@ class ModelConfig:
     flow_parametrization: Literal["residual", "absolute", "matching"] = "matching"
     """what is added to C_l's output: the identity, nothing, or the expected match under Qhat"""
     refine_width: int = 16
-    """R: channels at full resolution; 2x and 4x that after each down-sampling"""
+    """R: channels at full resolution; each down-sampling doubles them"""
+    refine_downsamplings: int = 1
+    """R: how often the resolution is halved before the warp (2 in the paper)"""
     refine_blocks: int = 4
     """R: residual blocks of the decoder (6 in the paper)"""
     discriminator_width: int = 16
@@ -86,6 +88,8 @@ class ModelConfig:
         widths = (*self.encoder_channels, self.feature_channels, *self.flow_channels,
                   self.refine_width, self.discriminator_width, self.discriminator_layers)
         _require(min(widths) >= 1, "model", min(widths), "widths and depths of at least 1")
+        _require(self.refine_downsamplings in (0, 1, 2), "model.refine-downsamplings",
+                 self.refine_downsamplings, "0, 1 or 2")
         _require(self.refine_blocks >= 0, "model.refine-blocks", self.refine_blocks, "0 or more")
         _require(self.correlation_eps > 0, "model.correlation-eps", self.correlation_eps,
                  "a positive number")

@@ -5,7 +5,11 @@ from posemodel.config import Config, DataConfig, LossConfig, ModelConfig, OptimC
 
 def quick() -> Config:
     """Generated people at 64 pixels, minutes on two CPU cores."""
-    return Config(preset="quick")
+    return Config(
+        preset="quick",
+        loss=LossConfig(adversarial_weight=0.01),
+        optim=OptimConfig(phase_one=0.7),
+    )
 
 
 def overnight() -> Config:
@@ -33,6 +37,7 @@ def paper() -> Config:
             flow_channels=(128, 128, 96, 64, 32),
             flow_parametrization="residual",
             refine_width=64,
+            refine_downsamplings=2,
             refine_blocks=6,
             discriminator_width=64,
             discriminator_layers=4,

@@ -23,7 +23,7 @@ FLAGS = """
 --data.evaluation-pairs
 --model.pose-sigma --model.encoder-channels --model.feature-channels --model.feature-norm
 --model.correlation-eps --model.flow-depth --model.flow-channels --model.flow-parametrization
---model.refine-width --model.refine-blocks --model.discriminator-width
+--model.refine-width --model.refine-downsamplings --model.refine-blocks --model.discriminator-width
 --model.discriminator-layers
 --loss.reconstruction --loss.vgg-weights --loss.reconstruction-weight --loss.warped-weight
 --loss.affine-weight --loss.affine-unit --loss.affine-rotation --loss.affine-scale

@@ -1,0 +1,1 @@
+"""Training, evaluation, run folders, reports: everything around the networks."""

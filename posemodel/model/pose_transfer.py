@@ -69,8 +69,13 @@ def build_generator(config: ModelConfig, image_size: tuple[int, int]) -> PoseTra
         eps=config.correlation_eps,
     )
     refinement = RefinementNetwork(
-        encoder=RefinementEncoder(width=config.refine_width),
-        decoder=RefinementDecoder(width=config.refine_width, blocks=config.refine_blocks),
+        encoder=RefinementEncoder(
+            width=config.refine_width, downsamplings=config.refine_downsamplings),
+        decoder=RefinementDecoder(
+            width=config.refine_width,
+            downsamplings=config.refine_downsamplings,
+            blocks=config.refine_blocks,
+        ),
     )
     model = PoseTransfer(warping=warping, refinement=refinement)
     return model.to(memory_format=torch.channels_last)

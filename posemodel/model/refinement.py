@@ -1,5 +1,7 @@
 """R, the refinement network: the warped features of the source to the finished image."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -33,40 +35,48 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(width, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
         )
+        # The block starts as the identity and grows from there.
+        nn.init.zeros_(self.layers[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
 
 
 class RefinementEncoder(nn.Module):
-    """A stem and two convolutions with down-sampling: an image to features at a quarter."""
+    """A stem, then convolutions that halve the resolution and double the width."""
 
-    def __init__(self, *, width: int):
+    def __init__(self, *, width: int, downsamplings: int):
         super().__init__()
+        widths = [width * 2**level for level in range(downsamplings + 1)]
         self.layers = nn.Sequential(
             _conv(3, width, kernel=7),
-            _conv(width, 2 * width, stride=2),
-            _conv(2 * width, 4 * width, stride=2),
+            *(_conv(before, after, stride=2) for before, after in itertools.pairwise(widths)),
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """`[B, 3, H, W]` -> `[B, 4 width, H/4, W/4]`."""
+        """`[B, 3, H, W]` -> `[B, width 2^n, H / 2^n, W / 2^n]` with n down-samplings."""
         return self.layers(image.contiguous(memory_format=torch.channels_last))
 
 
 class RefinementDecoder(nn.Module):
-    """Residual blocks, then two up-samplings with BatchNorm: warped features to an image."""
+    """Residual blocks, then up-samplings with BatchNorm: warped features to an image."""
 
-    def __init__(self, *, width: int, blocks: int):
+    def __init__(self, *, width: int, downsamplings: int, blocks: int):
         super().__init__()
-        self.blocks = nn.Sequential(*(ResidualBlock(4 * width) for _ in range(blocks)))
-        self.up = nn.Sequential(_up(4 * width, 2 * width), _up(2 * width, width))
+        widths = [width * 2**level for level in reversed(range(downsamplings + 1))]
+        self.blocks = nn.Sequential(*(ResidualBlock(widths[0]) for _ in range(blocks)))
+        self.up = nn.Sequential(
+            *(_up(before, after) for before, after in itertools.pairwise(widths)))
         self.last = nn.Conv2d(width, 3, 7, padding=3)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[B, 4 width, H/4, W/4]` -> `[B, 3, H, W]` in [-1, 1], float32."""
+        """The encoder's output, warped -> `[B, 3, H, W]`, float32, clamped to [-1, 1] (in training
+        mode with a slope of 0.1 outside)."""
         x = self.blocks(features.contiguous(memory_format=torch.channels_last))
-        return self.last(self.up(x)).float().tanh()
+        image = self.last(self.up(x)).float()
+        clamped = image.clamp(-1, 1)
+        # In training the clamp leaks, so that a pixel that is too bright can still be darkened.
+        return clamped.lerp(image, 0.1) if self.training else clamped
 
 
 class RefinementNetwork(nn.Module):
@@ -77,8 +87,47 @@ class RefinementNetwork(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
+        carry_colours(encoder, decoder)
 
     def forward(self, source: Tensor, flow: Tensor) -> Tensor:
         """Image `[B, 3, H, W]` and flow `[B, 2, H/4, W/4]` -> image `[B, 3, H, W]`."""
         features = self.encoder(source)
         return self.decoder(pose_kernels.flow_sample(features, flow.to(features.dtype)))
+
+
+@torch.no_grad()
+def carry_colours(encoder: RefinementEncoder, decoder: RefinementDecoder) -> None:
+    """Initial weights with which R hands colours through, so that it learns from there.
+
+    A random network of this kind needs thousands of steps before it has colours at all. Pairs of
+    mirrored channels (relu(x), relu(-x)) carry a signal x through BatchNorm and ReLU as if they
+    were linear ("looks-linear", Balduzzi et al. 2017); a down-sampling puts the four pixels of a
+    cell into four signals, the up-sampling takes them out again. As many signals as the widths have
+    room for; the other channels start random, as usual.
+    """
+    stem, *downs = (block[0].weight for block in encoder.layers)      # [out, in, k, k]
+    ups = [block[0].weight for block in decoder.up][::-1]             # [in, out, 4, 4]
+    colours = min(3, stem.shape[0] // 2)
+    stem[: 2 * colours] = 0
+    for colour in range(colours):
+        stem[2 * colour, colour, 3, 3] = 1
+        stem[2 * colour + 1, colour, 3, 3] = -1
+    signals = colours
+    for down, up in zip(downs, ups, strict=True):
+        finer, signals = signals, min(4 * signals, down.shape[0] // 2)
+        down[: 2 * signals] = 0
+        up[:, : 2 * finer] = 0
+        for signal in range(signals):
+            corner, origin = divmod(signal, finer)
+            row, column = divmod(corner, 2)
+            for sign, out in ((1, 2 * signal), (-1, 2 * signal + 1)):
+                down[out, 2 * origin, 1 + row, 1 + column] = sign
+                down[out, 2 * origin + 1, 1 + row, 1 + column] = -sign
+                up[out, 2 * origin, 1 + row, 1 + column] = sign
+                up[out, 2 * origin + 1, 1 + row, 1 + column] = -sign
+    last = decoder.last.weight
+    last *= 0.1
+    for colour in range(colours):
+        last[colour, : 2 * colours] = 0
+        last[colour, 2 * colour, 3, 3] = 0.5
+        last[colour, 2 * colour + 1, 3, 3] = -0.5

@@ -28,6 +28,9 @@ def test_shapes_and_gradients_reach_every_weight(size, parametrization):
     model = small(size, flow_parametrization=parametrization)
     # The last layer of C_l starts at zero, which would hide the rest of W from the gradient.
     torch.nn.init.normal_(model.warping.head.layers[-1].weight, std=0.1)
+    # Residual blocks start as the identity, which would do the same.
+    for block in model.refinement.decoder.blocks:
+        torch.nn.init.ones_(block.layers[-1].weight)
     source = torch.rand(2, 3, *size) * 2 - 1
     result = model(source, poses(2), poses(2, seed=1))
     height, width = size
@@ -128,3 +131,18 @@ def test_several_sources_of_one_target_are_the_single_ones():
     a, b, target = poses(2), poses(2, seed=1), poses(2, seed=2)
     together = model(torch.cat([a, b]), target)
     assert torch.allclose(together, torch.cat([model(a, target), model(b, target)]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("width", "downsamplings"), [(6, 0), (12, 1), (24, 2)])
+def test_untrained_refinement_carries_colours(width, downsamplings):
+    # Up to a scale and a shift of each colour, and to the noise of the random channels, the
+    # untrained network returns its input.
+    torch.manual_seed(0)
+    config = {"refine_width": width, "refine_downsamplings": downsamplings}
+    model = small((64, 64), **config).refinement.train()
+    source = torch.rand(4, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        image = model(source, pose_kernels.identity_flow(16, 16).expand(4, 2, 16, 16))
+    for colour in range(3):
+        both = torch.stack([image[:, colour, 4:-4, 4:-4], source[:, colour, 4:-4, 4:-4]]).flatten(1)
+        assert torch.corrcoef(both)[0, 1] > 0.9
