@@ -79,7 +79,7 @@ def extensions(torch):
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     def find(*patterns: str) -> list[str]:
-        return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
+        return sorted(str(p.relative_to(ROOT)) for one in patterns for p in ROOT.glob(one))
 
     warnings = ["-Wall", "-Wno-psabi", "-Wno-ignored-attributes", "-Wno-maybe-uninitialized"]
     host = ["-O3", "-std=c++17", "-fvisibility=hidden", *warnings, TORCH_TARGET]
@@ -91,14 +91,13 @@ def extensions(torch):
     sources, flags = find("csrc/*.cpp", "csrc/cpu/*.cpp"), {"cxx": host}
     found = [CppExtension("pose_kernels._C_cpu", sources, extra_compile_args=flags, **common)]
     if reason is None:
-        architectures = f'-DPOSE_KERNELS_ARCHITECTURES="{toolkit["architectures"]}"'
-        device = ["-O3", "-std=c++17", "-DUSE_CUDA", TORCH_TARGET, architectures]
+        names = f'-DPOSE_KERNELS_ARCHITECTURES="{toolkit["architectures"]}"'
+        device = ["-O3", "-std=c++17", "-DUSE_CUDA", TORCH_TARGET, names]
         sources, flags = find("csrc/cuda/*.cu"), {"cxx": [*host, "-DUSE_CUDA"], "nvcc": device}
-        found.append(
-            CUDAExtension("pose_kernels._C_cuda", sources, extra_compile_args=flags, **common)
-        )
-    facts = {"torch": torch.__version__, "cpu": {"reason": None}}
-    facts["cuda"] = {"reason": reason, **toolkit}
+        name = "pose_kernels._C_cuda"
+        found.append(CUDAExtension(name, sources, extra_compile_args=flags, **common))
+    cpu, cuda = {"reason": None}, {"reason": reason, **toolkit}
+    facts = {"torch": torch.__version__, "cpu": cpu, "cuda": cuda}
 
     class Build(BuildExtension):
         """A library at a time: a CUDA build that fails must not take the CPU library with it."""
@@ -117,28 +116,29 @@ def extensions(torch):
                 except (Exception, SystemExit) as error:
                     if name == "cpu":
                         raise
-                    facts[name]["reason"] = f"its build failed: {str(error).splitlines()[0]}"
+                    facts[name]["reason"] = " ".join(f"the build failed: {error}".split())
                 self.extensions = built  # what is not here is not looked for afterwards
-            facts["compiler"] = run(os.environ.get("CXX", "c++"), "--version").splitlines()[0]
+
+        def run(self):
             folders = {Path(self.get_ext_fullpath("pose_kernels._C_cpu")).parent}
             if self.inplace or self.editable_mode:
                 folders.add(ROOT / "pose_kernels")
+            for folder in folders:  # a library of an earlier build would not match
+                (folder / "_C_cuda.so").unlink(missing_ok=True)
+            super().run()
+            facts["compiler"] = run(os.environ.get("CXX", "c++"), "--version").splitlines()[0]
             for folder in folders:
                 (folder / "_build_info.json").write_text(json.dumps(facts, indent=2) + "\n")
-            reasons = {name: facts[name]["reason"] for name in ("cpu", "cuda")}
-            lines = (
-                f"{n} NOT built ({why})" if why else f"{n} built" for n, why in reasons.items()
-            )
-            print("pose_kernels libraries:", ", ".join(lines), file=sys.stderr, flush=True)
+            why = facts["cuda"]["reason"]
+            verdict = f"cuda NOT built ({why})" if why else "cuda built"
+            print(f"pose_kernels libraries: cpu built, {verdict}", file=sys.stderr, flush=True)
 
     return found, Build
 
 
 readme = ROOT / "README.md"
-arguments = {
-    "long_description": readme.read_text() if readme.exists() else "",
-    "long_description_content_type": "text/markdown",
-}
+arguments = {"long_description_content_type": "text/markdown"}
+arguments["long_description"] = readme.read_text() if readme.exists() else ""
 try:
     import torch
 except ImportError:  # first pass only: pip installs it into the build environment and comes back

@@ -34,8 +34,8 @@ std::vector<Tap<T>> make_taps(int64_t coarse, int64_t out, int64_t extent) {
   for (int64_t i = 0; i < out; ++i) {
     Tap<T>& tap = taps[i];
     const T middle = static_cast<T>(i) + T(0.5);
-    tap.centre = out == extent ? static_cast<T>(i)
-                               : middle * static_cast<T>(static_cast<double>(extent) / static_cast<double>(out)) - T(0.5);
+    const double scale = static_cast<double>(extent) / static_cast<double>(out);
+    tap.centre = out == extent ? static_cast<T>(i) : middle * static_cast<T>(scale) - T(0.5);
     if (coarse == out || coarse == 1) {
       tap.low = tap.high = coarse == 1 ? 0 : i;
       tap.weight = 0;

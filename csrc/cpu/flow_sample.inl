@@ -52,13 +52,16 @@ SIMD_INLINE vec<compute_t<In>> gather(const In* plane, const Index* at) {
 
 #if defined(SIMD_AVX2) || defined(SIMD_AVX512)
 // Pairs of neighbours, eight at a time: one 8-byte load each instead of two gathered ones.
+SIMD_INLINE __m256 load_two_and_two_pairs(const float* plane, const int32_t* at) {
+  __m128 low = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(plane + at[0])));
+  __m128 high = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(plane + at[4])));
+  low = _mm_loadh_pi(low, reinterpret_cast<const __m64*>(plane + at[1]));
+  high = _mm_loadh_pi(high, reinterpret_cast<const __m64*>(plane + at[5]));
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+}
 SIMD_INLINE void load_pairs(const float* plane, const int32_t* at, __m256& left, __m256& right) {
-  const auto two = [plane, at](int i) __attribute__((always_inline)) {
-    const __m128 first = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(plane + at[i])));
-    return _mm_loadh_pi(first, reinterpret_cast<const __m64*>(plane + at[i + 1]));
-  };
-  const __m256 a = _mm256_insertf128_ps(_mm256_castps128_ps256(two(0)), two(4), 1);
-  const __m256 b = _mm256_insertf128_ps(_mm256_castps128_ps256(two(2)), two(6), 1);
+  const __m256 a = load_two_and_two_pairs(plane, at);  // pixels 0 1 4 5
+  const __m256 b = load_two_and_two_pairs(plane, at + 2);  // pixels 2 3 6 7
   left = _mm256_shuffle_ps(a, b, 0x88);
   right = _mm256_shuffle_ps(a, b, 0xdd);
 }

@@ -2,9 +2,9 @@
 //
 //   C(s,t) = <z_s(s), z_t(t)>,  b_s = max(max_t C, eps),  u = C^3 / b_s,  n_t = max(||u(.,t)||, eps),  Qhat = u / n_t
 //
-// Forward. Sweep 1: blocks of sources against all targets, maxima b_s and where they are. Sweep 2: blocks of all sources
-// against some targets, held in cache: product, cube, column norms, one write. The product is computed twice, for
-// writing and reading 4D tensors costs more than 35 multiplications per element do.
+// Forward. Sweep 1: blocks of sources against all targets, maxima b_s and where they are. Sweep 2: blocks of all
+// sources against some targets, held in cache: product, cube, column norms, one write. The product is computed twice,
+// for writing and reading 4D tensors costs more than 35 multiplications per element do.
 //
 // Backward, per block of targets, G = dL/dQhat read once: C again, D~_t = sum_s G u; then du = G/n - u D~/n^3,
 // dC = 3 C^2 du / b, dz_t = sum_s dC z_s (complete in the block), dz_s += sum_t dC z_t,
@@ -81,7 +81,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> guided_correlation(
     dispatch_floating(type, "guided_correlation", [&](auto zero) {
       using In = decltype(zero);
       using C = compute_t<In>;
-      advise_large_pages(result.mutable_data_ptr(), B * S * T * static_cast<int64_t>(sizeof(In)));
+      prefault(result.mutable_data_ptr(), B * S * T * static_cast<int64_t>(sizeof(In)));
       SIMD_DISPATCH(forward<In>)
       ({B, source.size(1), S, T, static_cast<C>(eps), static_cast<const In*>(source.const_data_ptr()),
         static_cast<const In*>(target.const_data_ptr()), static_cast<In*>(result.mutable_data_ptr()),

@@ -1,7 +1,7 @@
 // Loops of guided_correlation for one instruction set; the mathematics is at the top of guided_correlation.cpp.
 //
-// Sources are walked in panels of kRows, targets in panels of kCols: one register tile of the product. `packed` features
-// are [panel][m][width of the panel], padded with zeros, in the compute type.
+// Sources are walked in panels of kRows, targets in panels of kCols: one register tile of the product. `packed`
+// features are [panel][m][width of the panel], padded with zeros, in the compute type.
 
 constexpr int kRows = SIMD_BYTES == 64 ? 12 : 6;
 constexpr int kVecs = 2;
@@ -447,7 +447,7 @@ void backward(const BackwardArguments<In>& x) {
   const int64_t source_stride = round_up(m, kRows), target_stride = round_up(m, W);
   // The source gradient sums over all blocks: a fixed number of partial sums, each over a fixed run of blocks, added in
   // order, gives the same bits for any number of threads.
-  const int64_t slots = std::clamp<int64_t>((64 + x.batch - 1) / x.batch, 1, std::min<int64_t>(blocks, 32));
+  const int64_t slots = std::clamp<int64_t>((32 + x.batch - 1) / x.batch, 1, std::min<int64_t>(blocks, 16));
 
   Scratch<T> source(x.batch * rows * m), target(x.batch * columns * m), inverse_b(x.batch * rows);
   Scratch<T> source_rows(x.batch * rows * source_stride), target_rows(x.batch * columns * target_stride);
@@ -507,8 +507,8 @@ void backward(const BackwardArguments<In>& x) {
         const int64_t t0 = block * width;
         const int64_t panels = std::min(per_block, round_up(n_targets - t0, kCols<T>) / kCols<T>);
         backward_block<In>(
-            z, m, S, n_targets, t0, panels, x.eps, x.grad + b * S * n_targets, c_block.data(), g_block.data(), dc.data(),
-            target_block.data(), target_grad.data() + b * m * n_targets, source_part, beta_part);
+            z, m, S, n_targets, t0, panels, x.eps, x.grad + b * S * n_targets, c_block.data(), g_block.data(),
+            dc.data(), target_block.data(), target_grad.data() + b * m * n_targets, source_part, beta_part);
       }
     }
   });

@@ -1,9 +1,11 @@
-// Memory for the loops: aligned scratch, and large results on large pages.
+// Memory for the loops: aligned scratch, and the pages of large results.
 #pragma once
 
 #include <cstdint>
-#include <memory>
+#include <ctime>
 #include <new>
+
+#include "common.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -30,16 +32,41 @@ class Scratch {
   T* data_;
 };
 
-// A fresh result of tens of MiB costs more in page faults than in arithmetic; 2 MiB pages take most of that away.
-// Advice only: harmless where the system has none to give.
-inline void advise_large_pages(void* data, int64_t bytes) {
+// Brings in the pages of a fresh result of many MiB, all threads at once: faulting them one by one costs more than the
+// arithmetic. Pages of 2 MiB are the quickest where the system has them at hand; a virtual machine whose host takes
+// free ones away may pay a hundred times more for each, so a thread that meets a slow one goes on with small pages.
+// Advice only: where the system knows none of this, pages come in when they are written.
+inline void prefault(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  if (last >= first + 2 * kPage) {
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23  // Linux 5.14
+#endif
+  constexpr int64_t kPage = 2 << 20;
+  constexpr double kSlow = 600e-6;  // zeroing 2 MiB takes some 100
+  const auto seconds = [] {  // of this thread: a busy machine is no reason
+    timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+  };
+  const int64_t skip = -reinterpret_cast<intptr_t>(data) & (kPage - 1);
+  char* const first = static_cast<char*>(data) + skip;
+  const int64_t pages = (bytes - skip) / kPage;
+  if (pages < 2) {
+    return;
   }
+  torch::stable::parallel_for(0, pages, 1, [&](int64_t begin, int64_t end) {
+    madvise(first + begin * kPage, (end - begin) * kPage, MADV_HUGEPAGE);
+    while (begin < end) {
+      const double start = seconds();
+      madvise(first + begin * kPage, kPage, MADV_POPULATE_WRITE);
+      ++begin;
+      if (seconds() - start > kSlow) {
+        madvise(first + begin * kPage, (end - begin) * kPage, MADV_NOHUGEPAGE);
+        madvise(first + begin * kPage, (end - begin) * kPage, MADV_POPULATE_WRITE);
+        break;
+      }
+    }
+  });
 #else
   (void)data;
   (void)bytes;

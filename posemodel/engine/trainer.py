@@ -50,9 +50,11 @@ class Trainer:
         rest = [*self.generator.warping.parameters(),
                 *self.generator.refinement.encoder.parameters()]
         self.optimizer = torch.optim.Adam(
-            [{"params": decoder}, {"params": rest}], lr=config.optim.lr, betas=config.optim.betas)
+            [{"params": decoder}, {"params": rest}], lr=config.optim.lr, betas=config.optim.betas,
+            fused=True)
         self.discriminator_optimizer = torch.optim.Adam(
-            self.discriminator.parameters(), lr=config.optim.lr_discriminator, betas=(0.5, 0.999))
+            self.discriminator.parameters(), lr=config.optim.lr_discriminator, betas=(0.5, 0.999),
+            fused=True)
         # One scaler per optimiser: a shared one would grow at twice the intended rate.
         self.scaler, self.discriminator_scaler = (
             torch.amp.GradScaler(device.type, enabled=dtype == torch.float16) for _ in range(2))
