@@ -108,7 +108,7 @@ class LossConfig:
     """weight of the reconstruction loss on the refined image (Eq. 5)"""
     warped_weight: float = 1.0
     """weight of the same loss on the warped source itself (0 in the paper)"""
-    affine_weight: float = 3.0
+    affine_weight: float = 1.0
     """lambda of the affine preserving loss (Eq. 7)"""
     affine_unit: Literal["normalized", "pixel"] = "normalized"
     """unit in which Eq. 7 measures flow: [-1, 1] coordinates or cells of the flow's own grid"""
@@ -183,7 +183,7 @@ class Config:
     """the preset that these values started from; recorded, not read"""
     out: str = ""
     """run folder; empty: runs/<preset>. The same command again continues the run"""
-    steps: int = 900
+    steps: int = 560
     """training steps"""
     seed: int = 0
     """of everything random: data, initial weights, affine maps"""
