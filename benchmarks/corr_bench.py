@@ -166,7 +166,8 @@ def measure(functions, inputs, upstream, oracle, options, device, same_as_oracle
                 rows[name]["times"].append(1e3 * (time.perf_counter() - start))
     for name in running:
         row = rows[name]
-        row["ms_p25"], row["ms"], row["ms_p75"] = statistics.quantiles(row.pop("times"), n=4)
+        quartiles = statistics.quantiles(row.pop("times"), n=4, method="inclusive")
+        row["ms_p25"], row["ms"], row["ms_p75"] = quartiles
         call = (lambda f: lambda: run(f, inputs, upstream))(functions[name])
         row["peak_mib"] = peak_bytes(call, device) / 2**20
     for name in running:
