@@ -191,9 +191,9 @@ class Config:
     """auto, cpu, cuda, cuda:1, ..."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where the device has fast instructions for it, else float32"""
-    evaluate_every: int = 300
+    evaluate_every: int = 280
     """steps between evaluations with a sample picture; the last step always has one"""
-    checkpoint_every: int = 300
+    checkpoint_every: int = 280
     """steps between checkpoints; the last step always has one"""
     keep_checkpoints: int = 2
     """newest checkpoints to keep, at least 2"""

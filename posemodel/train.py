@@ -27,8 +27,9 @@ def train(config, argv: list[str]) -> int:
     check_seed(config.seed)
     device, device_reason = environment.choose_device(config.device)
     dtype, dtype_reason = environment.choose_precision(config.precision, device)
+    # First what can be missing, such as weights of a loss: a run that cannot start leaves no folder.
+    trainer = Trainer(config, device, dtype)
     with RunFolder.open(config, argv) as run, Interruptions() as interruptions:
-        trainer = Trainer(config, device, dtype)
         start = trainer.restore(run)
         run.log(start_panel(
             config, device, device_reason, dtype, dtype_reason, environment.kernels(device),

@@ -143,6 +143,7 @@ def test_a_corrupt_checkpoint_is_skipped_by_name_and_the_run_continues(tmp_path,
 def test_a_users_mistake_is_one_line_and_exit_code_2(words, says, tmp_path):
     out = [] if words == ["quik"] else ["--out", str(tmp_path / "run")]
     done = command("posemodel.train", *words, *out)
+    assert not (tmp_path / "run").exists()
     assert done.returncode == 2
     assert says in done.stderr and "Traceback" not in done.stderr
     if not words[0].startswith("--sedd"):
