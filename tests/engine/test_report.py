@@ -33,6 +33,7 @@ def evaluation(step: int) -> dict:
 @pytest.fixture
 def run(tmp_path):
     config = quick()
+    config.steps, config.evaluate_every = 900, 300
     config.out = str(tmp_path / "run")
     with RunFolder.open(config, ["quick"]) as run:
         yield run
@@ -93,7 +94,7 @@ def test_full_report(run):
 
 def test_report_of_a_run_that_has_just_begun(run):
     _, page = report(run)
-    assert "No evaluation yet" in page.text and "at step\n300" in page.text
+    assert "No evaluation yet" in page.text and f"at step\n{run.config.evaluate_every}" in page.text
     assert "step 0 of 900" in page.text
     assert "go on from the last checkpoint" in page.text
 

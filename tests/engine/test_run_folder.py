@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def config(tmp_path):
     config = quick()
+    config.steps, config.evaluate_every = 900, 300
     config.out = str(tmp_path / "runs" / "one")
     return config
 
