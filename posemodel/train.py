@@ -27,7 +27,8 @@ def train(config, argv: list[str]) -> int:
     check_seed(config.seed)
     device, device_reason = environment.choose_device(config.device)
     dtype, dtype_reason = environment.choose_precision(config.precision, device)
-    # First what can be missing, such as weights of a loss: a run that cannot start leaves no folder.
+    # What can be missing, such as the weights of a loss, first: a run that cannot start leaves no
+    # folder behind.
     trainer = Trainer(config, device, dtype)
     with RunFolder.open(config, argv) as run, Interruptions() as interruptions:
         start = trainer.restore(run)

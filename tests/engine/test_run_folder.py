@@ -182,6 +182,7 @@ import os, sys, time
 from posemodel.engine.run_folder import RunFolder
 from posemodel.presets import quick
 config = quick()
+config.steps, config.evaluate_every = 900, 300
 config.out = sys.argv[1]
 run = RunFolder.open(config, [])
 worker = os.fork()
