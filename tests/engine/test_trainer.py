@@ -173,3 +173,13 @@ def test_training_seeds_stay_clear_of_the_held_out_pairs():
         check_seed(HELD_OUT_SEED)
     with pytest.raises(UserError, match="--seed -1"):
         check_seed(-1)
+
+
+def test_bfloat16_trains_close_to_float32(batches):
+    losses = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        one = Trainer(tiny_config(), CPU, dtype)
+        losses[dtype] = [one.step(n, batch)["loss"] for n, batch in enumerate(batches[:4], 1)]
+        assert all(p.dtype == torch.float32 for p in one.generator.parameters())
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.05)
+    assert losses[torch.bfloat16] != losses[torch.float32]
