@@ -14,8 +14,10 @@ import argparse
 import ctypes
 import json
 import platform
+import re
 import statistics
 import time
+from pathlib import Path
 
 # Relative error allowed per dtype, value and gradients alike.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
@@ -103,6 +105,13 @@ def run(function, inputs, upstream):
     return [value.detach(), *torch.autograd.grad(value, inputs, upstream)]
 
 
+def processor():
+    """The CPU's name, which `platform` does not know on Linux."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def synchronize(device):
     if device == "cuda":
         import torch
@@ -185,7 +194,7 @@ def benchmark(options):
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, options.dtype)
     results = {
-        "machine": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
+        "machine": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "device": device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
