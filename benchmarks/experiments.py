@@ -20,6 +20,10 @@ VARIANTS = {
     "default": "",
     "flow-residual": "--model.flow-parametrization residual",
     "flow-absolute": "--model.flow-parametrization absolute",
+    # Nothing but the paper's losses, and no match to start from: with and without the affine task.
+    "bare": "--model.flow-parametrization residual --loss.warped-weight 0",
+    "bare-affine-0": "--model.flow-parametrization residual --loss.warped-weight 0 "
+                     "--loss.affine-weight 0",
     "affine-0": "--loss.affine-weight 0",
     "affine-3": "--loss.affine-weight 3",
     "affine-10": "--loss.affine-weight 10",
