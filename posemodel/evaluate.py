@@ -43,6 +43,8 @@ def evaluate_run(arguments: argparse.Namespace) -> int:
     found = checkpoint.load_latest(run.checkpoints)
     if found is None:
         raise UserError(f"{arguments.run} has no checkpoint yet; train it first")
+    for line in found.skipped:
+        print(f"warning: {line}")
     device, _ = environment.choose_device(arguments.device)
     dtype, _ = environment.choose_precision(config.precision, device)
     model = build_generator(config.model, config.data.image_size).to(device)

@@ -128,6 +128,9 @@ def test_a_corrupt_checkpoint_is_skipped_by_name_and_the_run_continues(tmp_path,
     expected = weights(out)
     newest = out / "checkpoints" / "step_000006" / "generator.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
+    capsys.readouterr()
+    assert evaluate_main([str(out), "--device", "cpu"]) == 0
+    assert "step_000006" in capsys.readouterr().out
     assert train_main(flags) == 0
     assert "step_000006" in capsys.readouterr().out
     assert same(expected, weights(out))
