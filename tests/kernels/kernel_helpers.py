@@ -43,3 +43,16 @@ def value_and_gradients(function, inputs, upstream=None):
         generator = torch.Generator().manual_seed(1)
         upstream = torch.randn(value.shape, generator=generator, dtype=torch.float64)
     return [value.detach(), *torch.autograd.grad(value, inputs, upstream.to(value))]
+
+
+def assert_same_bits_every_time(function, inputs):
+    """Value and gradients do not change from call to call, nor with the number of threads."""
+    first = value_and_gradients(function, inputs)
+    threads = torch.get_num_threads()
+    try:
+        for n in (threads, threads, 1, 3):
+            torch.set_num_threads(n)
+            for a, b in zip(value_and_gradients(function, inputs), first, strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(threads)

@@ -6,7 +6,13 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_helpers import TOLERANCE, implementations, relative_error, value_and_gradients
+from kernel_helpers import (
+    TOLERANCE,
+    assert_same_bits_every_time,
+    implementations,
+    relative_error,
+    value_and_gradients,
+)
 
 import pose_kernels
 from pose_kernels import identity_flow
@@ -186,15 +192,7 @@ def test_not_a_number_and_infinity(impl, mode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_same_bits_every_time(impl, dtype):
     inputs = image_and_flow(image=(65, 40), flow=(16, 10), noise=0.5, dtype=dtype)
-    first = value_and_gradients(op(impl), inputs)
-    threads = torch.get_num_threads()
-    try:
-        for n in (threads, threads, 1, 3):
-            torch.set_num_threads(n)
-            for a, b in zip(value_and_gradients(op(impl), inputs), first, strict=True):
-                assert torch.equal(a, b)
-    finally:
-        torch.set_num_threads(threads)
+    assert_same_bits_every_time(op(impl), inputs)
 
 
 @pytest.mark.parametrize("impl", FUSED)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from kernel_helpers import (
     DTYPES,
     TOLERANCE,
+    assert_same_bits_every_time,
     features,
     implementations,
     relative_error,
@@ -178,15 +179,7 @@ def test_not_a_number_spreads(impl, bad):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_every_time(impl, dtype):
     inputs = features(2, 35, (17, 16), (16, 19), dtype)
-    first = value_and_gradients(op(impl), inputs)
-    threads = torch.get_num_threads()
-    try:
-        for n in (threads, threads, 1, 3):
-            torch.set_num_threads(n)
-            for a, b in zip(value_and_gradients(op(impl), inputs), first, strict=True):
-                assert torch.equal(a, b)
-    finally:
-        torch.set_num_threads(threads)
+    assert_same_bits_every_time(op(impl), inputs)
 
 
 @pytest.mark.parametrize("impl", FUSED)
