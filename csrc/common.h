@@ -58,8 +58,61 @@ inline void check_type(const Tensor& x, const char* name, ScalarType expected) {
   STD_TORCH_CHECK(x.scalar_type() == expected, name, ": unexpected dtype");
 }
 
+template <class T>
+const T* const_data(const Tensor& x) {
+  return static_cast<const T*>(x.const_data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+}
+
+// An uninitialised 4D tensor [B, S, ht, wt] as a correlation map is returned.
+inline Tensor empty_map(const Tensor& like, const Tensor& target, int64_t sources, bool channels_last) {
+  const int64_t B = target.size(0), ht = target.size(2), wt = target.size(3);
+  if (!channels_last) {
+    return empty(like, {B, sources, ht, wt}, like.scalar_type());
+  }
+  return torch::stable::permute(empty(like, {B, ht, wt, sources}, like.scalar_type()), {0, 3, 1, 2});
+}
+
+// A map [B, S, ht, wt] as matrices [S, T]: strides of batch, source and target.
+struct MapStrides {
+  int64_t batch, source, target;
+};
+
+// False where the target positions do not lie at even distances.
+inline bool map_strides(const Tensor& map, MapStrides& strides) {
+  const int64_t ht = map.size(2), wt = map.size(3);
+  strides = {map.stride(0), map.stride(1), wt > 1 ? map.stride(3) : map.stride(2)};
+  return ht == 1 || wt == 1 || map.stride(2) == wt * map.stride(3);
+}
+
+// The map itself where its strides will do, which includes channels-last and expanded gradients, else a copy.
+inline Tensor with_map_strides(const Tensor& map, MapStrides& strides) {
+  if (map_strides(map, strides)) {
+    return map;
+  }
+  const Tensor copy = torch::stable::contiguous(map);
+  map_strides(copy, strides);
+  return copy;
+}
+
+inline void check_features(const Tensor& source, const Tensor& target) {
+  STD_TORCH_CHECK(source.dim() == 4, "source: expected [B, m, hs, ws]");
+  STD_TORCH_CHECK(target.dim() == 4, "target: expected [B, m, ht, wt]");
+  STD_TORCH_CHECK(
+      source.size(0) == target.size(0) && source.size(1) == target.size(1),
+      "target: expected the batch and channels of source");
+  STD_TORCH_CHECK(
+      source.size(1) * source.size(2) * source.size(3) * target.size(2) * target.size(3) > 0,
+      "source, target: expected no empty dimension but B");
+  check_type(target, "target", source.scalar_type());
 }
 
 }  // namespace pose_kernels

@@ -95,9 +95,10 @@ def report() -> dict:
     for op, table in pose_kernels.implementations().items():
         for impl, entry in table.items():
             row = {"op": op, "impl": impl, "available": entry.available, "reason": entry.reason}
+            row["devices"] = able = entry.devices + entry.on_request
             devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-            if entry.devices:
-                devices = [device for device in devices if device in entry.devices]
+            if able:
+                devices = [device for device in devices if device in able]
             row["checks"] = [check(op, impl, device) for device in devices if entry.available]
             rows.append(row)
     return {
@@ -136,6 +137,8 @@ def show(found: dict) -> None:
     for row in found["implementations"]:
         if not row["available"]:
             print(f"{row['op']:26} {row['impl']:10} not available: {row['reason']}")
+        elif not row["checks"]:
+            print(f"{row['op']:26} {row['impl']:10} not checked: no {row['devices'][0]} device")
         for c in row["checks"]:
             verdict = "ok" if c["passed"] else "FAILED"
             print(

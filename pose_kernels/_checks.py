@@ -74,3 +74,18 @@ def check_feature_pair(source, target) -> tuple[torch.Tensor, torch.Tensor]:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float16 and bfloat16 are storage formats: everything is computed in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_memory_format(memory_format) -> bool:
+    """Whether the result is channels-last."""
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(
+            "memory_format: expected torch.contiguous_format or torch.channels_last, "
+            f"got {memory_format!r}"
+        )
+    return memory_format is torch.channels_last
+
+
+def allow_tf32(tensor: torch.Tensor) -> bool:
+    """Torch's own switch for float32 products on a GPU."""
+    return tensor.is_cuda and torch.backends.cuda.matmul.allow_tf32

@@ -29,6 +29,7 @@ class Implementation:
     op: str
     name: str
     devices: tuple[str, ...]  # device types it runs on; empty: any
+    on_request: tuple[str, ...]  # and those where it runs only when asked for by name
     reason: str | None
 
     @property
@@ -56,11 +57,14 @@ def register(
     function: Callable,
     *,
     devices: tuple[str, ...] = (),
+    on_request: tuple[str, ...] = (),
     reason: str | None = None,
 ) -> None:
     """Add an implementation; ``reason`` is None, or one sentence saying why it cannot run."""
     _functions.setdefault(op, {})[_known(name, "name")] = function
-    _implementations.setdefault(op, {})[name] = Implementation(op, name, devices, reason)
+    _implementations.setdefault(op, {})[name] = Implementation(
+        op, name, devices, on_request, reason
+    )
 
 
 def choose(op: str, impl: str | None, device: torch.device) -> Callable:
@@ -78,8 +82,9 @@ def choose(op: str, impl: str | None, device: torch.device) -> Callable:
         if entry is None:
             continue
         reason = entry.reason
-        if reason is None and entry.devices and device.type not in entry.devices:
-            reason = f"it runs on {', '.join(entry.devices)} tensors, got {device.type}"
+        able = entry.devices + (entry.on_request if wanted is not None else ())
+        if reason is None and able and device.type not in able:
+            reason = f"it runs on {', '.join(able)} tensors, got {device.type}"
         if reason is None:
             return _functions[op][name]
         if wanted is not None:

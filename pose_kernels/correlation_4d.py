@@ -6,24 +6,73 @@ z_s(s).
 
 import torch
 
-from . import _checks, _dispatch
+from . import _checks, _dispatch, _library
 
 
-def reference(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def reference(
+    source: torch.Tensor, target: torch.Tensor, channels_last: bool = False
+) -> torch.Tensor:
     dtype = _checks.compute_dtype(source.dtype)
     # Autocast would run the product in half precision, whatever comes in.
     with torch.autocast(source.device.type, enabled=False):
         z_s = source.to(dtype).flatten(2)  # [B, m, S]
         z_t = target.to(dtype).flatten(2)  # [B, m, T]
         correlation = z_s.transpose(1, 2) @ z_t  # Eq. 1, [B, S, T]
-        return correlation.unflatten(2, target.shape[2:]).to(source.dtype)
+        correlation = correlation.unflatten(2, target.shape[2:]).to(source.dtype)
+    if channels_last:
+        correlation = correlation.contiguous(memory_format=torch.channels_last)
+    return correlation
 
 
 _dispatch.register("correlation_4d", "reference", reference)
 
 
+def compiled(ops, source, target, channels_last):
+    return ops.correlation_4d(source, target, _checks.allow_tf32(source), channels_last)
+
+
+_library.register_implementations("correlation_4d", compiled)
+
+
+def _fake(source, target, tf32, channels_last):
+    batch, _, hs, ws = source.shape
+    return torch.empty(
+        (batch, hs * ws, *target.shape[2:]),
+        dtype=source.dtype,
+        device=source.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+
+
+def _fake_backward(grad, source, target, tf32, source_grad, target_grad):
+    return (
+        source.new_empty(source.shape if source_grad else (0,)),
+        target.new_empty(target.shape if target_grad else (0,)),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    source, target, ctx.tf32, _ = inputs
+    ctx.save_for_backward(source, target)
+
+
+def _backward(ops, ctx, grad):
+    need = ctx.needs_input_grad[:2]
+    grads = ops.correlation_4d_backward(grad, *ctx.saved_tensors, ctx.tf32, *need)
+    return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), None, None
+
+
+_library.register_fake("correlation_4d", _fake)
+_library.register_fake("correlation_4d_backward", _fake_backward)
+_library.register_autograd("correlation_4d", _setup_context, _backward)
+
+
 def correlation_4d(
-    source: torch.Tensor, target: torch.Tensor, *, impl: str | None = None
+    source: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    impl: str | None = None,
 ) -> torch.Tensor:
     """Correlation of every source position with every target position (Eq. 1).
 
@@ -33,7 +82,10 @@ def correlation_4d(
     Args:
         source: features ``[B, m, hs, ws]``.
         target: features ``[B, m, ht, wt]``, same dtype and device.
-        impl: ``"reference"``; None picks the best that can run.
+        memory_format: of the result; ``torch.channels_last`` is what a tensor-core convolution
+            reads best.
+        impl: ``"reference"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None picks the best that can
+            run.
 
     Returns:
         ``[B, hs*ws, ht, wt]`` in the dtype of the inputs.
@@ -43,13 +95,16 @@ def correlation_4d(
         gives it.
     Precision:
         float16 and bfloat16 are multiplied and summed in float32, also under autocast. On a GPU
-        float32 follows torch's own TF32 setting.
+        float32 is accurate to float32 unless ``torch.backends.cuda.matmul.allow_tf32`` is set.
     Memory:
-        The result, ``B*hs*ws*ht*wt`` values; float16 and bfloat16 pass through a float32 copy of
-        it.
+        The result, ``B*hs*ws*ht*wt`` values, and copies of the feature maps. ``reference``: float16
+        and bfloat16 pass through a float32 copy of the result.
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
         RuntimeError: the requested implementation cannot run.
+        NotImplementedError: second derivatives of anything but ``reference``.
     """
     source, target = _checks.check_feature_pair(source, target)
-    return _dispatch.choose("correlation_4d", impl, source.device)(source, target)
+    channels_last = _checks.check_memory_format(memory_format)
+    function = _dispatch.choose("correlation_4d", impl, source.device)
+    return function(source, target, channels_last)

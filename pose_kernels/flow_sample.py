@@ -65,13 +65,11 @@ def reference(image, flow, size: tuple[int, int], padding_mode: str) -> torch.Te
 _dispatch.register("flow_sample", "reference", reference)
 
 
-def compiled(image, flow, size: tuple[int, int], padding_mode: str) -> torch.Tensor:
-    return torch.ops.pose_kernels.flow_sample(
-        image, flow, size[0], size[1], padding_mode == "zeros"
-    )
+def compiled(ops, image, flow, size: tuple[int, int], padding_mode: str) -> torch.Tensor:
+    return ops.flow_sample(image, flow, size[0], size[1], padding_mode == "zeros")
 
 
-_dispatch.register("flow_sample", "cpp", compiled, devices=("cpu",), reason=_library.cpu_reason)
+_library.register_implementations("flow_sample", compiled)
 
 
 def _fake(image, flow, height, width, zeros):
@@ -90,31 +88,15 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(image, flow)
 
 
-def _backward(ctx, grad):
-    image, flow = ctx.saved_tensors
-    need = ctx.needs_input_grad
-    grads = torch.ops.pose_kernels.flow_sample_backward(
-        grad, image, flow, ctx.zeros, need[0], need[1]
-    )
-    return (
-        *(g if wanted else None for g, wanted in zip(grads, need[:2], strict=True)),
-        None,
-        None,
-        None,
-    )
+def _backward(ops, ctx, grad):
+    need = ctx.needs_input_grad[:2]
+    grads = ops.flow_sample_backward(grad, *ctx.saved_tensors, ctx.zeros, *need)
+    return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), *[None] * 3
 
 
-def _no_double_backward(ctx, *_):
-    raise NotImplementedError("flow_sample: second derivatives need impl='reference'")
-
-
-if _library.cpu_reason is None:
-    torch.library.register_fake("pose_kernels::flow_sample", _fake)
-    torch.library.register_fake("pose_kernels::flow_sample_backward", _fake_backward)
-    torch.library.register_autograd(
-        "pose_kernels::flow_sample", _backward, setup_context=_setup_context
-    )
-    torch.library.register_autograd("pose_kernels::flow_sample_backward", _no_double_backward)
+_library.register_fake("flow_sample", _fake)
+_library.register_fake("flow_sample_backward", _fake_backward)
+_library.register_autograd("flow_sample", _setup_context, _backward)
 
 
 def flow_sample(
@@ -137,7 +119,8 @@ def flow_sample(
         size: output ``(height, width)``; None: the image's.
         padding_mode: ``"border"`` repeats the edge, ``"zeros"`` puts zeros outside, both as torch's
             ``grid_sample``.
-        impl: ``"reference"`` or ``"cpp"``; None picks the best that can run.
+        impl: ``"reference"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None picks the best that can
+            run.
 
     Returns:
         ``[B, C, *size]`` in the dtype of the image.
@@ -154,12 +137,12 @@ def flow_sample(
         bfloat16 and under autocast. An identity flow of any size and of its own dtype returns the
         image exactly.
     Memory:
-        ``cpp``: the result; the interpolated flow is never stored. ``reference``: some 15 images
-        with gradients.
+        The result; the interpolated flow is never stored. ``reference``: some 15 images with
+        gradients.
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
         RuntimeError: the requested implementation cannot run.
-        NotImplementedError: second derivatives of ``cpp``.
+        NotImplementedError: second derivatives of anything but ``reference``.
     """
     _checks.check_tensor("image", image, "[B, C, H, W]")
     _checks.check_tensor("flow", flow, "[B, 2, h, w]")

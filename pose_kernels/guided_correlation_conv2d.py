@@ -1,22 +1,232 @@
-"""Guided correlation and the convolution that reads it.
+"""Guided correlation and the convolution that reads it, the map never stored.
 
 Eqs. 1, 9, 2 and the first layer of C_l:
 
 Y = conv2d(Qhat, weight, bias, padding="same"),  Qhat = guided_correlation(source, target).
+
+The map is made in bands of target rows, used and thrown away. With W_k the weights of tap k = (dy,
+dx), [n, S], and the band M [S, band]: P_k = W_k M for all taps at once is one product, and Y is the
+sum of the P_k, each shifted by its tap. Backward makes each band again: with G_k the upstream
+gradient shifted by tap k, dM = sum_k W_k^T G_k and dW_k += G_k M^T are one product each; dM goes on
+through guided_correlation's own backward. So a band needs no halo, and memory is a band and a copy
+of the weights.
 """
 
 import torch
 import torch.nn.functional as F
 
-from . import _checks, _dispatch
+from . import _checks, _dispatch, _library
+from .guided_correlation import fake_statistics
 from .guided_correlation import reference as guided_correlation_reference
+
+#: Bytes of one band. On a CPU it stays in the cache between its making and its use; on a GPU it
+# keeps every multiprocessor busy.
+BAND_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
+#: Columns that a product needs to run at full speed.
+BAND_COLUMNS = 256
 
 
 def reference(source, target, weight, bias, eps: float) -> torch.Tensor:
-    return F.conv2d(guided_correlation_reference(source, target, eps), weight, bias, padding="same")
+    Q = guided_correlation_reference(source, target, eps).to(weight.dtype)
+    return F.conv2d(Q, weight, bias, padding="same")
 
 
 _dispatch.register("guided_correlation_conv2d", "reference", reference)
+
+
+class _Bands:
+    """The walk over bands, and the shifts of the taps, for one call."""
+
+    def __init__(self, source, target, weight):
+        self.height, self.width = target.shape[2:]
+        self.kernel = kh, kw = weight.shape[2:]
+        self.outputs, self.sources = weight.shape[:2]
+        # As padding="same" of torch: where one side gets more, it is the end.
+        self.before = (kh - 1 - (kh - 1) // 2, kw - 1 - (kw - 1) // 2)
+        wide = _checks.compute_dtype(torch.promote_types(source.dtype, weight.dtype))
+        self.wide, self.device = wide, source.device
+        # CPUs multiply float16 and bfloat16 no faster, GPUs sum them in float32.
+        self.operand = weight.dtype if source.is_cuda else wide
+        self.z_s, self.z_t = (z.to(wide).flatten(2).contiguous() for z in (source, target))
+        # [n * taps, S]: one copy, S innermost as the products read it.
+        self.weight = weight.to(self.operand).flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
+        row = self.sources * self.width * self.operand.itemsize
+        rows = max(BAND_BYTES[self.device.type] // row, -(-BAND_COLUMNS // self.width), 1)
+        self.rows = min(rows, self.height)
+
+    def __iter__(self):
+        """First row, number of rows, and the buffer of the map, [1, S, rows * width]."""
+        size = self.sources * self.rows * self.width
+        buffer = torch.empty(size, dtype=self.operand, device=self.device)
+        for first in range(0, self.height, self.rows):
+            rows = min(self.rows, self.height - first)
+            used = buffer[: self.sources * rows * self.width]
+            yield first, rows, used.view(1, self.sources, rows * self.width)
+
+    def taps(self, extended, first, rows):
+        """((dy, dx), the part of `extended` [..., height + kh - 1, width + kw - 1] it meets)."""
+        kh, kw = self.kernel
+        for dy in range(kh):
+            for dx in range(kw):
+                top, left = first + kh - 1 - dy, kw - 1 - dx
+                yield (dy, dx), extended[..., top : top + rows, left : left + self.width]
+
+    def extended(self):
+        """Room for results or gradients that the taps move beyond the edges, [n, h, w]."""
+        kh, kw = self.kernel
+        shape = (self.outputs, self.height + kh - 1, self.width + kw - 1)
+        return torch.zeros(shape, dtype=self.wide, device=self.device)
+
+    def inner(self, extended):
+        top, left = self.before
+        return extended[..., top : top + self.height, left : left + self.width]
+
+
+def _multiply(a, b, wide):
+    """a @ b in `wide`, which is the operands' dtype or the float32 they are summed in."""
+    return torch.mm(a, b) if a.dtype == wide else torch.mm(a, b, out_dtype=wide)
+
+
+def _forward(ops, source, target, weight, bias, eps, tf32):
+    with torch.autocast(source.device.type, enabled=False):
+        bands = _Bands(source, target, weight)
+        shape = (source.shape[0], bands.outputs, bands.height, bands.width)
+        result = source.new_empty(shape, dtype=weight.dtype)
+        row_max, row_argmax = ops.guided_correlation_row_max(bands.z_s, bands.z_t, eps, tf32)
+        norm = bands.z_t.new_empty(source.shape[0], bands.height * bands.width)
+        for b in range(source.shape[0]):
+            one = slice(b, b + 1)
+            extended = bands.extended()
+            for first, rows, M in bands:
+                ops.guided_correlation_band(
+                    bands.z_s[one], bands.z_t[one], row_max[one], eps, tf32,
+                    first * bands.width, M, norm[one],
+                )  # fmt: skip
+                P = _multiply(bands.weight, M[0], bands.wide)
+                P = P.view(bands.outputs, *bands.kernel, rows, bands.width)
+                for (dy, dx), part in bands.taps(extended, first, rows):
+                    part += P[:, dy, dx]
+            Y = bands.inner(extended)
+            result[b] = Y if bias is None else Y + bias.to(bands.wide)[:, None, None]
+        return result, row_max, row_argmax, norm
+
+
+def _backward_op(
+    ops, grad, source, target, weight, row_max, row_argmax, norm, eps, tf32,
+    features_grad, weight_grad,
+):  # fmt: skip
+    with torch.autocast(source.device.type, enabled=False):
+        bands = _Bands(source, target, weight)
+        if not features_grad:
+            bands.weight = None
+        dW = torch.zeros(  # [S, n * taps]: quicker to add to than its transpose
+            (bands.sources if weight_grad else 0, bands.outputs * weight[0, 0].numel()),
+            dtype=bands.wide,
+            device=bands.device,
+        )
+        dz_s, dz_t = torch.zeros_like(bands.z_s), torch.zeros_like(bands.z_t)
+        beta = torch.zeros_like(row_max)
+        scratch = torch.empty_like(norm[:1])
+        for b in range(source.shape[0]):
+            one = slice(b, b + 1)
+            extended = bands.extended()
+            bands.inner(extended).copy_(grad[b])
+            for first, rows, M in bands:
+                begin = first * bands.width
+                shape = (bands.outputs, *bands.kernel, rows, bands.width)
+                G = torch.empty(shape, dtype=bands.operand, device=bands.device)
+                for (dy, dx), part in bands.taps(extended, first, rows):
+                    G[:, dy, dx] = part
+                G = G.view(-1, rows * bands.width)
+                if weight_grad:
+                    ops.guided_correlation_band(
+                        bands.z_s[one], bands.z_t[one], row_max[one], eps, tf32, begin, M, scratch
+                    )
+                    if dW.dtype == bands.operand:
+                        dW.addmm_(M[0], G.t())
+                    else:
+                        dW += _multiply(M[0], G.t(), bands.wide)
+                if features_grad:
+                    torch.mm(bands.weight.t(), G, out=M[0])  # in the place of the map
+                    ops.guided_correlation_band_backward(
+                        M, bands.z_s[one], bands.z_t[one], row_max[one], norm[one], eps, tf32,
+                        begin, dz_s[one], dz_t[one], beta[one],
+                    )  # fmt: skip
+        if features_grad:
+            ops.guided_correlation_row_max_backward(
+                bands.z_s, bands.z_t, row_max, row_argmax, eps, beta, dz_s, dz_t
+            )
+        shape = (bands.outputs, *bands.kernel)
+        del bands, scratch
+        return (
+            dz_s.to(source.dtype).view_as(source) if features_grad else source.new_empty(0),
+            dz_t.to(target.dtype).view_as(target) if features_grad else target.new_empty(0),
+            dW.view(-1, *shape).transpose(0, 1).to(weight.dtype).contiguous()
+            if weight_grad
+            else weight.new_empty(0),
+        )
+
+
+def _register_kernels() -> None:
+    for namespace in _library.NAMESPACES:
+        ops = getattr(torch.ops, namespace)
+        for name, function in (("", _forward), ("_backward", _backward_op)):
+            for key in ("CPU", "CUDA"):
+                _library.fragments[namespace].impl(
+                    f"guided_correlation_conv2d{name}",
+                    lambda *arguments, ops=ops, function=function: function(ops, *arguments),
+                    key,
+                )
+
+
+_register_kernels()
+_library.register_implementations(
+    "guided_correlation_conv2d",
+    lambda ops, source, target, weight, bias, eps: ops.guided_correlation_conv2d(
+        source, target, weight, bias, eps, _checks.allow_tf32(source)
+    )[0],
+)
+
+
+def _fake(source, target, weight, bias, eps, tf32):
+    shape = (source.shape[0], weight.shape[0], *target.shape[2:])
+    return weight.new_empty(shape), *fake_statistics(source, target)
+
+
+def _fake_backward(
+    grad, source, target, weight, row_max, row_argmax, norm, eps, tf32, features_grad, weight_grad
+):
+    return (
+        source.new_empty(source.shape if features_grad else (0,)),
+        target.new_empty(target.shape if features_grad else (0,)),
+        weight.new_empty(weight.shape if weight_grad else (0,)),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    source, target, weight, bias, ctx.eps, ctx.tf32 = inputs
+    _, *statistics = output
+    ctx.save_for_backward(source, target, weight, *statistics)
+    ctx.mark_non_differentiable(*statistics)
+
+
+def _backward(ops, ctx, grad, *_):
+    source, target, weight, *_ = ctx.needs_input_grad
+    grads = ops.guided_correlation_conv2d_backward(
+        grad, *ctx.saved_tensors, ctx.eps, ctx.tf32, source or target, weight
+    )
+    needed = (source, target, weight)
+    return (
+        *(g if wanted else None for g, wanted in zip(grads, needed, strict=True)),
+        grad.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[3] else None,
+        None,
+        None,
+    )
+
+
+_library.register_fake("guided_correlation_conv2d", _fake)
+_library.register_fake("guided_correlation_conv2d_backward", _fake_backward)
+_library.register_autograd("guided_correlation_conv2d", _setup_context, _backward)
 
 
 def guided_correlation_conv2d(
@@ -38,7 +248,8 @@ def guided_correlation_conv2d(
         weight: ``[n, hs*ws, kh, kw]``.
         bias: ``[n]`` or None.
         eps: floor of the row maxima and the column norms.
-        impl: ``"reference"``; None picks the best that can run.
+        impl: ``"reference"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None picks the best that can
+            run.
 
     Returns:
         ``[B, n, ht, wt]``.
@@ -47,12 +258,17 @@ def guided_correlation_conv2d(
         Channels of ``weight`` run over source positions row-major, its window over target
         positions. Zero padding; odd kernels are centred, even ones as torch's ``padding="same"``.
     Precision:
-        The map as :func:`guided_correlation`; the convolution is torch's own and follows autocast.
+        The map as :func:`guided_correlation`. The products follow autocast as a convolution does:
+        weight, bias and result in its dtype; they are summed in float32. On a GPU float32 products
+        follow ``torch.backends.cuda.matmul.allow_tf32``, not the separate switch of cuDNN.
     Memory:
-        The reference stores the map.
+        A band of the map (on a CPU 8 MiB, or 256 targets where that is more), a copy of the weight,
+        and ``O(hs*ws + ht*wt)`` saved for backward, which makes the map again. ``reference``: about
+        8 maps with gradients.
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
         RuntimeError: the requested implementation cannot run.
+        NotImplementedError: second derivatives of anything but ``reference``.
     """
     source, target = _checks.check_feature_pair(source, target)
     _checks.check_tensor("weight", weight, "[n, hs*ws, kh, kw]")
@@ -76,6 +292,9 @@ def guided_correlation_conv2d(
         if bias.dtype != weight.dtype and not autocast:
             raise TypeError(f"bias: expected {weight.dtype} as weight, got {bias.dtype}")
     eps = _checks.check_eps(eps)
+    if autocast and weight.dtype != torch.float64:  # as for torch's own convolution
+        dtype = torch.get_autocast_dtype(source.device.type)
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     return _dispatch.choose("guided_correlation_conv2d", impl, source.device)(
         source, target, weight, bias, eps
     )

@@ -5,11 +5,15 @@ Eqs. 9 and 2 of "Pose transfer using a single spatial transformation":
 a_t = max(max_s C(s, t), eps),  b_s = max(max_t C(s, t), eps)
 gamma = C/a_t * C/b_s,  Q = gamma C                        (Eq. 9)
 Qhat(., t) = Q(., t) / ||Q(., t)||_2                       (Eq. 2)
+
+a_t cancels: Qhat = u / n_t with u = C^3 / b_s and n_t = max(||u(., t)||_2, eps). With G = dL/dQhat:
+D_t = sum_s G Qhat,  du = (G - Qhat D_t) / n_t,  dC = 3 C^2 du / b_s, and at t*(s) = argmax_t C also
+beta_s = -sum_t du C^3 / b_s^2. D_t is dropped where n_t is at its floor, beta_s where b_s is.
 """
 
 import torch
 
-from . import _checks, _dispatch
+from . import _checks, _dispatch, _library
 
 
 def reference(correlation: torch.Tensor, eps: float) -> torch.Tensor:
@@ -30,6 +34,40 @@ def reference(correlation: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 _dispatch.register("soft_mutual_normalize", "reference", reference)
+_library.register_implementations(
+    "soft_mutual_normalize", lambda ops, *arguments: ops.soft_mutual_normalize(*arguments)[0]
+)
+
+
+def _fake(correlation, eps):
+    batch, sources, ht, wt = correlation.shape
+    dtype = _checks.compute_dtype(correlation.dtype)
+    return (
+        correlation.new_empty(correlation.shape),
+        correlation.new_empty(batch, sources, dtype=dtype),  # max_t C
+        correlation.new_empty(batch, sources, dtype=torch.int64),  # t*
+        correlation.new_empty(batch, ht * wt, dtype=dtype),  # n
+    )
+
+
+def _fake_backward(grad, correlation, row_max, row_argmax, norm, eps):
+    return correlation.new_empty(correlation.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    correlation, ctx.eps = inputs
+    _, *statistics = output
+    ctx.save_for_backward(correlation, *statistics)
+    ctx.mark_non_differentiable(*statistics)
+
+
+def _backward(ops, ctx, grad, *_):
+    return ops.soft_mutual_normalize_backward(grad, *ctx.saved_tensors, ctx.eps), None
+
+
+_library.register_fake("soft_mutual_normalize", _fake)
+_library.register_fake("soft_mutual_normalize_backward", _fake_backward)
+_library.register_autograd("soft_mutual_normalize", _setup_context, _backward)
 
 
 def soft_mutual_normalize(
@@ -42,10 +80,11 @@ def soft_mutual_normalize(
     Args:
         correlation: ``[B, hs*ws, ht, wt]`` as :func:`correlation_4d` returns it.
         eps: floor of both maxima, and of the norm of ``C^3 / max_t C``.
-        impl: ``"reference"``; None picks the best that can run.
+        impl: ``"reference"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None picks the best that can
+            run.
 
     Returns:
-        Same shape and dtype.
+        Same shape and dtype, contiguous.
 
     Convention:
         Dimension 1 runs over source positions, the last two over target positions.
@@ -55,10 +94,12 @@ def soft_mutual_normalize(
         float16 and bfloat16 are computed in float32: a cube of .02 is below half precision's
         resolution.
     Memory:
-        About 8 times the map with gradients; :func:`guided_correlation` needs none of it.
+        The result; with gradients also the input is kept, and its gradient made. ``reference``:
+        about 8 maps. :func:`guided_correlation` keeps no map at all.
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype or shape.
         RuntimeError: the requested implementation cannot run.
+        NotImplementedError: second derivatives of anything but ``reference``.
     """
     _checks.check_tensor("correlation", correlation, "[B, hs*ws, ht, wt]")
     eps = _checks.check_eps(eps)

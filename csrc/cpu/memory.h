@@ -34,7 +34,9 @@ class Scratch {
 
 // Brings in the pages of a fresh result of many MiB, all threads at once: faulting them one by one costs more than the
 // arithmetic. Pages of 2 MiB are the quickest where the system has them at hand; a virtual machine whose host takes
-// free ones away may pay a hundred times more for each, so a thread that meets a slow one goes on with small pages.
+// free ones away pays up to fifty times more for each that it must get back. So each thread goes on with them until they
+// have cost what small pages would cost for its whole share, and then takes small ones: at worst twice the time, and
+// the large pages that it did get are at hand the next time.
 // Advice only: where the system knows none of this, pages come in when they are written.
 inline void prefault(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -42,7 +44,7 @@ inline void prefault(void* data, int64_t bytes) {
 #define MADV_POPULATE_WRITE 23  // Linux 5.14
 #endif
   constexpr int64_t kPage = 2 << 20;
-  constexpr double kSlow = 600e-6;  // zeroing 2 MiB takes some 100
+  constexpr double kSmall = 600e-6;  // 2 MiB in small pages; as one page it takes some 200
   const auto seconds = [] {  // of this thread: a busy machine is no reason
     timespec now;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
@@ -56,15 +58,14 @@ inline void prefault(void* data, int64_t bytes) {
   }
   torch::stable::parallel_for(0, pages, 1, [&](int64_t begin, int64_t end) {
     madvise(first + begin * kPage, (end - begin) * kPage, MADV_HUGEPAGE);
-    while (begin < end) {
-      const double start = seconds();
+    const double allowed = seconds() + kSmall * static_cast<double>(end - begin);
+    while (begin < end && seconds() < allowed) {
       madvise(first + begin * kPage, kPage, MADV_POPULATE_WRITE);
       ++begin;
-      if (seconds() - start > kSlow) {
-        madvise(first + begin * kPage, (end - begin) * kPage, MADV_NOHUGEPAGE);
-        madvise(first + begin * kPage, (end - begin) * kPage, MADV_POPULATE_WRITE);
-        break;
-      }
+    }
+    if (begin < end) {
+      madvise(first + begin * kPage, (end - begin) * kPage, MADV_NOHUGEPAGE);
+      madvise(first + begin * kPage, (end - begin) * kPage, MADV_POPULATE_WRITE);
     }
   });
 #else

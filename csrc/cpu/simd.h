@@ -23,11 +23,12 @@ SimdLevel simd_level();
 
 }  // namespace pose_kernels
 
+// Variadic for the commas between template arguments.
 #ifdef SIMD_X86
-#define SIMD_DISPATCH(function)                                                            \
-  (::pose_kernels::simd_level() == ::pose_kernels::SimdLevel::avx512 ? avx512::function    \
-       : ::pose_kernels::simd_level() == ::pose_kernels::SimdLevel::avx2 ? avx2::function  \
-                                                                         : baseline::function)
+#define SIMD_DISPATCH(...)                                                                    \
+  (::pose_kernels::simd_level() == ::pose_kernels::SimdLevel::avx512 ? avx512::__VA_ARGS__    \
+       : ::pose_kernels::simd_level() == ::pose_kernels::SimdLevel::avx2 ? avx2::__VA_ARGS__  \
+                                                                         : baseline::__VA_ARGS__)
 #else
-#define SIMD_DISPATCH(function) (baseline::function)
+#define SIMD_DISPATCH(...) (baseline::__VA_ARGS__)
 #endif

@@ -31,8 +31,14 @@ def test_unknown_and_lacking_implementations():
     inputs = features(1, 3, (2, 2), (2, 2))
     with pytest.raises(ValueError, match="impl: expected one of cuda, triton, cpp, reference"):
         pose_kernels.guided_correlation(*inputs, impl="fast")
-    with pytest.raises(ValueError, match="impl: correlation_4d has reference; got 'cpp'"):
-        pose_kernels.correlation_4d(*inputs, impl="cpp")
+    with pytest.raises(RuntimeError, match="'cuda' cannot run: "):
+        pose_kernels.correlation_4d(*inputs, impl="cuda")  # on tensors of a CPU, wherever this runs
+
+
+def test_an_implementation_that_an_op_lacks(monkeypatch):
+    monkeypatch.delitem(_dispatch._implementations["correlation_4d"], "cpp")
+    with pytest.raises(ValueError, match="impl: correlation_4d has reference, .*; got 'cpp'"):
+        pose_kernels.correlation_4d(*features(1, 3, (2, 2), (2, 2)), impl="cpp")
 
 
 def test_a_request_that_cannot_run_says_why(monkeypatch):
@@ -40,7 +46,7 @@ def test_a_request_that_cannot_run_says_why(monkeypatch):
     with pytest.raises(RuntimeError, match="'cpp' cannot run: it runs on cpu tensors, got meta"):
         pose_kernels.guided_correlation(*(x.to("meta") for x in inputs), impl="cpp")
     missing = _dispatch.Implementation(
-        "guided_correlation", "cpp", ("cpu",), "not built: no compiler"
+        "guided_correlation", "cpp", ("cpu",), (), "not built: no compiler"
     )
     monkeypatch.setitem(_dispatch._implementations["guided_correlation"], "cpp", missing)
     with pytest.raises(RuntimeError, match="'cpp' cannot run: not built: no compiler"):
@@ -48,18 +54,32 @@ def test_a_request_that_cannot_run_says_why(monkeypatch):
     pose_kernels.guided_correlation(*inputs)  # nobody asked for it: the reference steps in
 
 
-def test_context_manager_nests_and_spares_ops_that_lack_it():
+def test_context_manager_nests_and_spares_ops_that_lack_it(monkeypatch):
     reference = _dispatch._functions["guided_correlation"]["reference"]
     cpu = torch.device("cpu")
     before = _dispatch.choose("guided_correlation", None, cpu)
     with pose_kernels.use_implementation("reference"):
         assert _dispatch.choose("guided_correlation", None, cpu) is reference
-        with pose_kernels.use_implementation("triton"):
+        monkeypatch.delitem(_dispatch._implementations["correlation_4d"], "cuda")
+        with pose_kernels.use_implementation("cuda"):
             _dispatch.choose("correlation_4d", None, cpu)
         assert _dispatch.choose("guided_correlation", None, cpu) is reference
     assert _dispatch.choose("guided_correlation", None, cpu) is before
     with pytest.raises(ValueError, match="name: expected one of"):
         pose_kernels.use_implementation("fast")
+
+
+def test_what_runs_on_request_only(monkeypatch):
+    """Triton's interpreter on CPU tensors must never be anybody's default."""
+    monkeypatch.setattr(_dispatch, "_functions", {"op": {}})
+    monkeypatch.setattr(_dispatch, "_implementations", {"op": {}})
+    _dispatch.register("op", "reference", print)
+    _dispatch.register("op", "triton", len, devices=("cuda",), on_request=("cpu",))
+    cpu = torch.device("cpu")
+    assert _dispatch.choose("op", None, cpu) is print
+    assert _dispatch.choose("op", "triton", cpu) is len
+    with pose_kernels.use_implementation("triton"):
+        assert _dispatch.choose("op", None, cpu) is len
 
 
 def test_compile_follows_the_context():

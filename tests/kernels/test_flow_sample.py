@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from kernel_helpers import (
     TOLERANCE,
-    assert_same_bits_every_time,
     implementations,
     relative_error,
     value_and_gradients,
@@ -133,42 +132,6 @@ def test_gradients_exist_and_are_not_zero(impl):
     assert (flow_gradient != 0).all()
 
 
-@pytest.mark.parametrize("impl", FUSED)
-def test_one_gradient_at_a_time(impl):
-    inputs = image_and_flow()
-    both = value_and_gradients(op(impl), inputs)
-    for wanted in (0, 1):
-        alone = [x.detach().clone() for x in inputs]
-        alone[wanted].requires_grad_()
-        value = op(impl)(*alone)
-        generator = torch.Generator().manual_seed(1)
-        value.backward(torch.randn(value.shape, generator=generator, dtype=torch.float64))
-        assert torch.equal(alone[wanted].grad, both[1 + wanted])
-        assert alone[1 - wanted].grad is None
-
-
-@pytest.mark.parametrize("impl", FUSED)
-def test_layouts_and_expanded_upstream(impl):
-    image, flow = image_and_flow()
-    expected = value_and_gradients(op(impl), [image, flow])
-    strided = torch.randn(2, 2, 8, 5, dtype=torch.float64)[:, :, ::2]
-    strided.copy_(flow)
-    found = value_and_gradients(op(impl), [image.to(memory_format=torch.channels_last), strided])
-    for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b)
-    inputs = [image.requires_grad_(), flow.requires_grad_()]
-    gradients = torch.autograd.grad(op(impl)(*inputs).sum(), inputs)
-    ones = torch.ones(image.shape, dtype=torch.float64)
-    for a, b in zip(gradients, value_and_gradients(op(impl), inputs, ones)[1:], strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_empty_batch(impl):
-    found = value_and_gradients(op(impl, (3, 3)), image_and_flow(batch=0))
-    assert [list(x.shape) for x in found] == [[0, 3, 3, 3], [0, 3, 9, 13], [0, 2, 4, 5]]
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_not_a_number_and_infinity(impl, mode):
@@ -186,53 +149,6 @@ def test_not_a_number_and_infinity(impl, mode):
     else:
         assert torch.equal(value[1, 1:, 6, 6], image[1, 1:, 7, 6])
         assert torch.equal(value[1, 1:, 7, 7], image[1, 1:, 7, 0])
-
-
-@pytest.mark.parametrize("impl", FUSED)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_same_bits_every_time(impl, dtype):
-    inputs = image_and_flow(image=(65, 40), flow=(16, 10), noise=0.5, dtype=dtype)
-    assert_same_bits_every_time(op(impl), inputs)
-
-
-@pytest.mark.parametrize("impl", FUSED)
-def test_second_derivatives_say_no(impl):
-    inputs = [x.requires_grad_() for x in image_and_flow()]
-    gradient = torch.autograd.grad(op(impl)(*inputs).square().sum(), inputs, create_graph=True)
-    with pytest.raises(NotImplementedError, match="reference"):
-        gradient[1].sum().backward()
-
-
-@pytest.mark.skipif("cpp" not in IMPLS, reason="the CPU library is not built")
-def test_opcheck():
-    image, flow = (x.requires_grad_() for x in image_and_flow(dtype=torch.float32))
-    torch.library.opcheck(torch.ops.pose_kernels.flow_sample.default, (image, flow, 6, 7, False))
-    backward = torch.ops.pose_kernels.flow_sample_backward.default
-    for wanted in [(True, True), (True, False), (False, True)]:
-        plain = (torch.randn(2, 3, 6, 7), image.detach(), flow.detach())
-        torch.library.opcheck(backward, (*plain, False, *wanted))
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_compile_fullgraph(impl):
-    inputs = image_and_flow()
-    compiled = torch.compile(op(impl, (6, 7)), fullgraph=True, backend="aot_eager")
-    expected = value_and_gradients(op(impl, (6, 7)), inputs)
-    for a, b in zip(value_and_gradients(compiled, inputs), expected, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("impl", FUSED)
-def test_export(impl):
-    class Module(torch.nn.Module):
-        def forward(self, image, flow):
-            return pose_kernels.flow_sample(image, flow, impl=impl)
-
-    axes = {0: torch.export.Dim("batch", max=64), 2: torch.export.Dim("height", min=4, max=512)}
-    shapes = (axes, {0: axes[0]})
-    program = torch.export.export(Module(), tuple(image_and_flow()), dynamic_shapes=shapes)
-    other = image_and_flow(batch=3, image=(17, 13))
-    torch.testing.assert_close(program.module()(*other), op(impl)(*other))
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from kernel_helpers import (
     DTYPES,
     TOLERANCE,
-    assert_same_bits_every_time,
     features,
     implementations,
     relative_error,
@@ -75,21 +74,6 @@ def test_gradcheck(impl, eps):
     assert torch.autograd.gradcheck(op(impl, eps), inputs)
 
 
-def test_one_gradient_at_a_time():
-    source, target = features(1, 4, (3, 3), (3, 3))
-    both = value_and_gradients(op("cpp"), [source, target])
-    for wanted in (0, 1):
-        inputs = [source.clone(), target.clone()]
-        inputs[wanted].requires_grad_()
-        value = op("cpp")(*inputs)
-        upstream = torch.randn(
-            value.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
-        )
-        value.backward(upstream)
-        assert torch.equal(inputs[wanted].grad, both[1 + wanted])
-        assert inputs[1 - wanted].grad is None
-
-
 @pytest.mark.parametrize("impl", IMPLS)
 def test_columns_have_norm_one(impl):
     value = op(impl)(*features(2, 35, (8, 8), (8, 8), torch.float32))
@@ -129,42 +113,6 @@ def test_ties_go_to_the_first(impl):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("impl", FUSED)
-def test_layouts(impl):
-    source, target = features(2, 6, (5, 4), (3, 7))
-    expected = value_and_gradients(op(impl), [source, target])
-    wide = torch.randn(4, 12, 3, 14, dtype=torch.float64)[::2, ::2, :, ::2]
-    wide.copy_(target)
-    for s, t in [
-        (
-            source.to(memory_format=torch.channels_last),
-            target.to(memory_format=torch.channels_last),
-        ),
-        (source.transpose(2, 3).contiguous().transpose(2, 3), wide),
-    ]:
-        assert not s.is_contiguous() and not t.is_contiguous()
-        for a, b in zip(value_and_gradients(op(impl), [s, t]), expected, strict=True):
-            assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("impl", FUSED)
-def test_expanded_upstream(impl):
-    """`.sum()` hands over a gradient whose strides are all zero."""
-    inputs = features(1, 5, (3, 4), (4, 3))
-    one = torch.ones((), dtype=torch.float64).expand(1, 12, 4, 3)
-    expected = value_and_gradients(op("reference"), inputs, one.contiguous())
-    inputs = [x.requires_grad_() for x in inputs]
-    gradients = torch.autograd.grad(op(impl)(*inputs).sum(), inputs)
-    for a, b in zip(gradients, expected[1:], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_empty_batch(impl):
-    found = value_and_gradients(op(impl), features(0, 5, (3, 4), (2, 2)))
-    assert [list(x.shape) for x in found] == [[0, 12, 2, 2], [0, 5, 3, 4], [0, 5, 2, 2]]
-
-
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_not_a_number_spreads(impl, bad):
@@ -173,79 +121,6 @@ def test_not_a_number_spreads(impl, bad):
     assert op(impl)(source, target)[:, :, 1, 1].isnan().all()
     source[0, 2, 1, 1] = bad  # every column has this source in its norm
     assert op(impl)(source, target).isnan().any(dim=1).all()
-
-
-@pytest.mark.parametrize("impl", FUSED)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_same_bits_every_time(impl, dtype):
-    inputs = features(2, 35, (17, 16), (16, 19), dtype)
-    assert_same_bits_every_time(op(impl), inputs)
-
-
-@pytest.mark.parametrize("impl", FUSED)
-def test_nothing_4d_is_saved(impl):
-    inputs = [x.requires_grad_() for x in features(1, 8, (16, 16), (16, 16))]
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda x: saved.append(x.numel()) or x, lambda x: x
-    ):
-        op(impl)(*inputs)
-    assert sum(saved) <= 2 * 8 * 256 + 3 * 256
-
-
-@pytest.mark.parametrize("impl", FUSED)
-def test_second_derivatives_say_no(impl):
-    inputs = [x.requires_grad_() for x in features(1, 3, (2, 2), (2, 2))]
-    gradient = torch.autograd.grad(op(impl)(*inputs).square().sum(), inputs, create_graph=True)
-    with pytest.raises(NotImplementedError, match="reference"):
-        gradient[0].sum().backward()
-
-
-@pytest.mark.skipif("cpp" not in IMPLS, reason="the CPU library is not built")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_opcheck(dtype):
-    inputs = [x.requires_grad_() for x in features(2, 5, (3, 4), (2, 3), dtype)]
-    torch.library.opcheck(torch.ops.pose_kernels.guided_correlation.default, (*inputs, 1e-5))
-    with torch.no_grad():
-        value, *statistics = torch.ops.pose_kernels.guided_correlation(*inputs, 1e-5)
-    plain = [x.detach() for x in inputs]
-    torch.library.opcheck(
-        torch.ops.pose_kernels.guided_correlation_backward.default,
-        (torch.randn_like(value), *plain, *statistics, 1e-5),
-    )
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_compile_fullgraph(impl):
-    inputs = features(1, 5, (3, 4), (2, 3))
-    compiled = torch.compile(op(impl), fullgraph=True, backend="aot_eager")
-    for a, b in zip(
-        value_and_gradients(compiled, inputs), value_and_gradients(op(impl), inputs), strict=True
-    ):
-        torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("impl", FUSED)
-def test_export(impl):
-    class Module(torch.nn.Module):
-        def forward(self, source, target):
-            return pose_kernels.guided_correlation(source, target, impl=impl)
-
-    inputs = tuple(features(2, 5, (3, 4), (2, 3)))
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(Module(), inputs, dynamic_shapes=({0: batch}, {0: batch}))
-    other = tuple(features(3, 5, (3, 4), (2, 3)))
-    torch.testing.assert_close(program.module()(*other), op(impl)(*other))
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_autocast(impl):
-    source, target = features(1, 35, (4, 4), (4, 4), torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(op(impl)(source, target), op(impl)(source, target.float()))
-        mixed = op(impl)(source.bfloat16(), target)
-    assert mixed.dtype == torch.float32
-    torch.testing.assert_close(mixed, op(impl)(source.bfloat16().float(), target))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+// Loops of correlation_4d for one instruction set; the mathematics is at the top of correlation_4d.cpp.
+#include "cpu/matrix.inl"
+#include "cpu/product.inl"
+
+// The register tile into its place: whole vectors past the caches where they are aligned, parts at the right edge.
+template <class In, class T = compute_t<In>>
+SIMD_INLINE void write_tile(
+    const vec<T> (&c)[kRows][kVecs], int64_t rows, int64_t columns, bool aligned, In* out, int64_t stride) {
+  constexpr int W = simd<T>::width;
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+      In* to = out + i * stride + j * W;
+      if (i >= rows) {
+        continue;
+      }
+      if (aligned && (j + 1) * W <= columns) {
+        store_streaming(to, c[i][j]);
+      } else if ((j + 1) * W <= columns) {
+        store_as(to, c[i][j]);
+      } else if (j * W < columns) {
+        store_part(to, c[i][j], columns - j * W);
+      }
+    }
+  }
+}
+
+template <class In>
+void correlate(const CorrelationArguments<In>& x) {
+  using T = compute_t<In>;
+  const int64_t rows = round_up(x.rows, kRows), columns = round_up(x.columns, kCols<T>), panels = columns / kCols<T>;
+  Scratch<T> row_panels(x.batch * rows * x.m), column_panels(x.batch * columns * x.m);
+  for (int64_t b = 0; b < x.batch; ++b) {
+    pack_panels(
+        x.row_features + b * x.m * x.rows, x.m, x.rows, 0, x.rows, rows, kRows, row_panels.data() + b * rows * x.m);
+    pack_panels(
+        x.column_features + b * x.m * x.columns, x.m, x.columns, 0, x.columns, columns, kCols<T>,
+        column_panels.data() + b * columns * x.m);
+  }
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(x.result) % SIMD_BYTES == 0 && x.columns * sizeof(In) % SIMD_BYTES == 0;
+  const int64_t per_sample = rows / kRows;
+  torch::stable::parallel_for(0, x.batch * per_sample, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / per_sample, p = i % per_sample;
+      In* out = x.result + (b * x.rows + p * kRows) * x.columns;
+      for (int64_t q = 0; q < panels; ++q) {
+        vec<T> c[kRows][kVecs];
+        correlation_tile<T>(
+            x.m, row_panels.data() + i * kRows * x.m, column_panels.data() + (b * panels + q) * kCols<T> * x.m, c);
+        write_tile<In>(
+            c, x.rows - p * kRows, x.columns - q * kCols<T>, aligned, out + q * kCols<T>, x.columns);
+      }
+    }
+  });
+}
+
+template <class In>
+void correlate_backward(const CorrelationBackwardArguments<In>& x) {
+  using T = compute_t<In>;
+  constexpr int W = simd<T>::width;
+  const int64_t m = x.m, S = x.S, n = x.n_targets, rows = round_up(S, kStep);
+  const int64_t per_block = panels_per_block<T>(rows), width = per_block * kCols<T>;
+  const int64_t columns = round_up(n, width), blocks = columns / width;
+  const int64_t source_stride = round_up(m, kRows), target_stride = round_up(m, W);
+  const int64_t slots = source_slots(x.batch, blocks);
+  Scratch<T> source_rows(x.batch * rows * source_stride), target_rows(x.batch * columns * target_stride);
+  Scratch<T> parts(x.source_grad ? x.batch * slots * rows * target_stride : 1);
+  for (int64_t b = 0; b < x.batch; ++b) {
+    pack_rows(x.source + b * m * S, m, S, 0, S, rows, source_stride, source_rows.data() + b * rows * source_stride);
+    pack_rows(x.target + b * m * n, m, n, 0, n, columns, target_stride, target_rows.data() + b * columns * target_stride);
+  }
+  torch::stable::parallel_for(0, x.batch * slots, 1, [&](int64_t begin, int64_t end) {
+    Scratch<T> dc(kChunk * width), target_block(source_stride * width);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / slots, slot = i % slots;
+      const Matrix<const In> grad{x.grad + b * x.grad_strides.batch, x.grad_strides.source, x.grad_strides.target};
+      T* part = x.source_grad ? parts.data() + i * rows * target_stride : nullptr;
+      if (part) {
+        std::fill(part, part + rows * target_stride, T(0));
+      }
+      for (int64_t block = blocks * slot / slots; block < blocks * (slot + 1) / slots; ++block) {
+        const int64_t t0 = block * width, valid = std::min(width, n - t0);
+        std::fill(target_block.data(), target_block.data() + source_stride * width, T(0));
+        for (int64_t s0 = 0; s0 < rows; s0 += kChunk) {
+          const int64_t count = std::min<int64_t>(kChunk, rows - s0);
+          grad.prefetch_rows(s0 + kChunk, std::clamp<int64_t>(S - s0 - kChunk, 0, kChunk), t0, valid);
+          load_block(grad, s0, count, S, t0, width, n, dc.data());
+          if (part) {
+            add_source_product<T>(
+                count, width, dc.data(), target_rows.data() + (b * columns + t0) * target_stride, target_stride,
+                part + s0 * target_stride);
+          }
+          if (x.target_grad) {
+            add_target_product<T>(
+                count, width, dc.data(), source_rows.data() + (b * rows + s0) * source_stride, source_stride,
+                target_block.data());
+          }
+        }
+        if (x.target_grad) {
+          for (int64_t k = 0; k < m; ++k) {
+            for (int64_t t = 0; t < valid; ++t) {
+              x.target_grad[(b * m + k) * n + t0 + t] = static_cast<In>(target_block.data()[k * width + t]);
+            }
+          }
+        }
+      }
+    }
+  });
+  if (x.source_grad) {
+    add_source_parts<T>(x.batch, slots, m, S, rows, target_stride, parts.data(), x.source_grad);
+  }
+}
