@@ -74,7 +74,11 @@ def check(op: str, impl: str, device: str) -> dict:
     # rounding.
     inputs = [x.float() for x in INPUTS[op](device)]
     oracle = value_and_gradients(op, "reference", [x.double() for x in inputs])
-    found = value_and_gradients(op, impl, inputs)
+    try:
+        found = value_and_gradients(op, impl, inputs)
+    except Exception as error:  # whatever a broken implementation does is the finding
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return {"device": device, "exception": why, "passed": False}
     errors = [relative_error(a, b) for a, b in zip(found, oracle, strict=True)]
     value, gradient = errors[0], max(errors[1:])
     # Written so that NaN fails.
@@ -140,6 +144,9 @@ def show(found: dict) -> None:
         elif not row["checks"]:
             print(f"{row['op']:26} {row['impl']:10} not checked: no {row['devices'][0]} device")
         for c in row["checks"]:
+            if "exception" in c:
+                print(f"{row['op']:26} {row['impl']:10} {c['device']:7} FAILED: {c['exception']}")
+                continue
             verdict = "ok" if c["passed"] else "FAILED"
             print(
                 f"{row['op']:26} {row['impl']:10} {c['device']:7} {c['error']:8.1e} "

@@ -1,5 +1,7 @@
 """Argument checks shared by the ops: each names the argument, what was expected and what came."""
 
+import contextlib
+
 import torch
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -49,7 +51,7 @@ def common_dtype(
     """One dtype for both; under autocast, where mixed inputs are normal, the wider of the two."""
     if value.dtype == other.dtype:
         return value.dtype
-    if torch.is_autocast_enabled(value.device.type):
+    if autocast_enabled(value.device):
         return torch.promote_types(value.dtype, other.dtype)
     raise TypeError(f"{name}: expected {other.dtype} as {other_name}, got {value.dtype}")
 
@@ -86,6 +88,37 @@ def check_memory_format(memory_format) -> bool:
     return memory_format is torch.channels_last
 
 
+def check_size(size) -> tuple[int, int]:
+    """(height, width), two positive integers."""
+    try:
+        height, width = size
+        if isinstance(height, float) or isinstance(width, float) or not min(height, width) > 0:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"size: expected two positive integers (height, width), got {size}"
+        ) from None
+    return height, width
+
+
 def allow_tf32(tensor: torch.Tensor) -> bool:
-    """Torch's own switch for float32 products on a GPU."""
-    return tensor.is_cuda and torch.backends.cuda.matmul.allow_tf32
+    """Torch's own switch for float32 products on a GPU, by either of its two names.
+
+    Reading the old name raises once the new one was set; Dynamo can only read the old one.
+    """
+    if not tensor.is_cuda:
+        return False
+    if torch.compiler.is_compiling():
+        return torch.backends.cuda.matmul.allow_tf32
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device):
+    """Context in which autocast does not lower a product; nothing on devices that have none."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _dispatch
 
@@ -150,12 +151,22 @@ def register_autograd(op: str, setup_context: Callable, backward: Callable) -> N
         torch.library.register_autograd(f"{namespace}::{op}_backward", no_double_backward)
 
 
+def has_tangent(value) -> bool:
+    return isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
+
+
 def register_implementations(op: str, call: Callable) -> None:
     """Offer ``cpp``, ``cuda`` and ``triton``; ``call(ops, *arguments)`` as above."""
     compiled, triton = (getattr(torch.ops, namespace) for namespace in NAMESPACES)
 
     def through(ops):
-        return lambda *arguments: call(ops, *arguments)
+        def function(*arguments):
+            # Torch would drop a tangent silently: these operators have no forward-mode derivative.
+            if forward_ad._current_level >= 0 and any(map(has_tangent, arguments)):
+                raise NotImplementedError(f"{op}: forward-mode derivatives need impl='reference'")
+            return call(ops, *arguments)
+
+        return function
 
     _dispatch.register(op, "cpp", through(compiled), devices=("cpu",), reason=cpu_reason)
     _dispatch.register(op, "cuda", through(compiled), devices=("cuda",), reason=cuda_reason)

@@ -14,7 +14,7 @@ def reference(
 ) -> torch.Tensor:
     dtype = _checks.compute_dtype(source.dtype)
     # Autocast would run the product in half precision, whatever comes in.
-    with torch.autocast(source.device.type, enabled=False):
+    with _checks.without_autocast(source.device):
         z_s = source.to(dtype).flatten(2)  # [B, m, S]
         z_t = target.to(dtype).flatten(2)  # [B, m, T]
         correlation = z_s.transpose(1, 2) @ z_t  # Eq. 1, [B, S, T]

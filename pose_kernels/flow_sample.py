@@ -157,7 +157,5 @@ def flow_sample(
         raise ValueError(
             f"padding_mode: expected one of {', '.join(PADDING_MODES)}, got {padding_mode!r}"
         )
-    size = tuple(image.shape[2:]) if size is None else tuple(size)
-    if len(size) != 2 or any(extent < 1 for extent in size):
-        raise ValueError(f"size: expected two positive integers (height, width), got {size}")
+    size = _checks.check_size(image.shape[2:] if size is None else size)
     return _dispatch.choose("flow_sample", impl, image.device)(image, flow, size, padding_mode)

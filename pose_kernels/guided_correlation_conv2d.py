@@ -12,6 +12,10 @@ through guided_correlation's own backward. So a band needs no halo, and memory i
 of the weights.
 """
 
+import math
+import mmap
+import os
+
 import torch
 import torch.nn.functional as F
 
@@ -19,11 +23,13 @@ from . import _checks, _dispatch, _library
 from .guided_correlation import fake_statistics
 from .guided_correlation import reference as guided_correlation_reference
 
-#: Bytes of one band. On a CPU it stays in the cache between its making and its use; on a GPU it
-# keeps every multiprocessor busy.
-BAND_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
-#: Columns that a product needs to run at full speed.
+#: Bytes of one band, and of the copied weights. On a CPU the band stays in the cache between its
+# making and its use; on a GPU it keeps every multiprocessor busy.
+BUFFER_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
+#: Columns of a band that a product needs to run at full speed, whatever their bytes.
 BAND_COLUMNS = 256
+#: The weights are copied in no more parts than this: each part reads the band once more.
+WEIGHT_PARTS = 4
 
 
 def reference(source, target, weight, bias, eps: float) -> torch.Tensor:
@@ -34,52 +40,78 @@ def reference(source, target, weight, bias, eps: float) -> torch.Tensor:
 _dispatch.register("guided_correlation_conv2d", "reference", reference)
 
 
+def _zeros(shape, dtype, device) -> torch.Tensor:
+    """Large zeros. On a CPU the system gets them back at once: malloc would keep what forward is
+    done with, and backward's peak would be the sum of both."""
+    size = math.prod(shape)
+    if device.type != "cpu" or size == 0:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+    memory = mmap.mmap(-1, size * dtype.itemsize, **private)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
 class _Bands:
-    """The walk over bands, and the shifts of the taps, for one call."""
+    """The walk over bands of target rows and over parts of the weights, for one call."""
 
     def __init__(self, source, target, weight):
         self.height, self.width = target.shape[2:]
         self.kernel = kh, kw = weight.shape[2:]
         self.outputs, self.sources = weight.shape[:2]
-        # As padding="same" of torch: where one side gets more, it is the end.
-        self.before = (kh - 1 - (kh - 1) // 2, kw - 1 - (kw - 1) // 2)
-        wide = _checks.compute_dtype(torch.promote_types(source.dtype, weight.dtype))
-        self.wide, self.device = wide, source.device
+        self.taps = kh * kw
+        self.wide = _checks.compute_dtype(torch.promote_types(source.dtype, weight.dtype))
+        self.device = source.device
         # CPUs multiply float16 and bfloat16 no faster, GPUs sum them in float32.
-        self.operand = weight.dtype if source.is_cuda else wide
-        self.z_s, self.z_t = (z.to(wide).flatten(2).contiguous() for z in (source, target))
-        # [n * taps, S]: one copy, S innermost as the products read it.
-        self.weight = weight.to(self.operand).flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
+        self.operand = weight.dtype if source.is_cuda else self.wide
+        self.z_s, self.z_t = (z.to(self.wide).flatten(2).contiguous() for z in (source, target))
+        budget = BUFFER_BYTES[self.device.type]
         row = self.sources * self.width * self.operand.itemsize
-        rows = max(BAND_BYTES[self.device.type] // row, -(-BAND_COLUMNS // self.width), 1)
-        self.rows = min(rows, self.height)
+        self.rows = min(max(budget // row, -(-BAND_COLUMNS // self.width), 1), self.height)
+        size = weight.numel() * self.operand.itemsize
+        parts = min(-(-size // budget), WEIGHT_PARTS, self.outputs)
+        if self.operand != self.wide:  # or the gradient would be rounded once for each part
+            parts = 1
+        step = -(-self.outputs // parts)
+        starts = range(0, self.outputs, step)
+        self.parts = [slice(first, min(first + step, self.outputs)) for first in starts]
+        self.weight, self.copied = weight, None
+        self.copy = _zeros((step, self.taps, self.sources), self.operand, self.device)
 
     def __iter__(self):
         """First row, number of rows, and the buffer of the map, [1, S, rows * width]."""
         size = self.sources * self.rows * self.width
-        buffer = torch.empty(size, dtype=self.operand, device=self.device)
+        buffer = _zeros((size,), self.operand, self.device)
         for first in range(0, self.height, self.rows):
             rows = min(self.rows, self.height - first)
             used = buffer[: self.sources * rows * self.width]
             yield first, rows, used.view(1, self.sources, rows * self.width)
 
-    def taps(self, extended, first, rows):
-        """((dy, dx), the part of `extended` [..., height + kh - 1, width + kw - 1] it meets)."""
-        kh, kw = self.kernel
-        for dy in range(kh):
-            for dx in range(kw):
-                top, left = first + kh - 1 - dy, kw - 1 - dx
-                yield (dy, dx), extended[..., top : top + rows, left : left + self.width]
+    def weights(self, part):
+        """The weights of some outputs, [outputs * taps, S], as the products read them."""
+        copy = self.copy[: part.stop - part.start]
+        if self.copied != part:
+            copy.copy_(self.weight[part].flatten(2).transpose(1, 2))
+            self.copied = part
+        return copy.flatten(0, 1)
 
     def extended(self):
-        """Room for results or gradients that the taps move beyond the edges, [n, h, w]."""
+        """Zeros for results or gradients that the taps move beyond the edges, [n, h, w]."""
         kh, kw = self.kernel
         shape = (self.outputs, self.height + kh - 1, self.width + kw - 1)
         return torch.zeros(shape, dtype=self.wide, device=self.device)
 
     def inner(self, extended):
-        top, left = self.before
-        return extended[..., top : top + self.height, left : left + self.width]
+        """[n, height, width], as padding="same" of torch: an odd one more is at the end."""
+        top, left = (k - 1 - (k - 1) // 2 for k in self.kernel)
+        return extended[:, top : top + self.height, left : left + self.width]
+
+    def shifted(self, extended, first, rows):
+        """For every tap the part of `extended` that a band meets, [n, rows, width]."""
+        kh, kw = self.kernel
+        for dy in range(kh):
+            for dx in range(kw):
+                top, left = first + kh - 1 - dy, kw - 1 - dx
+                yield extended[:, top : top + rows, left : left + self.width]
 
 
 def _multiply(a, b, wide):
@@ -88,7 +120,7 @@ def _multiply(a, b, wide):
 
 
 def _forward(ops, source, target, weight, bias, eps, tf32):
-    with torch.autocast(source.device.type, enabled=False):
+    with _checks.without_autocast(source.device):
         bands = _Bands(source, target, weight)
         shape = (source.shape[0], bands.outputs, bands.height, bands.width)
         result = source.new_empty(shape, dtype=weight.dtype)
@@ -96,17 +128,18 @@ def _forward(ops, source, target, weight, bias, eps, tf32):
         norm = bands.z_t.new_empty(source.shape[0], bands.height * bands.width)
         for b in range(source.shape[0]):
             one = slice(b, b + 1)
-            extended = bands.extended()
+            Y = bands.extended()
             for first, rows, M in bands:
                 ops.guided_correlation_band(
                     bands.z_s[one], bands.z_t[one], row_max[one], eps, tf32,
                     first * bands.width, M, norm[one],
                 )  # fmt: skip
-                P = _multiply(bands.weight, M[0], bands.wide)
-                P = P.view(bands.outputs, *bands.kernel, rows, bands.width)
-                for (dy, dx), part in bands.taps(extended, first, rows):
-                    part += P[:, dy, dx]
-            Y = bands.inner(extended)
+                for part in bands.parts:
+                    P = _multiply(bands.weights(part), M[0], bands.wide)
+                    P = P.view(-1, bands.taps, rows, bands.width)
+                    for tap, place in enumerate(bands.shifted(Y[part], first, rows)):
+                        place += P[:, tap]
+            Y = bands.inner(Y)
             result[b] = Y if bias is None else Y + bias.to(bands.wide)[:, None, None]
         return result, row_max, row_argmax, norm
 
@@ -115,56 +148,62 @@ def _backward_op(
     ops, grad, source, target, weight, row_max, row_argmax, norm, eps, tf32,
     features_grad, weight_grad,
 ):  # fmt: skip
-    with torch.autocast(source.device.type, enabled=False):
+    with _checks.without_autocast(source.device):
         bands = _Bands(source, target, weight)
-        if not features_grad:
-            bands.weight = None
-        dW = torch.zeros(  # [S, n * taps]: quicker to add to than its transpose
-            (bands.sources if weight_grad else 0, bands.outputs * weight[0, 0].numel()),
-            dtype=bands.wide,
-            device=bands.device,
-        )
-        dz_s, dz_t = torch.zeros_like(bands.z_s), torch.zeros_like(bands.z_t)
-        beta = torch.zeros_like(row_max)
-        scratch = torch.empty_like(norm[:1])
+        # For each part of the outputs, [S, outputs * taps]: quicker to add to than its transpose.
+        shapes = ((bands.sources, (part.stop - part.start) * bands.taps) for part in bands.parts)
+        dW = [_zeros(shape, bands.wide, bands.device) for shape in shapes] if weight_grad else []
+        sums = torch.zeros_like(bands.z_s), torch.zeros_like(bands.z_t), torch.zeros_like(row_max)
         for b in range(source.shape[0]):
-            one = slice(b, b + 1)
-            extended = bands.extended()
-            bands.inner(extended).copy_(grad[b])
-            for first, rows, M in bands:
-                begin = first * bands.width
-                shape = (bands.outputs, *bands.kernel, rows, bands.width)
-                G = torch.empty(shape, dtype=bands.operand, device=bands.device)
-                for (dy, dx), part in bands.taps(extended, first, rows):
-                    G[:, dy, dx] = part
-                G = G.view(-1, rows * bands.width)
-                if weight_grad:
-                    ops.guided_correlation_band(
-                        bands.z_s[one], bands.z_t[one], row_max[one], eps, tf32, begin, M, scratch
-                    )
-                    if dW.dtype == bands.operand:
-                        dW.addmm_(M[0], G.t())
-                    else:
-                        dW += _multiply(M[0], G.t(), bands.wide)
-                if features_grad:
-                    torch.mm(bands.weight.t(), G, out=M[0])  # in the place of the map
-                    ops.guided_correlation_band_backward(
-                        M, bands.z_s[one], bands.z_t[one], row_max[one], norm[one], eps, tf32,
-                        begin, dz_s[one], dz_t[one], beta[one],
-                    )  # fmt: skip
+            _backward_sample(
+                ops, bands, grad[b], slice(b, b + 1), row_max, norm, eps, tf32, sums, dW,
+                features_grad,
+            )  # fmt: skip
+        dz_s, dz_t, beta = sums
         if features_grad:
             ops.guided_correlation_row_max_backward(
                 bands.z_s, bands.z_t, row_max, row_argmax, eps, beta, dz_s, dz_t
             )
-        shape = (bands.outputs, *bands.kernel)
-        del bands, scratch
+        parts = bands.parts
+        del bands  # its memory, before the last is taken
+        weight_sum = weight.new_empty(weight.shape if weight_grad else (0,))
+        while dW:
+            part = dW.pop().view(weight.shape[1], -1, *weight.shape[2:])
+            weight_sum[parts.pop()] = part.transpose(0, 1)
         return (
             dz_s.to(source.dtype).view_as(source) if features_grad else source.new_empty(0),
             dz_t.to(target.dtype).view_as(target) if features_grad else target.new_empty(0),
-            dW.view(-1, *shape).transpose(0, 1).to(weight.dtype).contiguous()
-            if weight_grad
-            else weight.new_empty(0),
+            weight_sum,
         )
+
+
+def _backward_sample(ops, bands, grad, one, row_max, norm, eps, tf32, sums, dW, features_grad):
+    z_s, z_t, row_max, norm = bands.z_s[one], bands.z_t[one], row_max[one], norm[one]
+    same_norm = torch.empty_like(norm)
+    extended = bands.extended()
+    bands.inner(extended).copy_(grad)
+    for first, rows, M in bands:
+        begin, columns = first * bands.width, rows * bands.width
+        shape = (bands.outputs, bands.taps, columns)
+        G = torch.empty(shape, dtype=bands.operand, device=bands.device)
+        for tap, place in enumerate(bands.shifted(extended, first, rows)):
+            G[:, tap] = place.flatten(1)
+        if dW:
+            ops.guided_correlation_band(z_s, z_t, row_max, eps, tf32, begin, M, same_norm)
+        for part, total in zip(bands.parts, dW, strict=False):
+            G_k = G[part].flatten(0, 1).t()
+            if total.dtype == bands.operand:
+                total.addmm_(M[0], G_k)
+            else:
+                total += _multiply(M[0], G_k, bands.wide)
+        if features_grad:
+            dM = M[0].zero_()  # in the place of the map
+            for part in bands.parts:
+                dM.addmm_(bands.weights(part).t(), G[part].flatten(0, 1))
+            dz_s, dz_t, beta = (x[one] for x in sums)
+            ops.guided_correlation_band_backward(
+                M, z_s, z_t, row_max, norm, eps, tf32, begin, dz_s, dz_t, beta
+            )
 
 
 def _register_kernels() -> None:
@@ -262,9 +301,9 @@ def guided_correlation_conv2d(
         weight, bias and result in its dtype; they are summed in float32. On a GPU float32 products
         follow ``torch.backends.cuda.matmul.allow_tf32``, not the separate switch of cuDNN.
     Memory:
-        A band of the map (on a CPU 8 MiB, or 256 targets where that is more), a copy of the weight,
-        and ``O(hs*ws + ht*wt)`` saved for backward, which makes the map again. ``reference``: about
-        8 maps with gradients.
+        A band of the map (on a CPU 8 MiB, or 256 targets where that is more), a copy of some of the
+        weight (8 MiB, or a quarter), and ``O(hs*ws + ht*wt)`` saved for backward, which makes the
+        map again. ``reference``: about 8 maps with gradients.
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
         RuntimeError: the requested implementation cannot run.
@@ -279,7 +318,7 @@ def guided_correlation_conv2d(
             f"weight: expected hs*ws = {positions} input channels, "
             f"got shape {_checks.shape_of(weight)}"
         )
-    autocast = torch.is_autocast_enabled(source.device.type)
+    autocast = _checks.autocast_enabled(source.device)
     if weight.dtype != source.dtype and not autocast:
         raise TypeError(f"weight: expected {source.dtype} as source, got {weight.dtype}")
     if bias is not None:

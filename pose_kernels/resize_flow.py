@@ -48,6 +48,7 @@ def resize_flow(flow: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     _checks.check_tensor("flow", flow, "[B, 2, h, w]")
     if flow.shape[1] != 2:
         raise ValueError(f"flow: expected [B, 2, h, w], got shape {_checks.shape_of(flow)}")
+    size = _checks.check_size(size)
     options = {"dtype": flow.dtype, "device": flow.device}
     displacement = flow - identity_flow(*flow.shape[2:], **options)
     fine = interpolate_linearly(interpolate_linearly(displacement, size[0], 2), size[1], 3)

@@ -64,45 +64,45 @@ void correlate_backward(const CorrelationBackwardArguments<In>& x) {
   const int64_t per_block = panels_per_block<T>(rows), width = per_block * kCols<T>;
   const int64_t columns = round_up(n, width), blocks = columns / width;
   const int64_t source_stride = round_up(m, kRows), target_stride = round_up(m, W);
-  const int64_t slots = source_slots(x.batch, blocks);
+  const int64_t slots = source_slots(x.batch, blocks, rows * target_stride);
   Scratch<T> source_rows(x.batch * rows * source_stride), target_rows(x.batch * columns * target_stride);
   Scratch<T> parts(x.source_grad ? x.batch * slots * rows * target_stride : 1);
   for (int64_t b = 0; b < x.batch; ++b) {
     pack_rows(x.source + b * m * S, m, S, 0, S, rows, source_stride, source_rows.data() + b * rows * source_stride);
     pack_rows(x.target + b * m * n, m, n, 0, n, columns, target_stride, target_rows.data() + b * columns * target_stride);
   }
-  torch::stable::parallel_for(0, x.batch * slots, 1, [&](int64_t begin, int64_t end) {
-    Scratch<T> dc(kChunk * width), target_block(source_stride * width);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / slots, slot = i % slots;
-      const Matrix<const In> grad{x.grad + b * x.grad_strides.batch, x.grad_strides.source, x.grad_strides.target};
-      T* part = x.source_grad ? parts.data() + i * rows * target_stride : nullptr;
-      if (part) {
-        std::fill(part, part + rows * target_stride, T(0));
-      }
-      for (int64_t block = blocks * slot / slots; block < blocks * (slot + 1) / slots; ++block) {
-        const int64_t t0 = block * width, valid = std::min(width, n - t0);
-        std::fill(target_block.data(), target_block.data() + source_stride * width, T(0));
-        for (int64_t s0 = 0; s0 < rows; s0 += kChunk) {
-          const int64_t count = std::min<int64_t>(kChunk, rows - s0);
-          grad.prefetch_rows(s0 + kChunk, std::clamp<int64_t>(S - s0 - kChunk, 0, kChunk), t0, valid);
-          load_block(grad, s0, count, S, t0, width, n, dc.data());
-          if (part) {
-            add_source_product<T>(
-                count, width, dc.data(), target_rows.data() + (b * columns + t0) * target_stride, target_stride,
-                part + s0 * target_stride);
-          }
-          if (x.target_grad) {
-            add_target_product<T>(
-                count, width, dc.data(), source_rows.data() + (b * rows + s0) * source_stride, source_stride,
-                target_block.data());
-          }
+  const int64_t dc_size = kChunk * width, per_worker = dc_size + source_stride * width;
+  Scratch<T> scratch(count_workers(x.batch * slots) * per_worker);
+  for_each_task(x.batch * slots, [&](int64_t worker, int64_t task) {
+    const int64_t b = task / slots, slot = task % slots;
+    T* const dc = scratch.data() + worker * per_worker;
+    T* const target_block = dc + dc_size;
+    const Matrix<const In> grad{x.grad + b * x.grad_strides.batch, x.grad_strides.source, x.grad_strides.target};
+    T* const part = x.source_grad ? parts.data() + task * rows * target_stride : nullptr;
+    if (part) {
+      std::fill(part, part + rows * target_stride, T(0));
+    }
+    for (int64_t block = blocks * slot / slots; block < blocks * (slot + 1) / slots; ++block) {
+      const int64_t t0 = block * width, valid = std::min(width, n - t0);
+      std::fill(target_block, target_block + source_stride * width, T(0));
+      for (int64_t s0 = 0; s0 < rows; s0 += kChunk) {
+        const int64_t count = std::min<int64_t>(kChunk, rows - s0);
+        grad.prefetch_rows(s0 + kChunk, std::clamp<int64_t>(S - s0 - kChunk, 0, kChunk), t0, valid);
+        load_block(grad, s0, count, S, t0, width, n, dc);
+        if (part) {
+          add_source_product<T>(
+              count, width, dc, target_rows.data() + (b * columns + t0) * target_stride, target_stride,
+              part + s0 * target_stride);
         }
         if (x.target_grad) {
-          for (int64_t k = 0; k < m; ++k) {
-            for (int64_t t = 0; t < valid; ++t) {
-              x.target_grad[(b * m + k) * n + t0 + t] = static_cast<In>(target_block.data()[k * width + t]);
-            }
+          add_target_product<T>(
+              count, width, dc, source_rows.data() + (b * rows + s0) * source_stride, source_stride, target_block);
+        }
+      }
+      if (x.target_grad) {
+        for (int64_t k = 0; k < m; ++k) {
+          for (int64_t t = 0; t < valid; ++t) {
+            x.target_grad[(b * m + k) * n + t0 + t] = static_cast<In>(target_block[k * width + t]);
           }
         }
       }

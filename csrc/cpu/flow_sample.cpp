@@ -178,6 +178,7 @@ static Tensor flow_sample(const Tensor& image_, const Tensor& flow_, int64_t hei
     x.image = static_cast<const In*>(image.const_data_ptr());
     x.displacement = displacement.data();
     x.result = static_cast<In*>(result.mutable_data_ptr());
+    prefault(x.result, result.numel() * static_cast<int64_t>(sizeof(In)));
     SIMD_DISPATCH(sample<In>)(x);
   });
   return result;
@@ -211,6 +212,9 @@ static std::tuple<Tensor, Tensor> flow_sample_backward(
     x.grad = static_cast<const In*>(grad.const_data_ptr());
     x.image_grad = want_image ? static_cast<In*>(image_grad.mutable_data_ptr()) : nullptr;
     x.displacement_grad = want_flow ? displacement_grad.data() : nullptr;
+    if (want_image) {
+      prefault(x.image_grad, image_grad.numel() * static_cast<int64_t>(sizeof(In)));
+    }
     SIMD_DISPATCH(sample_backward<In>)(x);
     if (want_flow) {
       dispatch_floating(flow.scalar_type(), "flow", [&](auto flow_zero) {

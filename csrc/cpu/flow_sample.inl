@@ -281,9 +281,32 @@ void sample(const SampleArguments<In>& x) {
 
 // ---- backward
 
+// Adds one band of K planes of the gradient to what it was sampled from. Neighbouring pixels add to the same places, so
+// each plane is a chain of loads that wait for stores: K of them side by side hide that.
+template <int K, class In, class Index, class T = compute_t<In>>
+static void scatter_planes(
+    Band<T, Index>& band, int64_t pixels, const In* from, int64_t from_plane, T* to, int64_t to_plane) {
+  for (int64_t p = 0; p < pixels; ++p) {
+    T value[K];
+#pragma GCC unroll 4
+    for (int c = 0; c < K; ++c) {
+      value[c] = static_cast<T>(from[c * from_plane + p]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const int64_t at = band.at(i)[p];
+      const T weight = band.weight(i)[p];
+#pragma GCC unroll 4
+      for (int c = 0; c < K; ++c) {
+        to[c * to_plane + at] += value[c] * weight;
+      }
+    }
+  }
+}
+
 // Each plane of the image gradient belongs to one task and is filled in the order of the output pixels: no atomics, the
 // same bits for any number of threads.
-template <class In>
+template <class In, class Index>
 static void image_gradient(const SampleArguments<In>& x) {
   using T = compute_t<In>;
   const SampleGeometry<T>& g = x.geometry;
@@ -292,7 +315,7 @@ static void image_gradient(const SampleArguments<In>& x) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t groups = std::clamp<int64_t>((threads + x.batch - 1) / x.batch, 1, x.channels);
   torch::stable::parallel_for(0, x.batch * groups, 1, [&](int64_t begin, int64_t end) {
-    Band<T, int64_t> band(rows, g.out_width, g.flow_width, false);
+    Band<T, Index> band(rows, g.out_width, g.flow_width, false);
     constexpr bool kDirect = std::is_same_v<In, T>;
     for (int64_t n = begin; n < end; ++n) {
       const int64_t b = n / groups, group = n % groups;
@@ -306,16 +329,14 @@ static void image_gradient(const SampleArguments<In>& x) {
       std::fill(sums, sums + (c1 - c0) * plane, T(0));
       for (int64_t y0 = 0; y0 < g.out_height; y0 += rows) {
         const int64_t y1 = std::min(g.out_height, y0 + rows), pixels = (y1 - y0) * g.out_width;
-        locate<T, int64_t>(g, x.displacement + b * 2 * g.flow_height * g.flow_width, y0, y1, false, band);
-        for (int64_t c = c0; c < c1; ++c) {
-          T* to = sums + (c - c0) * plane;
-          const In* from = x.grad + c * out_plane + y0 * g.out_width;
-          for (int64_t p = 0; p < pixels; ++p) {
-            const T value = static_cast<T>(from[p]);
-            for (int i = 0; i < 4; ++i) {
-              to[band.at(i)[p]] += value * band.weight(i)[p];
-            }
-          }
+        locate<T, Index>(g, x.displacement + b * 2 * g.flow_height * g.flow_width, y0, y1, false, band);
+        const In* from = x.grad + y0 * g.out_width;
+        int64_t c = c0;
+        for (; c + 3 <= c1; c += 3) {
+          scatter_planes<3, In>(band, pixels, from + c * out_plane, out_plane, sums + (c - c0) * plane, plane);
+        }
+        for (; c < c1; ++c) {
+          scatter_planes<1, In>(band, pixels, from + c * out_plane, out_plane, sums + (c - c0) * plane, plane);
         }
       }
       if constexpr (!kDirect) {
@@ -425,11 +446,11 @@ static void flow_gradient(const SampleArguments<In>& x) {
 
 template <class In>
 void sample_backward(const SampleArguments<In>& x) {
+  const bool small = x.geometry.height * x.geometry.width <= std::numeric_limits<int32_t>::max();
   if (x.image_grad != nullptr) {
-    image_gradient<In>(x);
+    small ? image_gradient<In, int32_t>(x) : image_gradient<In, int64_t>(x);
   }
   if (x.displacement_grad != nullptr) {
-    const bool small = x.geometry.height * x.geometry.width <= std::numeric_limits<int32_t>::max();
     small ? flow_gradient<In, int32_t>(x) : flow_gradient<In, int64_t>(x);
   }
 }

@@ -216,7 +216,7 @@ void guided_band_backward(const BandBackwardArguments<In, G>& x) {
   const int64_t per_block = panels_per_block<T>(rows), width = per_block * kCols<T>;
   const int64_t columns = round_up(n, width), blocks = columns / width;
   const int64_t source_stride = round_up(m, kRows), target_stride = round_up(m, W);
-  const int64_t slots = source_slots(x.batch, blocks);
+  const int64_t slots = source_slots(x.batch, blocks, rows * target_stride);
 
   Scratch<T> source(x.batch * rows * m), target(x.batch * columns * m), inverse_b(x.batch * rows);
   Scratch<T> source_rows(x.batch * rows * source_stride), target_rows(x.batch * columns * target_stride);
@@ -231,31 +231,34 @@ void guided_band_backward(const BandBackwardArguments<In, G>& x) {
     invert(x.row_max + b * S, S, rows, inverse_b.data() + b * rows);
   }
 
-  torch::stable::parallel_for(0, x.batch * slots, 1, [&](int64_t begin, int64_t end) {
-    Scratch<T> c_block(rows * width), g_block(rows * width), dc(kChunk * width), target_block(source_stride * width);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / slots, slot = i % slots;
-      T* source_part = source_parts.data() + i * rows * target_stride;
-      T* beta_part = beta_parts.data() + i * rows;
-      std::fill(source_part, source_part + rows * target_stride, T(0));
-      std::fill(beta_part, beta_part + rows, T(0));
-      const Packed<T> z{
-          {source.data() + b * rows * m, target.data() + b * columns * m, m},
-          source_rows.data() + b * rows * source_stride,
-          target_rows.data() + b * columns * target_stride,
-          inverse_b.data() + b * rows,
-          x.norm + b * x.n_targets + x.begin,
-          rows,
-          source_stride,
-          target_stride};
-      const Matrix<const G> grad{x.grad + b * x.grad_strides.batch, x.grad_strides.source, x.grad_strides.target};
-      for (int64_t block = blocks * slot / slots; block < blocks * (slot + 1) / slots; ++block) {
-        const int64_t q0 = block * per_block;
-        const int64_t panels = std::min(per_block, round_up(n, kCols<T>) / kCols<T> - q0);
-        backward_block<G>(
-            z, grad, m, S, n, q0, panels, x.eps, c_block.data(), g_block.data(), dc.data(), target_block.data(),
-            x.target_grad + b * m * x.n_targets + x.begin, x.n_targets, source_part, beta_part);
-      }
+  const int64_t dc_size = kChunk * width, target_size = source_stride * width;
+  const int64_t per_worker = 2 * rows * width + dc_size + target_size;
+  Scratch<T> scratch(count_workers(x.batch * slots) * per_worker);
+  for_each_task(x.batch * slots, [&](int64_t worker, int64_t task) {
+    const int64_t b = task / slots, slot = task % slots;
+    T* const c_block = scratch.data() + worker * per_worker;
+    T* const g_block = c_block + rows * width;
+    T* const dc = g_block + rows * width;
+    T* const source_part = source_parts.data() + task * rows * target_stride;
+    T* const beta_part = beta_parts.data() + task * rows;
+    std::fill(source_part, source_part + rows * target_stride, T(0));
+    std::fill(beta_part, beta_part + rows, T(0));
+    const Packed<T> z{
+        {source.data() + b * rows * m, target.data() + b * columns * m, m},
+        source_rows.data() + b * rows * source_stride,
+        target_rows.data() + b * columns * target_stride,
+        inverse_b.data() + b * rows,
+        x.norm + b * x.n_targets + x.begin,
+        rows,
+        source_stride,
+        target_stride};
+    const Matrix<const G> grad{x.grad + b * x.grad_strides.batch, x.grad_strides.source, x.grad_strides.target};
+    for (int64_t block = blocks * slot / slots; block < blocks * (slot + 1) / slots; ++block) {
+      const int64_t q0 = block * per_block;
+      const int64_t panels = std::min(per_block, round_up(n, kCols<T>) / kCols<T> - q0);
+      backward_block<G>(
+          z, grad, m, S, n, q0, panels, x.eps, c_block, g_block, dc, dc + dc_size,
+          x.target_grad + b * m * x.n_targets + x.begin, x.n_targets, source_part, beta_part);
     }
   });
   add_source_parts<T>(x.batch, slots, m, S, rows, target_stride, source_parts.data(), x.source_grad);

@@ -1,6 +1,8 @@
-// Memory for the loops: aligned scratch, and the pages of large results.
+// For the loops: aligned scratch, tasks for threads that bring scratch of their own, the pages of large results.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <ctime>
 #include <new>
@@ -31,6 +33,25 @@ class Scratch {
  private:
   T* data_;
 };
+
+// How many threads for_each_task uses.
+inline int64_t count_workers(int64_t tasks) {
+  return std::min<int64_t>(tasks, torch::stable::get_num_threads());
+}
+
+// f(worker, task) for every task, the next one to whoever is free. Scratch belongs to workers and is allocated before,
+// by the caller: what threads allocate themselves stays in the pools that malloc keeps for each of them.
+template <class F>
+void for_each_task(int64_t tasks, const F& f) {
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, count_workers(tasks), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) {
+      for (int64_t task = next++; task < tasks; task = next++) {
+        f(worker, task);
+      }
+    }
+  });
+}
 
 // Brings in the pages of a fresh result of many MiB, all threads at once: faulting them one by one costs more than the
 // arithmetic. Pages of 2 MiB are the quickest where the system has them at hand; a virtual machine whose host takes

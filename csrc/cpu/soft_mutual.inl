@@ -150,14 +150,13 @@ static void normalize_columns(
   for (int64_t b = 0; b < batch; ++b) {
     invert(row_max + b * S, S, rows, inverse_b.data() + b * rows);
   }
-  torch::stable::parallel_for(0, batch * blocks, 1, [&](int64_t begin, int64_t end) {
-    Scratch<T> block(rows * per_block * kCols<T>);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / blocks, q0 = i % blocks * per_block;
-      column_block<Out>(
-          tiles_of(b), S, n, q0, std::min(per_block, panels - q0), eps, inverse_b.data() + b * rows, block.data(),
-          matrix_of(b), norm + b * norm_stride);
-    }
+  const int64_t block_size = rows * per_block * kCols<T>;
+  Scratch<T> scratch(count_workers(batch * blocks) * block_size);
+  for_each_task(batch * blocks, [&](int64_t worker, int64_t task) {
+    const int64_t b = task / blocks, q0 = task % blocks * per_block;
+    column_block<Out>(
+        tiles_of(b), S, n, q0, std::min(per_block, panels - q0), eps, inverse_b.data() + b * rows,
+        scratch.data() + worker * block_size, matrix_of(b), norm + b * norm_stride);
   });
 }
 

@@ -56,49 +56,54 @@ void normalize(const NormalizeArguments<In>& x) {
       [&](int64_t b) { return Matrix<In>{x.result + b * S * n, n, 1}; }, x.norm, n);
 }
 
+template <class In, class T = compute_t<In>>
+static void write_row(const T* from, int64_t count, In* to) {
+  constexpr int W = simd<T>::width;
+  int64_t t = 0;
+  for (; t + W <= count; t += W) {
+    store_as(to + t, load(from + t));
+  }
+  if (t < count) {
+    store_part(to + t, load(from + t), count - t);
+  }
+}
+
 template <class In>
 void normalize_backward(const NormalizeBackwardArguments<In>& x) {
   using T = compute_t<In>;
-  constexpr int W = simd<T>::width;
   const int64_t S = x.S, n = x.n_targets, rows = round_up(S, kRows);
   const int64_t per_block = panels_per_block<T>(rows), width = per_block * kCols<T>;
   const int64_t panels = round_up(n, kCols<T>) / kCols<T>, blocks = round_up(panels, per_block) / per_block;
-  const int64_t slots = source_slots(x.batch, blocks);
+  const int64_t slots = source_slots(x.batch, blocks, rows);
   Scratch<T> inverse_b(x.batch * rows), beta_parts(x.batch * slots * rows);
   for (int64_t b = 0; b < x.batch; ++b) {
     invert(x.row_max + b * S, S, rows, inverse_b.data() + b * rows);
   }
-  torch::stable::parallel_for(0, x.batch * slots, 1, [&](int64_t begin, int64_t end) {
-    Scratch<T> c_block(rows * width), g_block(rows * width), dc(kChunk * width);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / slots, slot = i % slots;
-      T* beta = beta_parts.data() + i * rows;
-      std::fill(beta, beta + rows, T(0));
-      const Stored<In> tiles{{x.map + b * S * n, n, 1}, S, n};
-      const Matrix<const In> grad{x.grad + b * x.grad_strides.batch, x.grad_strides.source, x.grad_strides.target};
-      const T* scale = inverse_b.data() + b * rows;
-      for (int64_t block = blocks * slot / slots; block < blocks * (slot + 1) / slots; ++block) {
-        const int64_t q0 = block * per_block, used = std::min(per_block, panels - q0), t0 = q0 * kCols<T>;
-        const int64_t used_width = used * kCols<T>, valid = std::min(used_width, n - t0);
-        vec<T> dot[kMaxVecs], inverse_n[kMaxVecs] = {}, slope[kMaxVecs] = {};
-        gradient_dots<In>(tiles, grad, S, rows, n, q0, used, scale, c_block.data(), g_block.data(), dot);
-        gradient_slopes<T>(x.norm + b * n + t0, valid, x.eps, dot, inverse_n, slope);
-        for (int64_t s0 = 0; s0 < S; s0 += kChunk) {
-          const int64_t count = std::min<int64_t>(kChunk, S - s0);
-          gradient_rows<T>(
-              count, used_width, scale + s0, c_block.data() + s0 * used_width, g_block.data() + s0 * used_width,
-              inverse_n, slope, dc.data(), beta + s0);
-          for (int64_t r = 0; r < count; ++r) {
-            In* to = x.map_grad + (b * S + s0 + r) * n + t0;
-            const T* from = dc.data() + r * used_width;
-            int64_t t = 0;
-            for (; t + W <= valid; t += W) {
-              store_as(to + t, load(from + t));
-            }
-            if (t < valid) {
-              store_part(to + t, load(from + t), valid - t);
-            }
-          }
+  const int64_t per_worker = (2 * rows + kChunk) * width;
+  Scratch<T> scratch(count_workers(x.batch * slots) * per_worker);
+  for_each_task(x.batch * slots, [&](int64_t worker, int64_t task) {
+    const int64_t b = task / slots, slot = task % slots;
+    T* const c_block = scratch.data() + worker * per_worker;
+    T* const g_block = c_block + rows * width;
+    T* const dc = g_block + rows * width;
+    T* const beta = beta_parts.data() + task * rows;
+    std::fill(beta, beta + rows, T(0));
+    const Stored<In> tiles{{x.map + b * S * n, n, 1}, S, n};
+    const Matrix<const In> grad{x.grad + b * x.grad_strides.batch, x.grad_strides.source, x.grad_strides.target};
+    const T* const scale = inverse_b.data() + b * rows;
+    for (int64_t block = blocks * slot / slots; block < blocks * (slot + 1) / slots; ++block) {
+      const int64_t q0 = block * per_block, used = std::min(per_block, panels - q0), t0 = q0 * kCols<T>;
+      const int64_t used_width = used * kCols<T>, valid = std::min(used_width, n - t0);
+      vec<T> dot[kMaxVecs], inverse_n[kMaxVecs] = {}, slope[kMaxVecs] = {};
+      gradient_dots<In>(tiles, grad, S, rows, n, q0, used, scale, c_block, g_block, dot);
+      gradient_slopes<T>(x.norm + b * n + t0, valid, x.eps, dot, inverse_n, slope);
+      for (int64_t s0 = 0; s0 < S; s0 += kChunk) {
+        const int64_t count = std::min<int64_t>(kChunk, S - s0);
+        gradient_rows<T>(
+            count, used_width, scale + s0, c_block + s0 * used_width, g_block + s0 * used_width, inverse_n, slope, dc,
+            beta + s0);
+        for (int64_t r = 0; r < count; ++r) {
+          write_row<In>(dc + r * used_width, valid, x.map_grad + (b * S + s0 + r) * n + t0);
         }
       }
     }

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pose_kernels
-from pose_kernels import _library
+from pose_kernels import _dispatch, _library
 
 needs_cpu_library = pytest.mark.skipif(
     _library.cpu_reason is not None, reason=str(_library.cpu_reason)
@@ -55,3 +55,15 @@ def test_self_check_fails_loudly(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pose_kernels"])
     assert command.main() == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_an_implementation_that_raises_is_reported(monkeypatch, capsys):
+    import pose_kernels.__main__ as command
+
+    def broken(*arguments):
+        raise RuntimeError("no such kernel\nmore")
+
+    monkeypatch.setitem(_dispatch._functions["correlation_4d"], "cpp", broken)
+    monkeypatch.setattr(sys, "argv", ["pose_kernels"])
+    assert command.main() == 1
+    assert "FAILED: RuntimeError: no such kernel\n" in capsys.readouterr().out

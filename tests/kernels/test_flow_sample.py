@@ -184,6 +184,8 @@ def test_identity_flow():
         (lambda i, f: (i.int(), f), TypeError, "image: expected float32"),
         (lambda i, f: (i, f.to("meta")), ValueError, "flow: expected device cpu as image"),
         (lambda i, f: (i, f, (0, 3)), ValueError, "size: expected two positive integers"),
+        (lambda i, f: (i, f, 5), ValueError, "size: expected two positive integers .*, got 5"),
+        (lambda i, f: (i, f, (5.0, 5)), ValueError, "size: expected two positive integers"),
         (lambda i, f: (i, f, None, "wrap"), ValueError, "padding_mode: expected one of border"),
     ],
 )

@@ -203,6 +203,24 @@ def test_second_derivatives_say_no(name, impl):
 
 
 @every_fused
+def test_forward_mode_says_no(name, impl):
+    inputs = INPUTS[name](1, torch.float64)
+    tangents = [torch.ones_like(x) for x in inputs]
+    with pytest.raises(NotImplementedError, match=f"{name}: forward-mode derivatives need"):
+        torch.func.jvp(operator(name, impl), tuple(inputs), tuple(tangents))
+    with torch.autograd.forward_ad.dual_level():  # nobody asks for one here
+        operator(name, impl)(*inputs)
+    torch.func.jvp(operator(name, "reference"), tuple(inputs), tuple(tangents))
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_meta_tensors_have_shapes(name):
+    inputs = INPUTS[name](2, torch.float32)
+    value = operator(name, "reference")(*(x.to("meta") for x in inputs))
+    assert value.shape == operator(name, "reference")(*inputs).shape
+
+
+@every_fused
 def test_nothing_4d_is_saved(name, impl):
     """Of the correlation map, that is; soft_mutual_normalize was given one and keeps that."""
     inputs = [x.requires_grad_() for x in INPUTS[name](2, torch.float64)]
@@ -380,6 +398,22 @@ def test_bands_make_up_the_map_and_its_gradient():
         assert_close([sums[0].view_as(source), sums[1].view_as(target)], expected)
 
 
+def test_tf32_is_read_by_both_of_its_names():
+    """Setting the new name makes reading the old one raise: in a process of its own."""
+    script = (
+        "import torch; from pose_kernels import _checks;"
+        "gpu = type('Gpu', (), {'is_cuda': True}); assert not _checks.allow_tf32(gpu);"
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'; assert _checks.allow_tf32(gpu);"
+        "torch.backends.cuda.matmul.fp32_precision = 'ieee'; assert not _checks.allow_tf32(gpu)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    script = (
+        "import torch; from pose_kernels import _checks; gpu = type('Gpu', (), {'is_cuda': True});"
+        "torch.backends.cuda.matmul.allow_tf32 = True; assert _checks.allow_tf32(gpu)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_a_band_outside_the_targets_is_refused():
     z_s, z_t = (z.flatten(2) for z in features(1, 3, (2, 2), (2, 3)))
     ops = torch.ops.pose_kernels
@@ -395,7 +429,7 @@ def test_a_band_outside_the_targets_is_refused():
 def test_convolution_in_bands(monkeypatch, band, kernel):
     """guided_correlation_conv2d is the composition, for every cut and every kernel."""
     module = sys.modules["pose_kernels.guided_correlation_conv2d"]
-    monkeypatch.setitem(module.BAND_BYTES, "cpu", band)
+    monkeypatch.setitem(module.BUFFER_BYTES, "cpu", band)
     monkeypatch.setattr(module, "BAND_COLUMNS", 1)
 
     def composed(source, target, weight, bias):

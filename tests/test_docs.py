@@ -1,0 +1,106 @@
+"""What the documentation says is true: examples run, links lead somewhere, no name is left out.
+
+The Python blocks of a page run in order in one namespace; the claims are their assertions.
+"""
+
+import re
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+
+import pose_kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RUNNABLE = [ROOT / "docs" / "operators.md", ROOT / "docs" / "other-models.md", ROOT / "README.md"]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def python_blocks(page: Path) -> list[tuple[int, str]]:
+    """(line of the first statement, code) of every ```python block."""
+    text = page.read_text()
+    return [(text.count("\n", 0, m.start(1)) + 1, m.group(1)) for m in BLOCK.finditer(text)]
+
+
+def run_blocks(page: Path) -> None:
+    namespace = {"__name__": page.stem.replace("-", "_")}
+    for line, code in python_blocks(page):
+        # Pushed down to where it stands, so that every line number is the page's.
+        program = compile("\n" * (line - 1) + code, str(page), "exec")
+        try:
+            exec(program, namespace)
+        except Exception as error:
+            steps = traceback.extract_tb(error.__traceback__)
+            at = [step for step in steps if step.filename == str(page)][-1]
+            pytest.fail(
+                f"{name_of(page)}:{at.lineno} (block at line {line}), at `{at.line}`: "
+                f"{type(error).__name__}: {error}"
+            )
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
+def test_examples_run(page):
+    torch.manual_seed(0)
+    assert python_blocks(page)
+    try:
+        run_blocks(page)
+    finally:
+        if "torch._dynamo" in sys.modules:  # what a page compiled is nobody else's
+            torch.compiler.reset()
+
+
+def test_a_wrong_example_is_found_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n```python\nx = 1\n```\n\ntext\n\n```python\n\nassert x == 2\n```\n")
+    with pytest.raises(
+        pytest.fail.Exception, match=r"page.md:11 \(block at line 10\), at `assert x == 2`: Asse"
+    ):
+        run_blocks(page)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name == "docs"], ids=name_of)
+def test_examples_fit_a_hundred_columns(page):
+    long = [
+        line
+        for first, code in python_blocks(page)
+        for line, text in enumerate(code.splitlines(), first)
+        if len(text) > 100
+    ]
+    assert long == []
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's names of the headings."""
+    titles = re.findall(r"^#+ +(.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_every_public_name_has_its_section():
+    text = (ROOT / "docs" / "operators.md").read_text()
+    sections = re.findall(r"^#+ `(\w+)`$", text, re.MULTILINE)
+    assert sorted(sections) == sorted(pose_kernels.__all__)
