@@ -67,15 +67,18 @@ class _Bands:
         budget = BUFFER_BYTES[self.device.type]
         row = self.sources * self.width * self.operand.itemsize
         self.rows = min(max(budget // row, -(-BAND_COLUMNS // self.width), 1), self.height)
+        # [n, taps, S], as the products read them: a channels-last weight is that already.
+        self.weight, self.copied = weight.to(self.operand).flatten(2).transpose(1, 2), None
         size = weight.numel() * self.operand.itemsize
         parts = min(-(-size // budget), WEIGHT_PARTS, self.outputs)
-        if self.operand != self.wide:  # or the gradient would be rounded once for each part
+        # With the sum of the parts in 16 bits, the gradient would be rounded once for each.
+        if self.operand != self.wide or self.weight.is_contiguous():
             parts = 1
         step = -(-self.outputs // parts)
         starts = range(0, self.outputs, step)
         self.parts = [slice(first, min(first + step, self.outputs)) for first in starts]
-        self.weight, self.copied = weight, None
-        self.copy = _zeros((step, self.taps, self.sources), self.operand, self.device)
+        if not self.weight.is_contiguous():
+            self.copy = _zeros((step, self.taps, self.sources), self.operand, self.device)
 
     def __iter__(self):
         """First row, number of rows, and the buffer of the map, [1, S, rows * width]."""
@@ -87,10 +90,12 @@ class _Bands:
             yield first, rows, used.view(1, self.sources, rows * self.width)
 
     def weights(self, part):
-        """The weights of some outputs, [outputs * taps, S], as the products read them."""
+        """The weights of some outputs, [outputs * taps, S]."""
+        if self.weight.is_contiguous():
+            return self.weight[part].flatten(0, 1)
         copy = self.copy[: part.stop - part.start]
         if self.copied != part:
-            copy.copy_(self.weight[part].flatten(2).transpose(1, 2))
+            copy.copy_(self.weight[part])
             self.copied = part
         return copy.flatten(0, 1)
 
@@ -150,9 +155,9 @@ def _backward_op(
 ):  # fmt: skip
     with _checks.without_autocast(source.device):
         bands = _Bands(source, target, weight)
-        # For each part of the outputs, [S, outputs * taps]: quicker to add to than its transpose.
-        shapes = ((bands.sources, (part.stop - part.start) * bands.taps) for part in bands.parts)
-        dW = [_zeros(shape, bands.wide, bands.device) for shape in shapes] if weight_grad else []
+        # [S, n * taps]: quicker to add to than its transpose.
+        shape = (bands.sources, bands.outputs * bands.taps)
+        dW = _zeros(shape, bands.wide, bands.device) if weight_grad else None
         sums = torch.zeros_like(bands.z_s), torch.zeros_like(bands.z_t), torch.zeros_like(row_max)
         for b in range(source.shape[0]):
             _backward_sample(
@@ -164,16 +169,13 @@ def _backward_op(
             ops.guided_correlation_row_max_backward(
                 bands.z_s, bands.z_t, row_max, row_argmax, eps, beta, dz_s, dz_t
             )
-        parts = bands.parts
         del bands  # its memory, before the last is taken
-        weight_sum = weight.new_empty(weight.shape if weight_grad else (0,))
-        while dW:
-            part = dW.pop().view(weight.shape[1], -1, *weight.shape[2:])
-            weight_sum[parts.pop()] = part.transpose(0, 1)
         return (
             dz_s.to(source.dtype).view_as(source) if features_grad else source.new_empty(0),
             dz_t.to(target.dtype).view_as(target) if features_grad else target.new_empty(0),
-            weight_sum,
+            weight.new_empty(0)
+            if dW is None
+            else dW.view(-1, *weight[:, 0].shape).transpose(0, 1).to(weight.dtype).contiguous(),
         )
 
 
@@ -188,18 +190,20 @@ def _backward_sample(ops, bands, grad, one, row_max, norm, eps, tf32, sums, dW, 
         G = torch.empty(shape, dtype=bands.operand, device=bands.device)
         for tap, place in enumerate(bands.shifted(extended, first, rows)):
             G[:, tap] = place.flatten(1)
-        if dW:
+        if dW is not None:
             ops.guided_correlation_band(z_s, z_t, row_max, eps, tf32, begin, M, same_norm)
-        for part, total in zip(bands.parts, dW, strict=False):
-            G_k = G[part].flatten(0, 1).t()
-            if total.dtype == bands.operand:
-                total.addmm_(M[0], G_k)
+            if dW.dtype == bands.operand:
+                dW.addmm_(M[0], G.flatten(0, 1).t())
             else:
-                total += _multiply(M[0], G_k, bands.wide)
+                dW += _multiply(M[0], G.flatten(0, 1).t(), bands.wide)
         if features_grad:
-            dM = M[0].zero_()  # in the place of the map
+            dM = M[0]  # in the place of the map
             for part in bands.parts:
-                dM.addmm_(bands.weights(part).t(), G[part].flatten(0, 1))
+                weights, G_part = bands.weights(part).t(), G[part].flatten(0, 1)
+                if part.start == 0:
+                    torch.mm(weights, G_part, out=dM)
+                else:
+                    dM.addmm_(weights, G_part)
             dz_s, dz_t, beta = (x[one] for x in sums)
             ops.guided_correlation_band_backward(
                 M, z_s, z_t, row_max, norm, eps, tf32, begin, dz_s, dz_t, beta

@@ -32,6 +32,7 @@ struct RowMaxArguments {
   const In* target;  // [B, m, T]
   compute_t<In>* row_max;  // [B, S]
   int64_t* row_argmax;  // [B, S]
+  FreshPages* pages;  // of the result, to be brought in on the way; or null
 };
 
 // The band is the n targets from `begin` on.
@@ -98,9 +99,10 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> guided_correlation(
       using C = compute_t<In>;
       const In* z_s = const_data<In>(source);
       const In* z_t = const_data<In>(target);
-      prefault(result.mutable_data_ptr(), B * S * T * static_cast<int64_t>(sizeof(In)));
+      FreshPages pages(result.mutable_data_ptr(), B * S * T * static_cast<int64_t>(sizeof(In)));
       SIMD_DISPATCH(guided_row_max<In>)
-      ({B, m, S, T, static_cast<C>(eps), z_s, z_t, mutable_data<C>(row_max), mutable_data<int64_t>(row_argmax)});
+      ({B, m, S, T, static_cast<C>(eps), z_s, z_t, mutable_data<C>(row_max), mutable_data<int64_t>(row_argmax),
+        &pages});
       const MapStrides strides = channels_last ? MapStrides{S * T, 1, S} : MapStrides{S * T, T, 1};
       SIMD_DISPATCH(guided_band<In, In>)
       ({B, m, S, T, 0, T, static_cast<C>(eps), z_s, z_t, const_data<C>(row_max), mutable_data<In>(result), strides,
@@ -211,7 +213,7 @@ static std::tuple<Tensor, Tensor> guided_correlation_row_max(
       using T = decltype(zero);
       SIMD_DISPATCH(guided_row_max<T>)
       ({B, source.size(1), S, target.size(2), static_cast<T>(eps), const_data<T>(source), const_data<T>(target),
-        mutable_data<T>(row_max), mutable_data<int64_t>(row_argmax)});
+        mutable_data<T>(row_max), mutable_data<int64_t>(row_argmax), nullptr});
     });
   }
   return {row_max, row_argmax};

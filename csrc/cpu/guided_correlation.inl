@@ -137,17 +137,21 @@ void guided_row_max(const RowMaxArguments<In>& x) {
   }
   const bool careful =
       may_be_nan<T>(source.data(), x.batch * rows * x.m, target.data(), x.batch * columns * x.m, x.m);
-  const int64_t source_panels = rows / kRows;
-  torch::stable::parallel_for(0, x.batch * source_panels, 8, [&](int64_t begin, int64_t end) {
-    while (begin < end) {  // a range may run over several samples
-      const int64_t b = begin / source_panels, first = begin % source_panels;
-      const int64_t last = std::min(source_panels, first + end - begin);
-      const auto function = careful ? row_maxima<true, T> : row_maxima<false, T>;
-      function(
-          source.data() + b * rows * x.m, target.data() + b * columns * x.m, x.m, x.S, x.n_targets, first, last, x.eps,
-          x.row_max + b * x.S, x.row_argmax + b * x.S);
-      begin += last - first;
+  const auto function = careful ? row_maxima<true, T> : row_maxima<false, T>;
+  constexpr int64_t kPanels = 8;  // a task
+  const int64_t source_panels = rows / kRows, per_sample = (source_panels + kPanels - 1) / kPanels;
+  // Threads that bring in pages hinder each other: spread out, those tasks meet threads that compute.
+  const int64_t pages = x.pages ? x.pages->count() : 0, tasks = x.batch * per_sample + pages;
+  for_each_task(tasks, [&](int64_t, int64_t task) {
+    const int64_t page = task * pages / tasks;
+    if ((task + 1) * pages / tasks > page) {
+      x.pages->bring(page);
+      return;
     }
+    const int64_t i = task - page, b = i / per_sample, first = i % per_sample * kPanels;
+    function(
+        source.data() + b * rows * x.m, target.data() + b * columns * x.m, x.m, x.S, x.n_targets, first,
+        std::min(source_panels, first + kPanels), x.eps, x.row_max + b * x.S, x.row_argmax + b * x.S);
   });
 }
 

@@ -53,46 +53,78 @@ void for_each_task(int64_t tasks, const F& f) {
   });
 }
 
-// Brings in the pages of a fresh result of many MiB, all threads at once: faulting them one by one costs more than the
-// arithmetic. Pages of 2 MiB are the quickest where the system has them at hand; a virtual machine whose host takes
-// free ones away pays up to fifty times more for each that it must get back. So each thread goes on with them until they
-// have cost what small pages would cost for its whole share, and then takes small ones: at worst twice the time, and
-// the large pages that it did get are at hand the next time.
+// Brings in the pages of a fresh result of many MiB: faulting them one by one costs more than the arithmetic. Pages of
+// 2 MiB are the quickest where the system has them at hand; a virtual machine whose host takes free ones away pays up to
+// fifty times more for each that it must get back. Whoever meets a slow one goes on with small pages, and the next
+// results, ever more of them, do not try.
 // Advice only: where the system knows none of this, pages come in when they are written.
-inline void prefault(void* data, int64_t bytes) {
+class FreshPages {
+ public:
+  FreshPages(void* data, int64_t bytes) {
+    const int64_t skip = -reinterpret_cast<intptr_t>(data) & (kPage - 1);
+    first_ = static_cast<char*>(data) + skip;
+    count_ = bytes < 2 * kPage ? 0 : (bytes - skip) / kPage;
+    large_ = count_ > 0 && wait().fetch_sub(1) <= 0;
+  }
+
+  // Of 2 MiB each.
+  int64_t count() const {
+    return count_;
+  }
+
+  void bring(int64_t i) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23  // Linux 5.14
 #endif
-  constexpr int64_t kPage = 2 << 20;
-  constexpr double kSmall = 600e-6;  // 2 MiB in small pages; as one page it takes some 200
-  const auto seconds = [] {  // of this thread: a busy machine is no reason
+    char* const page = first_ + i * kPage;
+    if (!large_) {
+      madvise(page, kPage, MADV_POPULATE_WRITE);
+      return;
+    }
+    constexpr double kSlow = 600e-6;  // what 2 MiB of small pages cost; one large page is zeroed in some 200
+    madvise(page, kPage, MADV_HUGEPAGE);
+    const double start = seconds();
+    madvise(page, kPage, MADV_POPULATE_WRITE);
+    if (seconds() - start > kSlow) {
+      if (large_.exchange(false)) {
+        wait() = patience() = std::min<int64_t>(64, 2 * patience());
+      }
+    } else if (i == count_ - 1) {
+      wait() = 0;
+      patience() = 1;
+    }
+#else
+    (void)i;
+#endif
+  }
+
+ private:
+  static constexpr int64_t kPage = 2 << 20;
+
+  static double seconds() {  // of this thread: a busy machine is no reason
     timespec now;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
     return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-  };
-  const int64_t skip = -reinterpret_cast<intptr_t>(data) & (kPage - 1);
-  char* const first = static_cast<char*>(data) + skip;
-  const int64_t pages = (bytes - skip) / kPage;
-  if (pages < 2) {
-    return;
   }
-  torch::stable::parallel_for(0, pages, 1, [&](int64_t begin, int64_t end) {
-    madvise(first + begin * kPage, (end - begin) * kPage, MADV_HUGEPAGE);
-    const double allowed = seconds() + kSmall * static_cast<double>(end - begin);
-    while (begin < end && seconds() < allowed) {
-      madvise(first + begin * kPage, kPage, MADV_POPULATE_WRITE);
-      ++begin;
-    }
-    if (begin < end) {
-      madvise(first + begin * kPage, (end - begin) * kPage, MADV_NOHUGEPAGE);
-      madvise(first + begin * kPage, (end - begin) * kPage, MADV_POPULATE_WRITE);
-    }
-  });
-#else
-  (void)data;
-  (void)bytes;
-#endif
+  // Results that take small pages before large ones are tried again, and how many those were the last time.
+  static std::atomic<int64_t>& wait() {
+    static std::atomic<int64_t> results{0};
+    return results;
+  }
+  static std::atomic<int64_t>& patience() {
+    static std::atomic<int64_t> results{1};
+    return results;
+  }
+
+  char* first_;
+  int64_t count_;
+  std::atomic<bool> large_;
+};
+
+inline void prefault(void* data, int64_t bytes) {
+  FreshPages pages(data, bytes);
+  for_each_task(pages.count(), [&](int64_t, int64_t i) { pages.bring(i); });
 }
 
 }  // namespace pose_kernels

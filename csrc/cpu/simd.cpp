@@ -1,5 +1,6 @@
 #include "cpu/simd.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -22,8 +23,11 @@ static SimdLevel detect() {
   if (const char* wanted = std::getenv("POSE_KERNELS_SIMD")) {
     if (!std::strcmp(wanted, "baseline")) {
       level = SimdLevel::baseline;
-    } else if (!std::strcmp(wanted, "avx2") && level > SimdLevel::avx2) {
-      level = SimdLevel::avx2;
+    } else if (!std::strcmp(wanted, "avx2")) {
+      level = std::min(level, SimdLevel::avx2);
+    } else {
+      STD_TORCH_CHECK(
+          !std::strcmp(wanted, "avx512") || !*wanted, "POSE_KERNELS_SIMD: expected baseline, avx2 or avx512, got ", wanted);
     }
   }
   return level;

@@ -18,7 +18,7 @@ namespace pose_kernels {
 
 enum class SimdLevel : int64_t { baseline = 0, avx2 = 1, avx512 = 2 };
 
-// What this machine can do, or less where POSE_KERNELS_SIMD=baseline|avx2 asks for it (read once).
+// What this machine can do, or less where POSE_KERNELS_SIMD=baseline|avx2 asks for it (read once; another word raises).
 SimdLevel simd_level();
 
 }  // namespace pose_kernels

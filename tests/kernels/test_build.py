@@ -48,6 +48,13 @@ def test_self_check_at_lower_vector_widths(level):
     assert {(op, "cpp") for op in pose_kernels.implementations()} <= checked
 
 
+@needs_cpu_library
+def test_an_unknown_vector_width_is_an_error():
+    done = self_check(POSE_KERNELS_SIMD="avx3")
+    assert done.returncode == 1
+    assert "POSE_KERNELS_SIMD: expected baseline, avx2 or avx512, got avx3" in done.stderr
+
+
 def test_self_check_fails_loudly(monkeypatch, capsys):
     import pose_kernels.__main__ as command
 

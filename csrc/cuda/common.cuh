@@ -1,0 +1,65 @@
+// Shared by the operators' registrations: the stream, the device, scratch, the memory format of maps.
+#pragma once
+
+#include <vector>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "common.h"
+#include "cuda/product.cuh"
+
+namespace pose_kernels {
+
+// Makes a tensor's device the current one for as long as it lives, and allocates scratch there. Scratch is torch's own
+// memory: it may be handed on when a call returns, for everything runs in the order of the stream.
+class Call {
+ public:
+  explicit Call(const Tensor& x) : like_(x), guard_(x.get_device_index()) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    stream_ = static_cast<Stream>(stream);
+  }
+  Stream stream() const {
+    return stream_;
+  }
+  Allocate allocate() {
+    return [this](int64_t bytes) {
+      scratch_.push_back(empty(like_, {bytes}, ScalarType::Byte));
+      return scratch_.back().mutable_data_ptr();
+    };
+  }
+
+ private:
+  Tensor like_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  Stream stream_ = nullptr;
+  std::vector<Tensor> scratch_;
+};
+
+inline bool is_channels_last(const Tensor& x) {
+  int64_t expected = 1;
+  for (int64_t d : {1, 3, 2, 0}) {
+    if (x.size(d) != 1 && x.stride(d) != expected) {
+      return false;
+    }
+    expected *= x.size(d);
+  }
+  return true;
+}
+
+// A gradient that is neither contiguous nor channels-last (expanded, for one) is copied.
+inline Tensor readable_map(const Tensor& grad, bool* channels_last) {
+  *channels_last = !grad.is_contiguous() && is_channels_last(grad);
+  return *channels_last ? grad : torch::stable::contiguous(grad);
+}
+
+template <class In>
+Features<In> features_of(const Tensor& source, const Tensor& target) {
+  const int64_t batch = source.size(0), m = source.size(1);
+  const int64_t sources = batch ? source.numel() / (batch * m) : 0, targets = batch ? target.numel() / (batch * m) : 0;
+  STD_TORCH_CHECK(std::max(sources, targets) < 1 << 30, "source, target: 2^30 positions and more are not supported");
+  return {batch, m, sources, targets, const_data<In>(source), const_data<In>(target), 0, targets};
+}
+
+}  // namespace pose_kernels

@@ -1,0 +1,63 @@
+"""Compiles the CUDA sources for the CPU: once per content of the sources, into build/emulation."""
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+NAME = "pose_kernels_emulated"
+# No fused multiply-adds: where it matters the sources ask for exact operations, plain ones here.
+FLAGS = [
+    "-std=c++17",
+    "-DPOSE_KERNELS_EMULATE",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+]
+
+
+def compile_once(target: str, sources: list[str], flags: list[str]) -> Path:
+    """The path of the compiled `target`, whose name gets a hash of everything it depends on."""
+    import torch
+
+    include = Path(torch.__file__).parent / "include"
+    depends = [*(HERE / s for s in sources), *HERE.glob("*.h"), *(ROOT / "csrc/cuda").glob("*.cuh")]
+    command = ["g++", *FLAGS, *flags, f"-I{HERE}", f"-I{ROOT / 'csrc'}", f"-isystem{include}"]
+    key = hashlib.sha256(repr((command, torch.__version__, sysconfig.get_platform())).encode())
+    for path in sorted(depends):
+        key.update(path.read_bytes())
+    stem, suffix = os.path.splitext(target)
+    output = ROOT / "build" / "emulation" / f"{stem}-{key.hexdigest()[:16]}{suffix}"
+    if not output.exists():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        part = output.with_suffix(f".{os.getpid()}.part")
+        command += [*(str(HERE / s) for s in sources), "-o", str(part)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+        part.rename(output)
+    return output
+
+
+def load():
+    """The module with the launchers; needs g++ and pybind11."""
+    import pybind11
+
+    flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden"]
+    flags += [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
+    path = compile_once(f"{NAME}.so", ["bindings.cpp"], flags)
+    spec = importlib.util.spec_from_file_location(NAME, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sanitized_program() -> Path:
+    """A program that runs every kernel under AddressSanitizer and UBSan."""
+    flags = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags += ["-fno-sanitize=null,vptr,object-size,return"]  # twice the time to compile
+    return compile_once("run_sanitized", ["run_sanitized.cpp"], flags)

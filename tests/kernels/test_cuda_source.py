@@ -1,0 +1,487 @@
+"""The CUDA kernels' own source, executed on the CPU, against the equations in float64.
+
+`tests/emulation` compiles csrc/cuda/*.cuh for the host: fibers for threads, matrix fragments as the
+PTX manual lays them out, shared memory and scratch that start as NaN. What this cannot show is
+speed, and whatever only real hardware does. Every call runs twice, in forward and in reversed order
+of threads, warps and blocks: equal bits, or a barrier is missing.
+"""
+
+import functools
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_helpers import TOLERANCE, features, relative_error, value_and_gradients
+
+import pose_kernels
+
+if shutil.which("g++") is None or importlib.util.find_spec("pybind11") is None:
+    pytest.skip("executing the CUDA sources needs g++ and pybind11", allow_module_level=True)
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "emulation"))
+import build  # noqa: E402
+
+FLOAT, DOUBLE, HALF, BFLOAT = torch.float32, torch.float64, torch.float16, torch.bfloat16
+SHAPES = [  # B, m, source, target
+    (2, 35, (13, 11), (9, 17)),  # no multiple of a tile, two tiles each way
+    (1, 1, (3, 3), (2, 2)),
+    (3, 8, (1, 1), (5, 2)),
+    (1, 7, (4, 3), (1, 1)),
+    (1, 40, (16, 8), (16, 16)),  # whole tiles
+    (1, 67, (5, 20), (12, 12)),  # two chunks of features in backward
+]
+#: What TF32 products are good for: 10 bits, and cubes.
+TF32_TOLERANCE = (2e-3, 1e-2)
+
+
+@functools.cache
+def emulated():
+    return build.load()
+
+
+def array(x):
+    """NumPy's view of a tensor; bfloat16 as its bits."""
+    return (x.view(torch.uint16) if x.dtype == BFLOAT else x).detach().numpy()
+
+
+def run(name, *arguments, outputs):
+    """Calls a launcher in both orders of threads; it writes `outputs`, its last arguments."""
+    module = emulated()
+    before = [x.clone() for x in outputs]
+    arguments = [array(x) if isinstance(x, torch.Tensor) else x for x in arguments]
+    found = []
+    for reverse in (False, True):
+        for x, start in zip(outputs, before, strict=True):
+            x.copy_(start)
+        module.set_reversed(reverse)
+        getattr(module, name)(*arguments, *(array(x) for x in outputs))
+        found.append([x.clone() for x in outputs])
+    for forward, backward in zip(*found, strict=True):
+        assert array(forward).tobytes() == array(backward).tobytes(), (
+            "depends on the order of threads"
+        )
+    return found[0]
+
+
+def wide(dtype):
+    return DOUBLE if dtype == DOUBLE else FLOAT
+
+
+def memory(x, channels_last):
+    """A map [B, S, T] as the kernels are given it: a contiguous tensor."""
+    return x.transpose(1, 2).contiguous() if channels_last else x.contiguous()
+
+
+def shapes_of(source, target):
+    return source.shape[0], source.shape[2:].numel(), target.shape[2:].numel()
+
+
+def new(*shape, dtype):
+    fill = float("nan") if dtype.is_floating_point else -1
+    return torch.full(shape, fill, dtype=dtype)
+
+
+def statistics(B, S, T, dtype):
+    return new(B, S, dtype=dtype), new(B, S, dtype=torch.int64), new(B, T, dtype=dtype)
+
+
+class Correlation(torch.autograd.Function):
+    """correlation_4d as pose_kernels/correlation_4d.py puts it together."""
+
+    @staticmethod
+    def forward(ctx, source, target, tf32, channels_last):
+        B, S, T = shapes_of(source, target)
+        z = [source.flatten(2), target.flatten(2)]
+        ctx.saved = *z, source.shape, target.shape, tf32, channels_last
+        result = new(*((B, T, S) if channels_last else (B, S, T)), dtype=source.dtype)
+        (result,) = run("correlation_4d", *z, tf32, channels_last, outputs=[result])
+        result = result.transpose(1, 2) if channels_last else result
+        return result.reshape(B, S, *target.shape[2:])
+
+    @staticmethod
+    def backward(ctx, grad):
+        source, target, source_shape, target_shape, tf32, channels_last = ctx.saved
+        grads = run(
+            "correlation_4d_backward", memory(grad.flatten(2), channels_last), channels_last,
+            source, target, tf32, outputs=[torch.full_like(z, torch.nan) for z in (source, target)],
+        )  # fmt: skip
+        return grads[0].view(source_shape), grads[1].view(target_shape), None, None
+
+
+class Guided(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, source, target, eps, tf32, channels_last):
+        B, S, T = shapes_of(source, target)
+        z = [source.flatten(2), target.flatten(2)]
+        result = new(*((B, T, S) if channels_last else (B, S, T)), dtype=source.dtype)
+        result, *stats = run(
+            "guided_correlation", *z, eps, tf32, channels_last,
+            outputs=[result, *statistics(B, S, T, wide(source.dtype))],
+        )  # fmt: skip
+        ctx.saved = *z, stats, source.shape, target.shape, eps, tf32, channels_last
+        result = result.transpose(1, 2) if channels_last else result
+        return result.reshape(B, S, *target.shape[2:])
+
+    @staticmethod
+    def backward(ctx, grad):
+        source, target, stats, source_shape, target_shape, eps, tf32, channels_last = ctx.saved
+        grads = run(
+            "guided_correlation_backward", memory(grad.flatten(2), channels_last), channels_last,
+            source, target, *stats, eps, tf32,
+            outputs=[torch.full_like(z, torch.nan) for z in (source, target)],
+        )  # fmt: skip
+        return grads[0].view(source_shape), grads[1].view(target_shape), None, None, None
+
+
+class Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, correlation, eps):
+        C = correlation.flatten(2).contiguous()
+        result, *stats = run(
+            "soft_mutual_normalize", C, eps,
+            outputs=[torch.full_like(C, torch.nan), *statistics(*C.shape, wide(C.dtype))],
+        )  # fmt: skip
+        ctx.saved = C, stats, eps
+        return result.view(correlation.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        C, stats, eps = ctx.saved
+        (result,) = run(
+            "soft_mutual_normalize_backward", grad.flatten(2).contiguous(), C, *stats, eps,
+            outputs=[torch.full_like(C, torch.nan)],
+        )  # fmt: skip
+        return result.view(grad.shape), None
+
+
+class Sample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, image, flow, size, mode, most=2**31 - 1):
+        ctx.saved = image, flow, mode == "zeros", most
+        result = new(*image.shape[:2], *size, dtype=image.dtype)
+        return run("flow_sample", image, flow, mode == "zeros", outputs=[result])[0]
+
+    @staticmethod
+    def backward(ctx, grad):
+        image, flow, zeros, most = ctx.saved
+        grads = run(
+            "flow_sample_backward", grad.contiguous(), image, flow, zeros, most,
+            outputs=[torch.full_like(x, torch.nan) for x in (image, flow)],
+        )  # fmt: skip
+        return *grads, None, None, None
+
+
+def correlation(tf32=False, channels_last=False):
+    return lambda s, t: Correlation.apply(s, t, tf32, channels_last)
+
+
+def guided(eps=1e-5, tf32=False, channels_last=False):
+    return lambda s, t: Guided.apply(s, t, eps, tf32, channels_last)
+
+
+def assert_close_to_float64(function, reference, inputs, tolerance, scale=0.0):
+    """Value and gradients; `scale` is the least norm that errors are relative to."""
+    oracle = value_and_gradients(reference, [x.double() for x in inputs])
+    found = value_and_gradients(function, inputs)
+    for i, (a, b) in enumerate(zip(found, oracle, strict=True)):
+        limit = tolerance[min(i, 1)] * max(b.norm().item(), scale if i else 0.0)
+        assert (a.double() - b).norm().item() < limit
+
+
+@pytest.fixture(params=[False, True], ids=["many blocks", "few blocks"])
+def few_blocks(request):
+    """Few blocks walk over many tiles each, as on large maps; many are the plan for a GPU."""
+    emulated().set_few_blocks(request.param)
+    yield request.param
+    emulated().set_few_blocks(False)
+
+
+CASES = [(FLOAT, False), (FLOAT, True), (DOUBLE, False), (HALF, False), (BFLOAT, False)]
+
+
+@pytest.mark.parametrize(("dtype", "tf32"), CASES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_correlation_4d(shape, dtype, tf32, few_blocks):
+    inputs = features(*shape, dtype)
+    reference = functools.partial(pose_kernels.correlation_4d, impl="reference")
+    tolerance = TF32_TOLERANCE if tf32 else TOLERANCE[dtype]
+    for channels_last in (False, True) if shape == SHAPES[0] else (few_blocks,):
+        function = correlation(tf32, channels_last)
+        assert_close_to_float64(function, reference, inputs, tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tf32"), CASES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_guided_correlation(shape, dtype, tf32, few_blocks):
+    inputs = features(*shape, dtype)
+    reference = functools.partial(pose_kernels.guided_correlation, impl="reference")
+    tolerance = TF32_TOLERANCE if tf32 else TOLERANCE[dtype]
+    # With one source or one channel the true gradient is (near) zero: terms near 1/C cancel.
+    scale = 10.0 if shape[2] == (1, 1) or shape[1] == 1 else 1.0
+    layouts = (False, True) if shape == SHAPES[0] else (few_blocks,)
+    for channels_last in layouts:
+        function = guided(tf32=tf32, channels_last=channels_last)
+        assert_close_to_float64(function, reference, inputs, tolerance, scale)
+
+
+# 0.3: both floors are active for some rows and columns
+@pytest.mark.parametrize("eps", [1e-5, 0.3])
+def test_guided_correlation_gradcheck(eps):
+    """float64 has fragments of its own; everything else is the same source."""
+    inputs = features(1, 3, (2, 3), (3, 2))
+    reference = functools.partial(pose_kernels.guided_correlation, eps=eps, impl="reference")
+    assert_close_to_float64(guided(eps), reference, inputs, TOLERANCE[DOUBLE], 1.0)
+    if eps > 0.1:
+        assert torch.autograd.gradcheck(guided(eps), [x.requires_grad_() for x in inputs])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_an_expanded_gradient(channels_last):
+    """Made contiguous by the wrapper in C++; here only that sum() has a gradient."""
+    source, target = (x.requires_grad_() for x in features(1, 5, (4, 4), (3, 4), FLOAT))
+    guided(channels_last=channels_last)(source, target).sum().backward()
+    expected = value_and_gradients(
+        functools.partial(pose_kernels.guided_correlation, impl="reference"),
+        [source.double(), target.double()],
+        torch.ones(1, 16, 3, 4),
+    )
+    for x, grad in zip((source, target), expected[1:], strict=True):
+        torch.testing.assert_close(x.grad.double(), grad, rtol=1e-4, atol=1e-4)
+
+
+def test_layouts_have_the_same_bits():
+    inputs = features(2, 9, (10, 13), (7, 19), FLOAT)
+    for op in (guided, correlation):
+        found = [value_and_gradients(op(channels_last=c), inputs) for c in (False, True)]
+        for a, b in zip(*found, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_ties_go_to_the_first(few_blocks):
+    """The equal targets are 150 apart, in different tiles, and neighbours."""
+    source, target = features(1, 4, (4, 4), (10, 20))
+    target[:, :, 7, 13] = target[:, :, 0, 3]
+    target[:, :, 0, 4] = target[:, :, 0, 3]
+    reference = functools.partial(pose_kernels.guided_correlation, impl="reference")
+    for dtype in (DOUBLE, FLOAT):
+        inputs = [source.to(dtype), target.to(dtype)]
+        assert_close_to_float64(guided(), reference, inputs, TOLERANCE[dtype], 1.0)
+    C = torch.zeros(1, 3, 5, 60)
+    C[0, 0, 4, 50] = C[0, 0, 1, 2] = 1
+    C[0, 1, 0, 7] = -0.0  # equal to the zeros before it
+    C[0, 2] = -1
+    stats = statistics(1, 3, 300, FLOAT)
+    run("soft_mutual_normalize", C.flatten(2), 1e-5, outputs=[torch.empty(1, 3, 300), *stats])
+    assert stats[1].tolist() == [[62, 0, 0]]
+
+
+def test_argmax_and_row_maxima_agree_with_torch():
+    source, target = features(2, 6, (15, 10), (21, 13), DOUBLE)
+    C = source.flatten(2).transpose(1, 2) @ target.flatten(2)
+    row_max, row_argmax, _ = statistics(2, 150, 273, DOUBLE)
+    z = source.flatten(2), target.flatten(2)
+    run("guided_correlation_row_max", *z, 1e-5, False, outputs=[row_max, row_argmax])
+    torch.testing.assert_close(row_max, C.amax(2).clamp(min=1e-5), rtol=1e-13, atol=0)
+    assert torch.equal(row_argmax, C.argmax(2))
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, DOUBLE, BFLOAT], ids=str)
+def test_zero_columns_and_zero_features(dtype):
+    source, target = features(1, 5, (3, 4), (3, 4), dtype)
+    target[:, :, 1, 2] = 0
+    value, source_grad, target_grad = value_and_gradients(guided(), [source, target])
+    assert (value[:, :, 1, 2] == 0).all() and (target_grad[:, :, 1, 2] == 0).all()
+    assert source_grad.isfinite().all() and target_grad.isfinite().all()
+    nothing = value_and_gradients(guided(), [torch.zeros_like(source), target])
+    assert all((x == 0).all() for x in nothing)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_nan_and_infinity(tf32):
+    """Three passes of TF32 must not make NaN of infinity: high times low parts."""
+    source, target = features(1, 6, (3, 5), (4, 4), FLOAT)
+    source[0, 2, 1, 1] = torch.inf
+    target[0, 3, 2, 2] = -torch.inf
+    source[0, 1, 0, 4] = torch.finfo(FLOAT).max  # rounds up to infinity in TF32
+    expected = pose_kernels.correlation_4d(source, target, impl="reference")
+    found = correlation(tf32)(source, target)
+    assert torch.equal(found.isnan(), expected.isnan())
+    limit = 1e-2 if tf32 else 1e-5
+    torch.testing.assert_close(found, expected, rtol=limit, atol=limit, equal_nan=True)
+
+    source, target = features(1, 6, (3, 5), (4, 4), FLOAT)
+    target[0, 0, 1, 3] = torch.nan  # the largest of every row
+    z = source.flatten(2), target.flatten(2)
+    row_max, row_argmax, _ = statistics(1, 15, 16, FLOAT)
+    run("guided_correlation_row_max", *z, 1e-5, tf32, outputs=[row_max, row_argmax])
+    assert row_max.isnan().all() and (row_argmax == 7).all()
+    value = guided(tf32=tf32)(source, target)
+    assert value.isnan().all()
+    expected = pose_kernels.guided_correlation(source, target, impl="reference")
+    assert torch.equal(value.isnan(), expected.isnan())
+
+
+BANDS = [(FLOAT, FLOAT), (FLOAT, BFLOAT), (FLOAT, HALF), (DOUBLE, DOUBLE), (DOUBLE, FLOAT)]
+
+
+@pytest.mark.parametrize(("dtype", "map_dtype"), BANDS, ids=str)
+def test_bands(dtype, map_dtype, few_blocks):
+    """Bands put together are the whole: map, norms, and gradients that add up."""
+    B, m, S, T, eps = 2, 11, 133, 150, 0.05
+    source, target = (x.flatten(2) for x in features(B, m, (7, 19), (10, 15), dtype))
+    row_max, row_argmax, norm = statistics(B, S, T, dtype)
+    run("guided_correlation_row_max", source, target, eps, False, outputs=[row_max, row_argmax])
+    bands = [(0, 5), (5, 128), (133, 17)]
+    found = []
+    for begin, n in bands:
+        out, norm = run(
+            "guided_correlation_band", source, target, row_max, eps, False, begin,
+            outputs=[new(B, S, n, dtype=map_dtype), norm],
+        )  # fmt: skip
+        found.append(out)
+    found = torch.cat(found, 2)
+    reference = functools.partial(pose_kernels.guided_correlation, eps=eps, impl="reference")
+    inputs = [x.double().unsqueeze(3) for x in (source, target)]
+    upstream = torch.randn(B, S, T, 1, dtype=map_dtype).double()
+    value, *expected = value_and_gradients(reference, inputs, upstream)
+    tolerance = TOLERANCE[map_dtype if map_dtype != DOUBLE else dtype]
+    assert relative_error(found, value.squeeze(3)) < tolerance[0]
+    assert norm.isfinite().all()
+
+    grads = [
+        torch.zeros_like(source),
+        torch.full_like(target, torch.nan),
+        torch.zeros_like(row_max),
+    ]
+    for begin, n in bands:
+        grads = run(
+            "guided_correlation_band_backward",
+            upstream[:, :, begin : begin + n, 0].to(map_dtype).contiguous(),
+            source, target, row_max, norm, eps, False, begin, outputs=grads,
+        )  # fmt: skip
+    beta = grads.pop()
+    grads = run(
+        "guided_correlation_row_max_backward", source, target, row_max, row_argmax, eps, beta,
+        outputs=grads,
+    )  # fmt: skip
+    for a, b in zip(grads, expected, strict=True):
+        assert relative_error(a, b.squeeze(3)) < TOLERANCE[dtype][1]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_soft_mutual_normalize(dtype, few_blocks):
+    reference = functools.partial(pose_kernels.soft_mutual_normalize, eps=0.1, impl="reference")
+    for shape in [(2, 13, 3, 5), (1, 1, 1, 1), (1, 70, 20, 13), (2, 9, 32, 36)]:
+        C = torch.randn(shape, dtype=DOUBLE).to(dtype)
+        C[0, 0, 0, 0] = 3.5  # some row above the floor
+        function = functools.partial(Normalize.apply)
+        assert_close_to_float64(
+            lambda x, f=function: f(x, 0.1), reference, [C], TOLERANCE[dtype], 1.0
+        )
+
+
+def test_soft_mutual_normalize_zeros_and_negative_rows():
+    C = torch.randn(1, 4, 2, 3, dtype=DOUBLE)
+    C[:, :, 0, 1] = 0
+    C[:, 2] = -C[:, 2].abs()
+    expected = value_and_gradients(
+        functools.partial(pose_kernels.soft_mutual_normalize, impl="reference"), [C]
+    )
+    found = value_and_gradients(lambda x: Normalize.apply(x, 1e-5), [C])
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+# ---- flow_sample
+
+
+def sampled(size, mode="border", most=2**31 - 1):
+    return lambda image, flow: Sample.apply(image, flow, size, mode, most)
+
+
+def image_and_flow(image=(9, 13), flow=(4, 5), noise=0.4, batch=2, channels=3, dtype=DOUBLE):
+    pixels = torch.randn(batch, channels, *image, dtype=DOUBLE).to(dtype)
+    wobble = noise * torch.randn(batch, 2, *flow, dtype=DOUBLE)
+    return [pixels, (pose_kernels.identity_flow(*flow, dtype=DOUBLE) + wobble).to(dtype)]
+
+
+@pytest.mark.parametrize("flow_dtype", [FLOAT, DOUBLE, BFLOAT], ids=str)
+def test_identity_of_any_coarseness_is_exact(flow_dtype):
+    for size in [(9, 13), (24, 18)]:
+        image = torch.randn(2, 3, *size)
+        for coarse in [(1, 1), (1, 7), (2, 2), (3, 5), (9, 13), (11, 3), (37, 41)]:
+            flow = pose_kernels.identity_flow(*coarse, dtype=flow_dtype)
+            flow = flow.expand(2, -1, -1, -1).contiguous()
+            for mode in ("border", "zeros"):
+                assert torch.equal(sampled(size, mode)(image, flow), image)
+
+
+@pytest.mark.parametrize("mode", ["border", "zeros"])
+def test_flow_sample(mode):
+    """Coarser, finer and equal flows; other output sizes; a wide flow that leaves the image."""
+    cases = [
+        ((9, 13), (4, 5), (9, 13), 0.4),
+        ((9, 13), (9, 13), (9, 13), 0.7),
+        ((1, 5), (20, 3), (7, 7), 0.5),
+        ((33, 7), (1, 1), (18, 40), 0.5),
+        ((5, 6), (2, 1), (1, 1), 0.3),
+        ((6, 5), (3, 3), (64, 40), 3.0),  # long lists: all pixels at few places
+    ]
+    for image, flow, size, noise in cases:
+        inputs = image_and_flow(image, flow, noise)
+        reference = functools.partial(
+            pose_kernels.flow_sample, size=size, padding_mode=mode, impl="reference"
+        )
+        expected = value_and_gradients(reference, inputs)
+        for most in (2**31 - 1, 1):  # all samples in one round of the sort, and one by one
+            found = value_and_gradients(sampled(size, mode, most), inputs)
+            for a, b in zip(found, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("flow_dtype", [FLOAT, BFLOAT], ids=str)
+@pytest.mark.parametrize("dtype", [FLOAT, HALF, BFLOAT], ids=str)
+def test_flow_sample_dtypes(dtype, flow_dtype, few_blocks):
+    image, flow = image_and_flow((24, 20), (6, 5), 0.05, channels=37)
+    inputs = [image.to(dtype), flow.to(flow_dtype)]
+    expected = value_and_gradients(
+        functools.partial(pose_kernels.flow_sample, impl="reference"), inputs
+    )
+    found = value_and_gradients(sampled((24, 20)), inputs)
+    for a, b, type_ in zip(found, expected, (dtype, dtype, flow_dtype), strict=True):
+        assert relative_error(a, b.double()) < TOLERANCE[type_][1]
+
+
+@pytest.mark.parametrize("mode", ["border", "zeros"])
+def test_flow_sample_nan_and_infinity(mode):
+    image, flow = image_and_flow((6, 7), (6, 7), 0.3, dtype=FLOAT)
+    flow[0, 0, 2, 3] = torch.nan
+    flow[0, 1, 4, 4] = torch.inf
+    flow[1, 0, 0, 0] = -torch.inf
+    image[1, 2, 3, 3] = torch.nan
+    image[1, 1, 5, 6] = torch.inf
+    reference = functools.partial(pose_kernels.flow_sample, padding_mode=mode, impl="reference")
+    found, expected = sampled((6, 7), mode)(image, flow), reference(image, flow)
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_offsets_have_64_bits():
+    offset = emulated().map_offset
+    B, S, T = 3, 70_000, 70_000
+    assert offset(B - 1, S - 1, T - 1, S, T) == B * S * T - 1 > 2**33
+
+
+def test_sanitizers_find_nothing():
+    """Every kernel on awkward shapes under AddressSanitizer and UBSan, in both orders."""
+    try:
+        program = build.sanitized_program()
+    except RuntimeError as error:
+        if "asan" in str(error) or "ubsan" in str(error):
+            pytest.skip("no sanitizer runtime for this compiler")
+        raise
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

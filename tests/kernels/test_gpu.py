@@ -1,0 +1,225 @@
+"""On a GPU: every operator in CUDA C++ and Triton against the reference in float64 on that GPU.
+
+These need a device and do not run without one. What the emulation cannot show is here: the real
+matrix instructions, streams, CUDA graphs, the allocator, maps of more than 2^31 elements.
+"""
+
+import functools
+
+import pytest
+import torch
+from kernel_helpers import TOLERANCE, features, relative_error
+
+import pose_kernels
+
+pytestmark = pytest.mark.gpu
+OPS = [
+    "correlation_4d",
+    "soft_mutual_normalize",
+    "guided_correlation",
+    "guided_correlation_conv2d",
+    "flow_sample",
+]
+TF32_TOLERANCE = (3e-3, 2e-2)
+
+
+def implementations(op):
+    table = pose_kernels.implementations()[op]
+    return [n for n in ("cuda", "triton") if n in table and table[n].available]
+
+
+PAIRS = [(op, impl) for op in OPS for impl in implementations(op)]
+every_op = pytest.mark.parametrize(("op", "impl"), PAIRS, ids="-".join)
+
+
+def inputs_of(op, dtype, batch=2, m=35, source=(13, 11), target=(9, 17)):
+    z = features(batch, m, source, target, dtype)
+    if op == "soft_mutual_normalize":
+        C = torch.rand(batch, source[0] * source[1], *target, dtype=torch.float64)
+        return [C.to(dtype).cuda()]
+    if op == "flow_sample":
+        flow = pose_kernels.identity_flow(7, 9, dtype=torch.float64).expand(batch, -1, -1, -1)
+        flow = flow + 0.1 * torch.randn(flow.shape, dtype=torch.float64)
+        image = torch.randn(batch, 5, 33, 29, dtype=torch.float64)
+        return [image.to(dtype).cuda(), flow.to(dtype).cuda()]
+    if op == "guided_correlation_conv2d":
+        weight = 0.1 * torch.randn(8, source[0] * source[1], 3, 3, dtype=torch.float64)
+        z = [*z, weight.to(dtype)]
+    return [x.cuda() for x in z]
+
+
+def function_of(op, impl, **options):
+    return functools.partial(getattr(pose_kernels, op), impl=impl, **options)
+
+
+def run(op, impl, inputs, **options):
+    """Value and gradients; the upstream gradient is made on the CPU, the same for all."""
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    value = function_of(op, impl, **options)(*inputs)
+    upstream = torch.randn(value.shape, generator=torch.Generator().manual_seed(1)).to(value)
+    return [value.detach(), *torch.autograd.grad(value, inputs, upstream)]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@every_op
+def test_against_float64(op, impl, dtype):
+    inputs = inputs_of(op, dtype)
+    expected = run(op, "reference", [x.double() for x in inputs])
+    found = run(op, impl, inputs)
+    factor = 10 if op == "flow_sample" else 1
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert a.dtype == dtype and a.is_cuda
+        assert relative_error(a, b) < factor * TOLERANCE[dtype][min(i, 1)]
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, (3, 3), (2, 2)), (3, 8, (1, 1), (5, 2)), (1, 67, (40, 31), (20, 19))], ids=str
+)
+@pytest.mark.parametrize(
+    ("op", "impl"), [p for p in PAIRS if p[0] in ("correlation_4d", "guided_correlation")]
+)
+def test_shapes_and_layouts(op, impl, shape):
+    inputs = inputs_of(op, torch.float32, *shape)
+    expected = run(op, "reference", [x.double() for x in inputs])
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        found = run(op, impl, inputs, memory_format=memory_format)
+        assert found[0].is_contiguous(memory_format=memory_format)
+        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+            limit = TOLERANCE[torch.float32][min(i, 1)] * max(b.norm().item(), 10.0 if i else 0.0)
+            assert (a.double() - b).norm().item() < limit
+
+
+@pytest.mark.parametrize(
+    ("op", "impl"), [p for p in PAIRS if p[0] in ("correlation_4d", "guided_correlation")]
+)
+def test_tf32(op, impl, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    inputs = inputs_of(op, torch.float32)
+    expected = run(op, "reference", [x.double() for x in inputs])
+    for i, (a, b) in enumerate(zip(run(op, impl, inputs), expected, strict=True)):
+        assert relative_error(a, b) < TF32_TOLERANCE[min(i, 1)]
+
+
+@every_op
+def test_an_empty_batch_and_an_expanded_gradient(op, impl):
+    inputs = inputs_of(op, torch.float32)
+    empty = [x if x.shape[0] == 8 else x[:0] for x in inputs]
+    assert all(x.isfinite().all() for x in run(op, impl, empty))
+    inputs = [x.requires_grad_() for x in inputs]
+    function_of(op, impl)(*inputs).sum().backward()
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    function_of(op, "reference")(*wide).sum().backward()
+    for a, b in zip(inputs, wide, strict=True):
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-3, atol=1e-3)
+
+
+@every_op
+def test_the_same_bits_every_time(op, impl):
+    inputs = inputs_of(op, torch.float32)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first = run(op, impl, inputs)
+        for _ in range(5):
+            for a, b in zip(run(op, impl, inputs), first, strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@every_op
+def test_another_stream(op, impl):
+    inputs = inputs_of(op, torch.float32)
+    expected = run(op, impl, inputs)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        busy = torch.randn(4096, 4096, device="cuda")
+        late = [x * (busy @ busy).isfinite().all() for x in inputs]  # ready only after the product
+        found = run(op, impl, late)
+    torch.cuda.current_stream().wait_stream(stream)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@every_op
+def test_a_cuda_graph(op, impl):
+    inputs = [x.requires_grad_() for x in inputs_of(op, torch.float32)]
+    function = function_of(op, impl)
+    upstream = torch.randn_like(function(*inputs))
+
+    def step():
+        value = function(*inputs)
+        return value, *torch.autograd.grad(value, inputs, upstream)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for x in inputs:
+            x.mul_(0.9)
+    graph.replay()
+    for a, b in zip(captured, step(), strict=True):
+        assert torch.equal(a, b)
+
+
+@every_op
+def test_compile(op, impl):
+    inputs = inputs_of(op, torch.float32)
+    expected = run(op, impl, inputs)
+    compiled = torch.compile(function_of(op, impl), fullgraph=True)
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    value = compiled(*leaves)
+    upstream = torch.randn(value.shape, generator=torch.Generator().manual_seed(1)).to(value)
+    for a, b in zip([value, *torch.autograd.grad(value, leaves, upstream)], expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif("cuda" not in implementations("guided_correlation"), reason="no CUDA library")
+def test_opcheck():
+    ops = torch.ops.pose_kernels
+    source, target = (
+        x.requires_grad_()
+        for x in inputs_of("guided_correlation", torch.float32, 1, 4, (3, 3), (3, 4))
+    )
+    image, flow = (x.requires_grad_() for x in inputs_of("flow_sample", torch.float32))
+    C = inputs_of("soft_mutual_normalize", torch.float32)[0].requires_grad_()
+    for channels_last in (False, True):
+        torch.library.opcheck(ops.correlation_4d.default, (source, target, False, channels_last))
+        torch.library.opcheck(
+            ops.guided_correlation.default, (source, target, 1e-5, False, channels_last)
+        )
+    torch.library.opcheck(ops.soft_mutual_normalize.default, (C, 1e-5))
+    torch.library.opcheck(ops.flow_sample.default, (image, flow, 20, 21, True))
+
+
+@pytest.mark.parametrize("impl", implementations("flow_sample"))
+def test_identity_is_exact(impl):
+    for dtype in (torch.float32, torch.bfloat16):
+        image = torch.randn(2, 3, 64, 48, device="cuda").to(dtype)
+        for coarse in [(1, 1), (3, 5), (16, 16), (64, 48), (100, 7)]:
+            flow = pose_kernels.identity_flow(*coarse, device="cuda").expand(2, -1, -1, -1)
+            for mode in ("border", "zeros"):
+                value = pose_kernels.flow_sample(image, flow, padding_mode=mode, impl=impl)
+                assert torch.equal(value, image)
+
+
+@pytest.mark.parametrize("impl", implementations("correlation_4d"))
+def test_a_map_of_more_than_two_to_the_31(impl):
+    free, _ = torch.cuda.mem_get_info()
+    if free < 16 << 30:
+        pytest.skip("needs 16 GiB of GPU memory")
+    source, target = (
+        torch.randn(1, 8, 192, 244, device="cuda", dtype=torch.bfloat16) for _ in range(2)
+    )
+    value = pose_kernels.correlation_4d(source, target, impl=impl).flatten(2)  # 46 848 squared
+    assert value.numel() > 2**31
+    z_s, z_t = source.flatten(2).float(), target.flatten(2).float()
+    for rows in (slice(0, 3), slice(-3, None)):
+        expected = (z_s[0, :, rows].T @ z_t[0]).to(torch.bfloat16)
+        torch.testing.assert_close(value[0, rows], expected, rtol=1e-2, atol=1e-2)
