@@ -109,34 +109,41 @@ static void row_maxima(
   }
 }
 
-// Whether a product of the features can be NaN: one of them is not finite, or a sum may overflow.
+// The largest magnitude, or NaN where a value is not finite. `count` is a multiple of the vector.
 template <class T>
-static bool may_be_nan(const T* x, int64_t x_count, const T* y, int64_t y_count, int64_t m) {
-  const auto largest = [](const T* z, int64_t count) {
-    T most = 0, poison = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      most = std::max(most, std::abs(z[i]));
-      poison += z[i] - z[i];  // NaN unless all are finite
-    }
-    return most + poison;
-  };
-  const T bound = largest(x, x_count) * largest(y, y_count) * static_cast<T>(m);
-  return !(bound < std::numeric_limits<T>::max());
+static T largest_magnitude(const T* x, int64_t count) {
+  constexpr int W = simd<T>::width;
+  vec<T> most{}, poison{};
+  for (int64_t i = 0; i < count; i += W) {
+    const vec<T> value = load(x + i);
+    most = larger<T>(most, larger<T>(value, -value));
+    poison += value * T(0);
+  }
+  T highest = 0;
+  for (int i = 0; i < W; ++i) {
+    highest = most[i] > highest ? most[i] : highest;
+  }
+  return highest + sum_lanes<T>(poison);
 }
 
 template <class In>
 void guided_row_max(const RowMaxArguments<In>& x) {
   using T = compute_t<In>;
   const int64_t rows = round_up(x.S, kRows), columns = round_up(x.n_targets, kCols<T>);
-  Scratch<T> source(x.batch * rows * x.m), target(x.batch * columns * x.m);
+  // Whole vectors, the last one padded with zeros.
+  const int64_t source_size = round_up(x.batch * rows * x.m, simd<T>::width), target_size = x.batch * columns * x.m;
+  Scratch<T> source(source_size), target(target_size);
+  std::fill(source.data() + x.batch * rows * x.m, source.data() + source_size, T(0));
   for (int64_t b = 0; b < x.batch; ++b) {
     pack_panels(x.source + b * x.m * x.S, x.m, x.S, 0, x.S, rows, kRows, source.data() + b * rows * x.m);
     pack_panels(
         x.target + b * x.m * x.n_targets, x.m, x.n_targets, 0, x.n_targets, columns, kCols<T>,
         target.data() + b * columns * x.m);
   }
-  const bool careful =
-      may_be_nan<T>(source.data(), x.batch * rows * x.m, target.data(), x.batch * columns * x.m, x.m);
+  // A sum of products is NaN only where a feature is not finite, or the sum overflows.
+  const T bound = largest_magnitude<T>(source.data(), source_size) *
+      largest_magnitude<T>(target.data(), target_size) * static_cast<T>(x.m);
+  const bool careful = !(bound < std::numeric_limits<T>::max());
   const auto function = careful ? row_maxima<true, T> : row_maxima<false, T>;
   constexpr int64_t kPanels = 8;  // a task
   const int64_t source_panels = rows / kRows, per_sample = (source_panels + kPanels - 1) / kPanels;
