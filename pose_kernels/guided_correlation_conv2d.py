@@ -25,7 +25,7 @@ from .guided_correlation import reference as guided_correlation_reference
 
 #: Bytes of one band, and of the copied weights. On a CPU the band stays in the cache between its
 # making and its use; on a GPU it keeps every multiprocessor busy.
-BUFFER_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
+BUFFER_BYTES = {"cpu": 6 << 20, "cuda": 64 << 20}
 #: Columns of a band that a product needs to run at full speed, whatever their bytes.
 BAND_COLUMNS = 256
 #: The weights are copied in no more parts than this: each part reads the band once more.
@@ -305,8 +305,8 @@ def guided_correlation_conv2d(
         weight, bias and result in its dtype; they are summed in float32. On a GPU float32 products
         follow ``torch.backends.cuda.matmul.allow_tf32``, not the separate switch of cuDNN.
     Memory:
-        A band of the map (on a CPU 8 MiB, or 256 targets where that is more), a copy of some of the
-        weight (8 MiB, or a quarter), and ``O(hs*ws + ht*wt)`` saved for backward, which makes the
+        A band of the map (on a CPU 6 MiB, or 256 targets where that is more), a copy of some of the
+        weight (6 MiB, or a quarter), and ``O(hs*ws + ht*wt)`` saved for backward, which makes the
         map again. ``reference``: about 8 maps with gradients.
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
