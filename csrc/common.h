@@ -115,4 +115,32 @@ inline void check_features(const Tensor& source, const Tensor& target) {
   check_type(target, "target", source.scalar_type());
 }
 
+// What a band of the map is made of: features [B, m, S] and [B, m, T] in the compute type.
+inline void check_band_features(const Tensor& source, const Tensor& target) {
+  STD_TORCH_CHECK(source.dim() == 3 && target.dim() == 3, "source, target: expected [B, m, positions]");
+  STD_TORCH_CHECK(
+      source.size(0) == target.size(0) && source.size(1) == target.size(1),
+      "target: expected the batch and channels of source");
+  STD_TORCH_CHECK(
+      source.size(1) * source.size(2) * target.size(2) > 0, "source, target: expected no empty dimension but B");
+  check_type(target, "target", source.scalar_type());
+  STD_TORCH_CHECK(
+      source.scalar_type() == ScalarType::Float || source.scalar_type() == ScalarType::Double,
+      "source: expected float32 or float64");
+}
+
+inline void check_map(const Tensor& map) {
+  STD_TORCH_CHECK(
+      map.dim() == 4 && map.size(1) * map.size(2) * map.size(3) > 0,
+      "correlation: expected [B, hs*ws, ht, wt] with no empty dimension but B");
+}
+
+inline void check_image_and_flow(const Tensor& image, const Tensor& flow) {
+  STD_TORCH_CHECK(image.dim() == 4, "image: expected [B, C, H, W]");
+  STD_TORCH_CHECK(flow.dim() == 4 && flow.size(1) == 2 && flow.size(0) == image.size(0), "flow: expected [B, 2, h, w]");
+  STD_TORCH_CHECK(
+      image.size(1) * image.size(2) * image.size(3) * flow.size(2) * flow.size(3) > 0,
+      "image, flow: expected no empty dimension but B");
+}
+
 }  // namespace pose_kernels

@@ -34,7 +34,8 @@ def compiled(ops, source, target, channels_last):
 _library.register_implementations("correlation_4d", compiled)
 
 
-def _fake(source, target, tf32, channels_last):
+def fake_map(source, target, channels_last):
+    """Shape and memory format of a correlation map."""
     batch, _, hs, ws = source.shape
     return torch.empty(
         (batch, hs * ws, *target.shape[2:]),
@@ -62,7 +63,9 @@ def _backward(ops, ctx, grad):
     return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), None, None
 
 
-_library.register_fake("correlation_4d", _fake)
+_library.register_fake(
+    "correlation_4d", lambda source, target, tf32, last: fake_map(source, target, last)
+)
 _library.register_fake("correlation_4d_backward", _fake_backward)
 _library.register_autograd("correlation_4d", _setup_context, _backward)
 

@@ -14,6 +14,7 @@ import math
 import torch
 
 from . import _checks, _dispatch, _library
+from .correlation_4d import fake_map
 from .correlation_4d import reference as correlation_reference
 from .soft_mutual_normalize import reference as soft_mutual_reference
 
@@ -50,14 +51,7 @@ def fake_statistics(source, target):
 
 
 def _fake(source, target, eps, tf32, channels_last):
-    batch, _, hs, ws = source.shape
-    result = torch.empty(
-        (batch, hs * ws, *target.shape[2:]),
-        dtype=source.dtype,
-        device=source.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-    )
-    return result, *fake_statistics(source, target)
+    return fake_map(source, target, channels_last), *fake_statistics(source, target)
 
 
 def _fake_backward(grad, source, target, row_max, row_argmax, norm, eps, tf32):

@@ -167,16 +167,6 @@ static std::tuple<Tensor, Tensor> guided_correlation_backward(
 
 // ---- for guided_correlation_conv2d: features [B, m, S] and [B, m, T] in the compute type, contiguous like the rest
 
-static void check_band_features(const Tensor& source, const Tensor& target) {
-  const ScalarType type = source.scalar_type();
-  STD_TORCH_CHECK(source.dim() == 3 && target.dim() == 3, "source, target: expected [B, m, S] and [B, m, T]");
-  STD_TORCH_CHECK(
-      source.size(0) == target.size(0) && source.size(1) == target.size(1), "target: expected B and m of source");
-  STD_TORCH_CHECK(source.size(1) * source.size(2) * target.size(2) > 0, "source, target: expected no empty dimension but B");
-  STD_TORCH_CHECK(type == compute_type(type), "source: expected float32 or float64");
-  check_type(target, "target", type);
-}
-
 static void check_contiguous(std::initializer_list<const Tensor*> tensors) {
   for (const Tensor* x : tensors) {
     STD_TORCH_CHECK(x->is_contiguous(), "guided_correlation band: expected contiguous tensors");

@@ -49,12 +49,6 @@ struct NormalizeBackwardArguments {
 
 namespace pose_kernels {
 
-static void check_map(const Tensor& map) {
-  STD_TORCH_CHECK(
-      map.dim() == 4 && map.size(1) * map.size(2) * map.size(3) > 0,
-      "correlation: expected [B, hs*ws, ht, wt] with no empty dimension but B");
-}
-
 static std::tuple<Tensor, Tensor, Tensor, Tensor> soft_mutual_normalize(const Tensor& map_, double eps) {
   check_map(map_);
   const Tensor map = torch::stable::contiguous(map_);

@@ -6,14 +6,6 @@
 
 namespace pose_kernels {
 
-static void check_image_and_flow(const Tensor& image, const Tensor& flow) {
-  STD_TORCH_CHECK(image.dim() == 4, "image: expected [B, C, H, W]");
-  STD_TORCH_CHECK(flow.dim() == 4 && flow.size(1) == 2 && flow.size(0) == image.size(0), "flow: expected [B, 2, h, w]");
-  STD_TORCH_CHECK(
-      image.size(1) * image.size(2) * image.size(3) * flow.size(2) * flow.size(3) > 0,
-      "image, flow: expected no empty dimension but B");
-}
-
 template <class T>
 static SampleGeometry<T> make_geometry(
     const Tensor& image, const Tensor& flow, int64_t height, int64_t width, bool zeros, Call& call) {

@@ -80,19 +80,6 @@ static void check_contiguous(const Tensor& x, const char* name) {
   STD_TORCH_CHECK(x.is_contiguous(), name, ": expected a contiguous tensor");
 }
 
-static void check_band_features(const Tensor& source, const Tensor& target) {
-  STD_TORCH_CHECK(source.dim() == 3 && target.dim() == 3, "source, target: expected [B, m, positions]");
-  STD_TORCH_CHECK(
-      source.size(0) == target.size(0) && source.size(1) == target.size(1),
-      "target: expected the batch and channels of source");
-  STD_TORCH_CHECK(
-      source.size(1) * source.size(2) * target.size(2) > 0, "source, target: expected no empty dimension but B");
-  check_type(target, "target", source.scalar_type());
-  STD_TORCH_CHECK(
-      source.scalar_type() == ScalarType::Float || source.scalar_type() == ScalarType::Double,
-      "source: expected float32 or float64");
-}
-
 // Calls f with a value of the features' type.
 template <class F>
 static void dispatch_wide(ScalarType type, F&& f) {

@@ -6,12 +6,6 @@
 
 namespace pose_kernels {
 
-static void check_map(const Tensor& map) {
-  STD_TORCH_CHECK(map.dim() == 4, "correlation: expected [B, hs*ws, ht, wt]");
-  STD_TORCH_CHECK(
-      map.size(1) * map.size(2) * map.size(3) > 0, "correlation: expected no empty dimension but B");
-}
-
 static std::tuple<Tensor, Tensor, Tensor, Tensor> soft_mutual_normalize(const Tensor& map_, double eps) {
   check_map(map_);
   Call call(map_);
