@@ -4,14 +4,13 @@ Eqs. 1, 9, 2 and the first layer of C_l:
 
 Y = conv2d(Qhat, weight, bias, padding="same"),  Qhat = guided_correlation(source, target).
 
-The map is made in bands of target rows, used and thrown away. With W_k the weights of tap k = (dy,
-dx), [n, S], and the band M [S, band]: P_k = W_k M for all taps at once is one product, and Y is the
-sum of the P_k, each shifted by its tap. Backward makes each band again: with G_k the upstream
-gradient shifted by tap k, dM = sum_k W_k^T G_k and dW_k += G_k M^T are one product each; dM goes on
-through guided_correlation's own backward. So a band needs no halo, and memory is a band and a copy
-of the weights.
+The map is made in bands of target rows, used and thrown away. The convolution of a band is a few
+products of matrices, forward and backward (`_convolution.py`); backward makes each band again. The
+gradient of the map goes on through guided_correlation's own backward. So memory is a band and a
+copy of the weights.
 """
 
+import functools
 import math
 import mmap
 import os
@@ -20,16 +19,20 @@ import torch
 import torch.nn.functional as F
 
 from . import _checks, _dispatch, _library
+from ._convolution import Direct, WinogradAlongX
 from .guided_correlation import fake_statistics
 from .guided_correlation import reference as guided_correlation_reference
 
-#: Bytes of one band, and of the copied weights. On a CPU the band stays in the cache between its
-# making and its use; on a GPU it keeps every multiprocessor busy.
-BUFFER_BYTES = {"cpu": 6 << 20, "cuda": 64 << 20}
+#: Bytes of one band as the products read it. On a CPU it stays in the cache between its making and
+# its use; on a GPU it keeps every multiprocessor busy.
+BAND_BYTES = {"cpu": 10 << 20, "cuda": 64 << 20}
 #: Columns of a band that a product needs to run at full speed, whatever their bytes.
 BAND_COLUMNS = 256
-#: The weights are copied in no more parts than this: each part reads the band once more.
-WEIGHT_PARTS = 4
+#: Bytes of the weights as the products read them. Larger ones are handled in parts of the outputs,
+# and each part makes the bands again.
+WEIGHT_BYTES = {"cpu": 48 << 20, "cuda": 256 << 20}
+#: Outputs from which on fewer products pay for what they cost in additions.
+WINOGRAD_OUTPUTS = 64
 
 
 def reference(source, target, weight, bias, eps: float) -> torch.Tensor:
@@ -52,162 +55,181 @@ def _zeros(shape, dtype, device) -> torch.Tensor:
 
 
 class _Bands:
-    """The walk over bands of target rows and over parts of the weights, for one call."""
+    """The walk over bands of target rows, and the form of the convolution, for one call."""
 
     def __init__(self, source, target, weight):
-        self.height, self.width = target.shape[2:]
-        self.kernel = kh, kw = weight.shape[2:]
-        self.outputs, self.sources = weight.shape[:2]
-        self.taps = kh * kw
+        kernel, size = tuple(weight.shape[2:]), tuple(target.shape[2:])
+        outputs, self.sources = weight.shape[:2]
         self.wide = _checks.compute_dtype(torch.promote_types(source.dtype, weight.dtype))
         self.device = source.device
         # CPUs multiply float16 and bfloat16 no faster, GPUs sum them in float32.
         self.operand = weight.dtype if source.is_cuda else self.wide
+        # On a GPU operands with fewer bits and tensor cores spare more than fewer products would.
+        fewer = kernel[1] == 3 and outputs >= WINOGRAD_OUTPUTS and not source.is_cuda
+        self.form = (WinogradAlongX if fewer else Direct)(kernel, size)
         self.z_s, self.z_t = (z.to(self.wide).flatten(2).contiguous() for z in (source, target))
-        budget = BUFFER_BYTES[self.device.type]
-        row = self.sources * self.width * self.operand.itemsize
-        self.rows = min(max(budget // row, -(-BAND_COLUMNS // self.width), 1), self.height)
-        # [n, taps, S], as the products read them: a channels-last weight is that already.
-        self.weight, self.copied = weight.to(self.operand).flatten(2).transpose(1, 2), None
-        size = weight.numel() * self.operand.itemsize
-        parts = min(-(-size // budget), WEIGHT_PARTS, self.outputs)
-        # With the sum of the parts in 16 bits, the gradient would be rounded once for each.
-        if self.operand != self.wide or self.weight.is_contiguous():
-            parts = 1
-        step = -(-self.outputs // parts)
-        starts = range(0, self.outputs, step)
-        self.parts = [slice(first, min(first + step, self.outputs)) for first in starts]
-        if not self.weight.is_contiguous():
-            self.copy = _zeros((step, self.taps, self.sources), self.operand, self.device)
+        # The targets of each map that a band is made of.
+        self.groups = [
+            z.flatten(2).contiguous() for z in self.form.groups(self.z_t.unflatten(2, size))
+        ]
+        self.height = size[0]
+        row = self.form.components * self.sources * self.form.row * self.operand.itemsize
+        fitting = BAND_BYTES[self.device.type] // row
+        self.rows = min(max(fitting, -(-BAND_COLUMNS // size[1]), 1), self.height)
+        per_output = self.form.components * len(self.form.taps) * self.sources * self.wide.itemsize
+        step = max(1, WEIGHT_BYTES[self.device.type] // per_output)
+        self.parts = [slice(at, min(at + step, outputs)) for at in range(0, outputs, step)]
 
     def __iter__(self):
-        """First row, number of rows, and the buffer of the map, [1, S, rows * width]."""
-        size = self.sources * self.rows * self.width
-        buffer = _zeros((size,), self.operand, self.device)
+        """First row, number of rows, and memory for V, [components, S, rows * form.row]."""
+        row = self.form.components * self.sources * self.form.row
+        buffer = _zeros((row * self.rows,), self.operand, self.device)
         for first in range(0, self.height, self.rows):
             rows = min(self.rows, self.height - first)
-            used = buffer[: self.sources * rows * self.width]
-            yield first, rows, used.view(1, self.sources, rows * self.width)
+            V = buffer[: row * rows].view(self.form.components, self.sources, -1)
+            yield first, rows, V
 
-    def weights(self, part):
-        """The weights of some outputs, [outputs * taps, S]."""
-        if self.weight.is_contiguous():
-            return self.weight[part].flatten(0, 1)
-        copy = self.copy[: part.stop - part.start]
-        if self.copied != part:
-            copy.copy_(self.weight[part])
-            self.copied = part
-        return copy.flatten(0, 1)
+    def by_rows(self, V):
+        """[components, S, rows * form.row] -> [components, S, rows, form.row]."""
+        return V.unflatten(2, (-1, self.form.row))
 
-    def extended(self):
-        """Zeros for results or gradients that the taps move beyond the edges, [n, h, w]."""
-        kh, kw = self.kernel
-        shape = (self.outputs, self.height + kh - 1, self.width + kw - 1)
+    def edged(self, outputs):
+        """Zeros for outputs and their edges, [n, *edged_size]."""
+        shape = (outputs, *self.form.edged_size)
         return torch.zeros(shape, dtype=self.wide, device=self.device)
 
-    def inner(self, extended):
-        """[n, height, width], as padding="same" of torch: an odd one more is at the end."""
-        top, left = (k - 1 - (k - 1) // 2 for k in self.kernel)
-        return extended[:, top : top + self.height, left : left + self.width]
+    def weight(self, weight):
+        """U, [components, n * taps, S]."""
+        memory = functools.partial(_zeros, dtype=self.operand, device=self.device)
+        return self.form.weight(weight.to(self.operand), memory).flatten(1, 2)
 
-    def shifted(self, extended, first, rows):
-        """For every tap the part of `extended` that a band meets, [n, rows, width]."""
-        kh, kw = self.kernel
-        for dy in range(kh):
-            for dx in range(kw):
-                top, left = first + kh - 1 - dy, kw - 1 - dx
-                yield extended[:, top : top + rows, left : left + self.width]
+    def make(self, ops, b, row_max, norms, eps, tf32, first, V):
+        """Fills V for a band of sample b; writes the norms of its columns."""
+        one = slice(b, b + 1)
+        maps = zip(self.groups, self.form.maps(V), norms, strict=True)
+        for z_t, M, norm in maps:
+            ops.guided_correlation_band(
+                self.z_s[one], z_t[one], row_max[one], eps, tf32, first * self.form.row,
+                M[None], norm[one],
+            )  # fmt: skip
+        self.form.from_maps(self.by_rows(V))
+
+    def gradient(self, dY, first, rows):
+        """G, [components, n * taps, columns]."""
+        shape = (self.form.components, len(dY), len(self.form.taps), rows, self.form.row)
+        G = torch.empty(shape, dtype=self.operand, device=self.device)
+        self.form.gradient(dY, first, G)
+        return G.flatten(3).flatten(1, 2)
 
 
 def _multiply(a, b, wide):
-    """a @ b in `wide`, which is the operands' dtype or the float32 they are summed in."""
-    return torch.mm(a, b) if a.dtype == wide else torch.mm(a, b, out_dtype=wide)
+    """a @ b of each component in `wide`, their dtype or the float32 they are summed in."""
+    return torch.bmm(a, b) if a.dtype == wide else torch.bmm(a, b, out_dtype=wide)
 
 
 def _forward(ops, source, target, weight, bias, eps, tf32):
     with _checks.without_autocast(source.device):
         bands = _Bands(source, target, weight)
-        shape = (source.shape[0], bands.outputs, bands.height, bands.width)
-        result = source.new_empty(shape, dtype=weight.dtype)
+        result = source.new_empty(
+            (source.shape[0], weight.shape[0], *target.shape[2:]), dtype=weight.dtype
+        )
         row_max, row_argmax = ops.guided_correlation_row_max(bands.z_s, bands.z_t, eps, tf32)
-        norm = bands.z_t.new_empty(source.shape[0], bands.height * bands.width)
-        for b in range(source.shape[0]):
-            one = slice(b, b + 1)
-            Y = bands.extended()
-            for first, rows, M in bands:
-                ops.guided_correlation_band(
-                    bands.z_s[one], bands.z_t[one], row_max[one], eps, tf32,
-                    first * bands.width, M, norm[one],
-                )  # fmt: skip
-                for part in bands.parts:
-                    P = _multiply(bands.weights(part), M[0], bands.wide)
-                    P = P.view(-1, bands.taps, rows, bands.width)
-                    for tap, place in enumerate(bands.shifted(Y[part], first, rows)):
-                        place += P[:, tap]
-            Y = bands.inner(Y)
-            result[b] = Y if bias is None else Y + bias.to(bands.wide)[:, None, None]
-        return result, row_max, row_argmax, norm
+        norms = [torch.empty_like(z[:, 0]) for z in bands.groups]
+        for part in bands.parts:
+            shift = None if bias is None else bias[part].to(bands.wide)[:, None, None]
+            _convolve(ops, bands, weight[part], shift, row_max, norms, eps, tf32, result[:, part])
+        norm = bands.form.ungroup([n.unflatten(1, (1, bands.height, -1)) for n in norms])
+        return result, row_max, row_argmax, norm.flatten(1).contiguous()
+
+
+def _convolve(ops, bands, weight, bias, row_max, norms, eps, tf32, result):
+    form, U = bands.form, bands.weight(weight)
+    for b in range(len(result)):
+        Y = bands.edged(len(weight))
+        for first, rows, V in bands:
+            bands.make(ops, b, row_max, norms, eps, tf32, first, V)
+            P = _multiply(U, V, bands.wide)
+            P = P.view(form.components, len(weight), len(form.taps), rows, form.row)
+            form.add_output(P, Y, first)
+        result[b] = form.inner(Y if bias is None else Y.add_(bias))
 
 
 def _backward_op(
     ops, grad, source, target, weight, row_max, row_argmax, norm, eps, tf32,
     features_grad, weight_grad,
 ):  # fmt: skip
+    # A walk for the features and one for the weight, so that U and dU are never there at once.
     with _checks.without_autocast(source.device):
         bands = _Bands(source, target, weight)
-        # [S, n * taps]: quicker to add to than its transpose.
-        shape = (bands.sources, bands.outputs * bands.taps)
-        dW = _zeros(shape, bands.wide, bands.device) if weight_grad else None
-        sums = torch.zeros_like(bands.z_s), torch.zeros_like(bands.z_t), torch.zeros_like(row_max)
-        for b in range(source.shape[0]):
-            _backward_sample(
-                ops, bands, grad[b], slice(b, b + 1), row_max, norm, eps, tf32, sums, dW,
-                features_grad,
-            )  # fmt: skip
-        dz_s, dz_t, beta = sums
+        dz_s, dz_t, dW = (x.new_empty(0) for x in (source, target, weight))
         if features_grad:
-            ops.guided_correlation_row_max_backward(
-                bands.z_s, bands.z_t, row_max, row_argmax, eps, beta, dz_s, dz_t
+            dz_s, dz_t = _features_gradient(
+                ops, bands, grad, weight, row_max, row_argmax, norm, eps, tf32
             )
-        del bands  # its memory, before the last is taken
-        return (
-            dz_s.to(source.dtype).view_as(source) if features_grad else source.new_empty(0),
-            dz_t.to(target.dtype).view_as(target) if features_grad else target.new_empty(0),
-            weight.new_empty(0)
-            if dW is None
-            else dW.view(-1, *weight[:, 0].shape).transpose(0, 1).to(weight.dtype).contiguous(),
-        )
-
-
-def _backward_sample(ops, bands, grad, one, row_max, norm, eps, tf32, sums, dW, features_grad):
-    z_s, z_t, row_max, norm = bands.z_s[one], bands.z_t[one], row_max[one], norm[one]
-    same_norm = torch.empty_like(norm)
-    extended = bands.extended()
-    bands.inner(extended).copy_(grad)
-    for first, rows, M in bands:
-        begin, columns = first * bands.width, rows * bands.width
-        shape = (bands.outputs, bands.taps, columns)
-        G = torch.empty(shape, dtype=bands.operand, device=bands.device)
-        for tap, place in enumerate(bands.shifted(extended, first, rows)):
-            G[:, tap] = place.flatten(1)
-        if dW is not None:
-            ops.guided_correlation_band(z_s, z_t, row_max, eps, tf32, begin, M, same_norm)
-            if dW.dtype == bands.operand:
-                dW.addmm_(M[0], G.flatten(0, 1).t())
-            else:
-                dW += _multiply(M[0], G.flatten(0, 1).t(), bands.wide)
-        if features_grad:
-            dM = M[0]  # in the place of the map
+            dz_s = dz_s.to(source.dtype).view_as(source)
+            dz_t = dz_t.to(target.dtype).view_as(target)
+        if weight_grad:
+            dW = torch.empty_like(weight, memory_format=torch.contiguous_format)
             for part in bands.parts:
-                weights, G_part = bands.weights(part).t(), G[part].flatten(0, 1)
-                if part.start == 0:
-                    torch.mm(weights, G_part, out=dM)
-                else:
-                    dM.addmm_(weights, G_part)
-            dz_s, dz_t, beta = (x[one] for x in sums)
-            ops.guided_correlation_band_backward(
-                M, z_s, z_t, row_max, norm, eps, tf32, begin, dz_s, dz_t, beta
-            )
+                _weight_gradient(ops, bands, grad[:, part], row_max, eps, tf32, dW[part])
+        return dz_s, dz_t, dW
+
+
+def _features_gradient(ops, bands, grad, weight, row_max, row_argmax, norm, eps, tf32):
+    form = bands.form
+    sums = tuple(torch.zeros_like(x) for x in (bands.z_s, bands.z_t, row_max))
+    # A column that only fills up a group has the floor for a norm.
+    norms = form.groups(norm.unflatten(1, (1, bands.height, -1)))
+    norms = [n.flatten(1).clamp(min=eps) for n in norms]
+    for part in bands.parts:
+        _add_features_gradient(
+            ops, bands, grad[:, part], weight[part], row_max, norms, eps, tf32, *sums
+        )
+    dz_s, dz_t, beta = sums
+    ops.guided_correlation_row_max_backward(
+        bands.z_s, bands.z_t, row_max, row_argmax, eps, beta, dz_s, dz_t
+    )
+    return dz_s, dz_t
+
+
+def _add_features_gradient(
+    ops, bands, grad, weight, row_max, norms, eps, tf32, dz_s, dz_t, beta
+):
+    form, U = bands.form, bands.weight(weight).transpose(1, 2)
+    grouped = [torch.empty_like(z) for z in bands.groups]
+    for b in range(len(grad)):
+        one = slice(b, b + 1)
+        dY = bands.edged(len(weight))
+        form.inner(dY).copy_(grad[b])
+        for first, rows, dV in bands:
+            torch.bmm(U, bands.gradient(dY, first, rows), out=dV)
+            form.to_maps(bands.by_rows(dV))
+            maps = zip(bands.groups, form.maps(dV), norms, grouped, strict=True)
+            for z_t, dM, n_t, dz in maps:
+                ops.guided_correlation_band_backward(
+                    dM[None], bands.z_s[one], z_t[one], row_max[one], n_t[one], eps, tf32,
+                    first * form.row, dz_s[one], dz[one], beta[one],
+                )  # fmt: skip
+    dz_t += form.ungroup([dz.unflatten(2, (bands.height, form.row)) for dz in grouped]).flatten(2)
+
+
+def _weight_gradient(ops, bands, grad, row_max, eps, tf32, dW):
+    form = bands.form
+    # [S, n * taps]: quicker to add to than its transpose.
+    shape = (form.components, bands.sources, len(dW) * len(form.taps))
+    dU = _zeros(shape, bands.wide, bands.device)
+    norms = [torch.empty_like(z[:, 0]) for z in bands.groups]
+    for b in range(len(grad)):
+        dY = bands.edged(len(dW))
+        form.inner(dY).copy_(grad[b])
+        for first, rows, V in bands:
+            bands.make(ops, b, row_max, norms, eps, tf32, first, V)
+            G = bands.gradient(dY, first, rows).transpose(1, 2)
+            if dU.dtype == bands.operand:
+                dU.baddbmm_(V, G)
+            else:
+                dU += _multiply(V, G, bands.wide)
+    form.weight_gradient(dU.unflatten(2, (len(dW), -1)), dW)
 
 
 def _register_kernels() -> None:
@@ -303,11 +325,13 @@ def guided_correlation_conv2d(
     Precision:
         The map as :func:`guided_correlation`. The products follow autocast as a convolution does:
         weight, bias and result in its dtype; they are summed in float32. On a GPU float32 products
-        follow ``torch.backends.cuda.matmul.allow_tf32``, not the separate switch of cuDNN.
+        follow ``torch.backends.cuda.matmul.allow_tf32``, not the separate switch of cuDNN. On a CPU
+        windows 3 wide are computed with fewer products (Winograd F(2, 3) along x): two neighbouring
+        columns share sums, so a NaN or an infinity may reach one column further.
     Memory:
-        A band of the map (on a CPU 6 MiB, or 256 targets where that is more), a copy of some of the
-        weight (6 MiB, or a quarter), and ``O(hs*ws + ht*wt)`` saved for backward, which makes the
-        map again. ``reference``: about 8 maps with gradients.
+        A band of the map (on a CPU 10 MiB, or 256 targets where that is more), a copy of the weight
+        (4/3 of it for windows 3 wide; 48 MiB at most), and ``O(hs*ws + ht*wt)`` saved for backward,
+        which makes the map again. ``reference``: about 8 maps with gradients.
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
         RuntimeError: the requested implementation cannot run.

@@ -11,7 +11,6 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 from kernel_helpers import (
     DTYPES,
     TOLERANCE,
@@ -421,24 +420,3 @@ def test_a_band_outside_the_targets_is_refused():
     norm, out = z_t.new_empty(1, 6), z_t.new_empty(1, 4, 3)
     with pytest.raises(RuntimeError, match="the band lies outside the targets"):
         ops.guided_correlation_band(z_s, z_t, row_max, 1e-5, False, 4, out, norm)
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 3), (2, 2), (1, 4)])
-@pytest.mark.parametrize("band", [1, 300, 1 << 20])
-def test_convolution_in_bands(monkeypatch, band, kernel):
-    """guided_correlation_conv2d is the composition, for every cut and every kernel."""
-    module = sys.modules["pose_kernels.guided_correlation_conv2d"]
-    monkeypatch.setitem(module.BUFFER_BYTES, "cpu", band)
-    monkeypatch.setattr(module, "BAND_COLUMNS", 1)
-
-    def composed(source, target, weight, bias):
-        Q = pose_kernels.guided_correlation(source, target, impl="reference")
-        return F.conv2d(Q, weight, bias, padding="same")
-
-    inputs = [*feature_pair(2, torch.float64), torch.randn(6, 12, *kernel).double(),
-              torch.randn(6).double()]  # fmt: skip
-    expected = value_and_gradients(composed, inputs)
-    for impl in implementations("guided_correlation_conv2d"):
-        found = value_and_gradients(operator("guided_correlation_conv2d", impl), inputs)
-        assert_close(found, expected)
