@@ -20,28 +20,84 @@ def l1_255_at_32(image: Tensor, target: Tensor) -> Tensor:
 def ssim(image: Tensor, target: Tensor) -> Tensor:
     """Structural similarity, Gaussian window of sigma 1.5 (11 taps), range 2 for [-1, 1] images.
 
-    The definition of Wang et al. as `skimage.metrics.structural_similarity(gaussian_weights=True,
-    sigma=1.5, use_sample_covariance=False)` computes it: mean over channels and over the pixels
-    whose window lies in the image.
+    `[B, C, H, W]`, `[B, C, H, W]` -> `[B]`; the paper's metric, and that of most others.
     """
-    taps = torch.arange(-5, 6, device=image.device, dtype=torch.float64)
-    window = torch.exp(-taps.square() / (2 * 1.5**2))
-    window = (window / window.sum()).to(image.dtype)
-    channels = image.shape[1]
-    across = window.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
-    along = window.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+    return structural_similarity(image, target, data_range=2.0)
+
+
+def structural_similarity(image: Tensor, target: Tensor, *, data_range: float | Tensor,
+                          sigma: float = 1.5, uniform: int | None = None,
+                          sample_covariance: bool = False, border: str = "crop") -> Tensor:
+    """The index of Wang et al. 2004: mean over channels and pixels, computed in float64.
+
+    Equal to `skimage.metrics.structural_similarity` with `gaussian_weights=True, sigma=sigma`, or
+    with `win_size=uniform` where `uniform` is given.
+
+    Args:
+        image, target: `[B, C, H, W]` of any range.
+        data_range: difference of the largest and the smallest possible value; `[B]` for one per
+            pair. Where it is 0 the result is NaN on flat images, as scikit-image's is.
+        sigma: of a Gaussian window of 2 int(3.5 sigma + 0.5) + 1 taps.
+        uniform: side of a flat window instead, odd.
+        sample_covariance: divide by n - 1, not n.
+        border: "crop", only pixels whose window lies in the image, or "reflect", all pixels of an
+            image continued by reflection.
+
+    Raises: `ValueError` for a window that is larger than the image.
+
+    Returns: `[B]` float64.
+    """
+    image, target = image.double(), target.double()
+    window = _gaussian(sigma) if uniform is None \
+        else torch.full((uniform,), 1 / uniform, dtype=torch.float64)
+    if min(image.shape[-2:]) < len(window):
+        raise ValueError(f"a window of {len(window)} pixels does not fit into images of "
+                         f"{image.shape[-2]} x {image.shape[-1]}")
+    # Filtering is linear: two small matrix products do it faster than any convolution in float64.
+    along, across = (_filter_matrix(size, window, border).to(image.device)
+                     for size in image.shape[-2:])
 
     def blur(x: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(x, across, groups=channels), along, groups=channels)
+        return along @ x @ across.T
 
+    samples = len(window) ** 2
+    scale = samples / (samples - 1) if sample_covariance else 1.0
     mean_x, mean_y = blur(image), blur(target)
-    var_x = blur(image * image) - mean_x.square()
-    var_y = blur(target * target) - mean_y.square()
-    cov = blur(image * target) - mean_x * mean_y
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    var_x = scale * (blur(image * image) - mean_x.square())
+    var_y = scale * (blur(target * target) - mean_y.square())
+    cov = scale * (blur(image * target) - mean_x * mean_y)
+    span = torch.as_tensor(data_range, dtype=torch.float64, device=image.device).view(-1, 1, 1, 1)
+    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
     values = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)
               / ((mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2)))
     return values.flatten(1).mean(1)
+
+
+def _gaussian(sigma: float) -> Tensor:
+    radius = int(3.5 * sigma + 0.5)
+    taps = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    window = torch.exp(-taps.square() / (2 * sigma**2))
+    return window / window.sum()
+
+
+def _filter_matrix(size: int, window: Tensor, border: str) -> Tensor:
+    """The matrix that filters a line of `size` pixels: `[size - taps + 1, size]`, or `[size, size]`
+    where the border is reflected."""
+    radius = len(window) // 2
+    inside = torch.zeros(size, size + 2 * radius, dtype=torch.float64)
+    for tap, weight in enumerate(window):
+        inside.diagonal(tap).fill_(weight)
+    if border == "crop":
+        return inside[radius:size - radius, radius:size + radius].contiguous()
+    position = torch.arange(-radius, size + radius).abs()
+    position = torch.minimum(position, 2 * (size - 1) - position)
+    return torch.zeros(size, size, dtype=torch.float64).index_add_(1, position, inside)
+
+
+def psnr(image: Tensor, target: Tensor, *, data_range: float) -> Tensor:
+    """Peak signal-to-noise ratio in dB, `[B]` float64; infinite for equal images."""
+    error = (image.double() - target.double()).square().flatten(1).mean(1)
+    return 10 * torch.log10(data_range**2 / error)
 
 
 def end_point_error(flow: Tensor, truth: Tensor) -> Tensor:

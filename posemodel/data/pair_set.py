@@ -1,0 +1,34 @@
+"""One split of a data set on disk: images, the joints in them, and the pairs made of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairSet:
+    """What every layout on disk is read into; no image has been opened yet.
+
+    Convention: `joints` are pixels of `frame`, x in columns and y in rows, 0 = centre of the first
+    pixel. A missing joint is all zero.
+    """
+
+    kind: str
+    """deepfashion or market; says how a person is read from a name"""
+    split: str
+    """train or test"""
+    folder: Path
+    """where the images lie"""
+    frame: tuple[int, int]
+    """(H, W) of the pictures that the joints belong to"""
+    names: tuple[str, ...]
+    """file names in `folder`, N of them, no two the same"""
+    joints: np.ndarray
+    """`[N, 18, 3]` float32: x, y, presence (0 or 1)"""
+    pairs: np.ndarray
+    """`[P, 2]` int64: indices of source and target"""
+
+    def path(self, index: int) -> Path:
+        """The file of one image."""
+        return self.folder / self.names[index]

@@ -1,0 +1,1 @@
+"""Measuring a test set: each pair, all of them, and what may be concluded."""

@@ -1,0 +1,107 @@
+"""Warnings: each accident is found, and right joints give none."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from posemodel.data.annotations import read_annotations
+from posemodel.data.joint_layouts import Pose
+from posemodel.data.pose_checks import check_pose
+
+SHARED = Path(os.environ.get("POSEMODEL_SHARED_DATA",
+                             Path(__file__).parents[2].parent / "shared" / "data"))  # fmt: skip
+
+# A standing person in a frame of 256 x 256 with borders, 18 x (x, y).
+STANDING = [
+    (129, 24), (122, 49), (103, 49), (95, 86), (83, 116), (141, 49), (144, 85), (155, 117),
+    (112, 114), (118, 167), (125, 216), (134, 114), (126, 168), (122, 214),
+    (124, 19), (132, 19), (115, 20), (137, 21),
+]  # fmt: skip
+WITH_BORDERS, WITHOUT = (256, 256), (256, 176)
+
+
+def pose(xy=STANDING, **fields):
+    xy = np.array(xy, np.float32)
+    return Pose(joints=np.column_stack([xy, np.ones(len(xy), np.float32)]), format="openpose18",
+                **fields)  # fmt: skip
+
+
+def moved(x=0.0, y=0.0, scale=1.0):
+    return np.array(STANDING) * scale + (x, y)
+
+
+def only(warnings, words):
+    assert len(warnings) == 1 and words in warnings[0], warnings
+
+
+def test_right_joints_give_no_warning():
+    assert check_pose(pose(), WITH_BORDERS) == []
+    assert check_pose(pose(moved(x=-40)), WITHOUT) == []
+    assert check_pose(pose(frame=WITH_BORDERS), WITH_BORDERS) == []
+    bowed = np.array(STANDING)
+    bowed[[0, 1, 14, 15, 16, 17]] = (90, 110)  # the head is beside the hips, above the feet
+    assert check_pose(pose(bowed), WITH_BORDERS) == []
+
+
+def test_x_and_y_swapped():
+    swapped = np.array(STANDING)[:, ::-1]
+    only(check_pose(pose(swapped), WITH_BORDERS), "swapped")
+    outside, why = check_pose(pose(moved(x=-40)[:, ::-1]), WITHOUT)
+    assert "outside" in outside and "swapped" in why
+    # No legs, so no direction: only the frame can tell.
+    half = pose(moved(scale=4)[:, ::-1])
+    half.joints[8:14] = 0
+    outside, why = check_pose(half, (500, 700))
+    assert "outside" in outside and "with x and y swapped all joints would lie inside" in why
+
+
+def test_a_person_who_stands_at_the_border_is_not_swapped():
+    warnings = check_pose(pose(moved(x=90)), (300, 230))
+    only(warnings, "3 of 18 joints lie outside")
+    assert "left_wrist" in warnings[0] and "right" not in warnings[0].split(")")[0]
+
+
+def test_frames_with_and_without_borders():
+    only(check_pose(pose(moved(x=-40)), WITH_BORDERS), "40 is to be added to x")
+    only(check_pose(pose(), WITHOUT), "40 is to be taken from x")
+
+
+def test_fractions_and_larger_pictures():
+    only(check_pose(pose(moved(scale=1 / 256)), WITH_BORDERS), "fractions")
+    warnings = check_pose(pose(moved(scale=4)), WITH_BORDERS)
+    assert "outside" in warnings[0] and "larger picture" in warnings[1]
+
+
+def test_the_frame_that_the_file_states():
+    only(check_pose(pose(frame=(425, 640)), WITH_BORDERS), "640 x 425 pixels, this image has 256")
+
+
+def test_nobody():
+    nobody = Pose(joints=np.zeros((18, 3), np.float32), format="openpose18")
+    assert check_pose(nobody, WITH_BORDERS) == ["no joint is present"]
+
+
+def test_joints_outside_are_named():
+    xy = np.array(STANDING)
+    xy[4] = (-3, 116)
+    only(check_pose(pose(xy), WITH_BORDERS), "1 of 18 joints lie outside")
+    assert "right_wrist" in check_pose(pose(xy), WITH_BORDERS)[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "size"),
+    [("market-annotation-train.csv", (128, 64)),
+     ("fasion-annotation-test.head300.csv", WITH_BORDERS)],
+)  # fmt: skip
+def test_published_joints_give_few_warnings_and_swapped_ones_many(file, size):
+    if not (SHARED / file).exists():
+        pytest.skip("the published annotations are not here")
+    _, joints = read_annotations(SHARED / file)
+    complete = joints[joints[..., 2].sum(1) >= 8][:500]
+    right = [check_pose(Pose(joints=rows, format="openpose18"), size) for rows in complete]
+    wrong = [check_pose(Pose(joints=rows[:, [1, 0, 2]], format="openpose18"), size)
+             for rows in complete]  # fmt: skip
+    assert sum(map(bool, right)) <= 0.02 * len(right)
+    assert sum("swapped" in " ".join(lines) for lines in wrong) > 0.95 * len(wrong)
