@@ -24,10 +24,26 @@ def _require(condition: bool, flag: str, value: object, expected: str) -> None:
 class DataConfig:
     """Where the pairs come from."""
 
-    kind: Literal["mannequins"] = "mannequins"
-    """generated people with exact flow and visibility"""
+    kind: Literal["mannequins", "deepfashion", "market"] = "mannequins"
+    """mannequins: generated people with exact flow and visibility; else a data set on disk"""
+    root: str = ""
+    """folder of the data set on disk"""
     image_size: tuple[int, int] = (64, 64)
     """height and width in pixels"""
+    fit: Literal["pad", "stretch"] = "pad"
+    """deepfashion in a square: its 176 of 256 columns with white borders, or stretched to all"""
+    pairs_per_epoch: int = 0
+    """on disk: 0: an epoch is the whole list, shuffled; N: it is N random pairs (4000 in PATN)"""
+    workers: int = 2
+    """on disk: processes that decode images; 0: none but the training process"""
+    flip: bool = False
+    """on disk: mirror every second training pair, left and right joints changing places"""
+    rotate: float = 0.0
+    """on disk: largest rotation of a training image, degrees (5 in GFLA)"""
+    scale: float = 0.0
+    """on disk: largest relative change of size (0.05 in GFLA)"""
+    shift: float = 0.0
+    """on disk: largest shift, normalised coordinates (5 pixels of 256 in GFLA: 0.04)"""
     turn: float = 60.0
     """each body faces the camera to within this many degrees (180: any direction)"""
     background: Literal["white", "cluttered"] = "white"
@@ -35,7 +51,8 @@ class DataConfig:
     hidden_joints: Literal["keep", "drop"] = "keep"
     """drop: occluded joints are missing, as a pose estimator would miss them"""
     evaluation_pairs: int = 256
-    """held-out pairs, generated from seeds that training never uses"""
+    """held-out pairs: generated from seeds that training never uses, or spread evenly over the
+    test list of a data set on disk"""
 
     def __post_init__(self):
         height, width = self.image_size
@@ -44,6 +61,19 @@ class DataConfig:
         _require(0 <= self.turn <= 180, "data.turn", self.turn, "degrees from 0 to 180")
         _require(self.evaluation_pairs >= 1, "data.evaluation-pairs", self.evaluation_pairs,
                  "at least 1")
+        _require(self.pairs_per_epoch >= 0, "data.pairs-per-epoch", self.pairs_per_epoch,
+                 "0 or more")
+        _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        _require(0 <= self.rotate < 90, "data.rotate", self.rotate, "degrees, less than 90")
+        _require(0 <= self.scale < 1, "data.scale", self.scale, "[0, 1)")
+        _require(0 <= self.shift < 1, "data.shift", self.shift, "[0, 1)")
+        if self.kind == "mannequins":
+            for name in ("root", "pairs_per_epoch", "flip", "rotate", "scale", "shift"):
+                value = getattr(self, name)
+                _require(not value, "data." + name.replace("_", "-"), value,
+                         "--data.kind deepfashion or market with it")
+        _require(self.fit == "pad" or self.kind == "deepfashion", "data.fit", self.fit,
+                 "pad, but for --data.kind deepfashion, whose images have white borders")
 
 
 @dataclass(kw_only=True)
@@ -67,16 +97,25 @@ class ModelConfig:
     64, 32 in the paper)"""
     flow_parametrization: Literal["residual", "absolute", "matching"] = "matching"
     """what is added to C_l's output: the identity, nothing, or the expected match under Qhat"""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """make the 4D map in bands and never store it, the same flow to within rounding; auto: for
+    grids of 64 x 64 and more"""
     refine_width: int = 16
     """R: channels at full resolution; each down-sampling doubles them"""
     refine_downsamplings: int = 1
     """R: how often the resolution is halved before the warp (2 in the paper)"""
     refine_blocks: int = 4
     """R: residual blocks of the decoder (6 in the paper)"""
+    refine: bool = True
+    """R; without it the image is the warped source (Table 3)"""
+    skip: bool = False
+    """R: the decoder also sees the warped image at every scale (Appendix E)"""
     discriminator_width: int = 16
     """D: channels of its first layer"""
     discriminator_layers: int = 3
     """D: number of down-sampling layers"""
+    discriminator_spectral_norm: bool = False
+    """D: every layer divided by its spectral norm"""
 
     def __post_init__(self):
         _require(self.pose_sigma > 0, "model.pose-sigma", self.pose_sigma, "a positive number")
@@ -91,6 +130,8 @@ class ModelConfig:
         _require(self.refine_downsamplings in (0, 1, 2), "model.refine-downsamplings",
                  self.refine_downsamplings, "0, 1 or 2")
         _require(self.refine_blocks >= 0, "model.refine-blocks", self.refine_blocks, "0 or more")
+        _require(self.refine or not self.skip, "model.skip", self.skip,
+                 "no skip connections without a refinement (--model.no-refine)")
         _require(self.correlation_eps > 0, "model.correlation-eps", self.correlation_eps,
                  "a positive number")
 
@@ -124,13 +165,22 @@ class LossConfig:
     """form of Eq. 6; paper: as printed, E[1 - D(y)] + E[D(I_t)], which has no lower bound"""
     adversarial_weight: float = 0.0
     """lambda_1, weight of the adversarial loss (0.1 in the paper)"""
+    feature_matching_weight: float = 0.0
+    """weight of the l1 between D's features of generated and real image, summed over its layers,
+    where there is an adversarial loss (10 times its weight in the FOMM family, 0 in the paper)"""
+    r1_weight: float = 0.0
+    """weight of R1, half the squared gradient of D at real images (0 in the paper)"""
+    r1_every: int = 16
+    """R1 is computed in every so many steps only, and weighs as much more"""
 
     def __post_init__(self):
         for name in ("reconstruction_weight", "warped_weight", "affine_weight",
-                     "adversarial_weight", "affine_rotation", "affine_shear", "affine_shift"):
+                     "adversarial_weight", "feature_matching_weight", "r1_weight",
+                     "affine_rotation", "affine_shear", "affine_shift"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, "loss." + name.replace("_", "-"), value,
                      "a finite number, 0 or more")
+        _require(self.r1_every >= 1, "loss.r1-every", self.r1_every, "at least 1")
         _require(0 <= self.affine_scale < 1, "loss.affine-scale", self.affine_scale, "[0, 1)")
         _require(self.affine_rotation < 90, "loss.affine-rotation", self.affine_rotation,
                  "less than 90 degrees: people stay upright")
@@ -141,7 +191,10 @@ class OptimConfig:
     """How it is minimised."""
 
     batch_size: int = 8
-    """pairs in a step"""
+    """pairs in a step, over all processes"""
+    accumulate: int = 1
+    """parts that a step's batch is worked through in, for less memory: the same gradient, but
+    BatchNorm sees one part at a time"""
     tasks: Literal["alternate", "joint"] = "joint"
     """alternate: affine and reconstruction task take turns (the paper); joint: their sum"""
     lr: float = 1e-3
@@ -165,6 +218,8 @@ class OptimConfig:
 
     def __post_init__(self):
         _require(self.batch_size >= 1, "optim.batch-size", self.batch_size, "at least 1")
+        _require(1 <= self.accumulate <= self.batch_size, "optim.accumulate", self.accumulate,
+                 f"1 to the batch size, {self.batch_size}")
         for name in ("lr", "phase_two_decoder", "phase_two_rest", "lr_discriminator", "clip"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, "optim." + name.replace("_", "-"), value,
@@ -191,6 +246,12 @@ class Config:
     """auto, cpu, cuda, cuda:1, ..."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where the device has fast instructions for it, else float32"""
+    tf32: bool = True
+    """on a GPU, take float32 products from tensor cores, with 10 bits of mantissa (bfloat16: 7)"""
+    compile: bool = False
+    """torch.compile the networks: a slow first step, then faster ones"""
+    timeout: float = 600.0
+    """several processes: seconds that one waits for another before the job ends"""
     evaluate_every: int = 280
     """steps between evaluations with a sample picture; the last step always has one"""
     checkpoint_every: int = 280
@@ -211,12 +272,13 @@ class Config:
         for name in ("evaluate_every", "checkpoint_every", "log_every"):
             _require(getattr(self, name) >= 1, name.replace("_", "-"), getattr(self, name),
                      "at least 1")
+        _require(0 < self.timeout < math.inf, "timeout", self.timeout, "a positive number")
 
 
 # Fields that may differ between a run folder and the command that continues it.
 FREE_ON_RESUME = frozenset({
-    "preset", "out", "device", "evaluate_every", "checkpoint_every", "keep_checkpoints",
-    "log_every",
+    "preset", "out", "device", "compile", "timeout", "evaluate_every", "checkpoint_every",
+    "keep_checkpoints", "log_every", "data.root", "data.workers",
 })
 
 
@@ -269,9 +331,18 @@ def _typed(kind, value, name: str):
 
 def drift(saved: Config, wanted: Config) -> list[str]:
     """Lines `field: saved -> wanted` for every field that a continued run may not change."""
-    flat_saved, flat_wanted = _flatten(to_dict(saved)), _flatten(to_dict(wanted))
-    return [f"{name}: {flat_saved[name]!r} -> {value!r}" for name, value in flat_wanted.items()
-            if name not in FREE_ON_RESUME and flat_saved[name] != value]
+    return [line for name, line in _changes(saved, wanted) if name not in FREE_ON_RESUME]
+
+
+def free_changes(saved: Config, wanted: Config) -> list[str]:
+    """Lines `field: saved -> wanted` for every field that has changed and may."""
+    return [line for name, line in _changes(saved, wanted) if name in FREE_ON_RESUME]
+
+
+def _changes(saved: Config, wanted: Config) -> list[tuple[str, str]]:
+    before, now = _flatten(to_dict(saved)), _flatten(to_dict(wanted))
+    return [(name, f"{name}: {before[name]!r} -> {value!r}") for name, value in now.items()
+            if before[name] != value]
 
 
 def _flatten(values: dict, prefix: str = "") -> dict:

@@ -1,4 +1,4 @@
-"""`python -m posemodel.evaluate RUN`: the metrics of a trained run on held-out mannequins."""
+"""`python -m posemodel.evaluate RUN`: the metrics of a trained run on held-out pairs."""
 
 import argparse
 import json
@@ -12,6 +12,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m posemodel.evaluate", description=main.__doc__)
     parser.add_argument("run", type=Path, help="run folder, as written by posemodel.train")
     parser.add_argument("--pairs", type=int, help="held-out pairs (default: as in the run)")
+    parser.add_argument("--root", metavar="DIR",
+                        help="the data set's folder, where it is not the run's --data.root")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="where the numbers go (default: RUN/evaluation.json)")
@@ -40,6 +42,11 @@ def evaluate_run(arguments: argparse.Namespace) -> int:
         if arguments.pairs < 1:
             raise UserError(f"--pairs {arguments.pairs}: expected at least 1")
         config.data.evaluation_pairs = arguments.pairs
+    if arguments.root is not None:
+        if config.data.kind == "mannequins":
+            raise UserError(f"--root {arguments.root}: this run is on mannequins, which no folder "
+                            "holds")
+        config.data.root = arguments.root
     found = checkpoint.load_latest(run.checkpoints)
     if found is None:
         raise UserError(f"{arguments.run} has no checkpoint yet; train it first")

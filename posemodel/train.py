@@ -1,5 +1,6 @@
 """`python -m posemodel.train [preset] [--flags]`: train; the same command again continues."""
 
+import contextlib
 import signal
 import sys
 
@@ -15,65 +16,74 @@ def main(argv: list[str]) -> int:
 
 
 def train(config, argv: list[str]) -> int:
-    """One run from wherever its folder stands to `config.steps`; returns the exit code."""
+    """One run from wherever its folder stands to `config.steps`; returns the exit code.
+
+    Under torchrun each process of the job calls this.
+    """
+    from posemodel.engine import distributed
+    from posemodel.engine.trainer import NonFiniteLoss
+
+    try:
+        with distributed.join(config.timeout) as world, Interruptions() as interruptions:
+            return _train(config, argv, world, interruptions)
+    except (NonFiniteLoss, distributed.LostProcess) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _train(config, argv: list[str], world, interruptions: "Interruptions") -> int:
+    import torch
+
     from posemodel.engine import environment
-    from posemodel.engine.evaluation import check_seed, evaluate, mannequins
-    from posemodel.engine.progress import Progress
-    from posemodel.engine.report import end_panel, start_panel, write_report
+    from posemodel.engine.data_source import check_root, check_seed, open_training_data
+    from posemodel.engine.journal import Journal
+    from posemodel.engine.report import start_panel
     from posemodel.engine.run_folder import RunFolder
-    from posemodel.engine.samples import write_samples
     from posemodel.engine.trainer import Clock, Trainer
 
     check_seed(config.seed)
-    device, device_reason = environment.choose_device(config.device)
+    check_root(config)
+    device, device_reason = environment.choose_device(config.device, world)
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     dtype, dtype_reason = environment.choose_precision(config.precision, device)
+    dtype_reason += environment.set_tf32(config.tf32, device)
     # What can be missing, such as the weights of a loss, first: a run that cannot start leaves no
     # folder behind.
-    trainer = Trainer(config, device, dtype)
-    with RunFolder.open(config, argv) as run, Interruptions() as interruptions:
+    trainer = Trainer(config, device, dtype, world)
+    data = open_training_data(config, device, trainer.pairs)
+    with contextlib.ExitStack() as folder:
+        run = None
+        with world.first_alone():
+            if world.first:
+                run = folder.enter_context(RunFolder.open(config, argv, world.size))
         start = trainer.restore(run)
-        run.log(start_panel(
-            config, device, device_reason, dtype, dtype_reason, environment.kernels(device),
-            trainer.parameter_counts(), run, start, trainer.reconstruction.name))
-        data = mannequins(config, seed=config.seed, device=device)
-        size = config.optim.batch_size
-        progress = Progress(config.steps, start, run.log, evaluate_every=config.evaluate_every)
+        if run is not None:
+            run.log(start_panel(
+                config, device, device_reason, dtype, dtype_reason, environment.kernels(device),
+                trainer.parameter_counts(), run, start, trainer.reconstruction.name,
+                data.description))
+            data.report_to(run.log)
+        journal = Journal(run, trainer, start)
 
         for step in range(start + 1, config.steps + 1):
             clock = Clock()
-            batch = data.pairs(range((step - 1) * size, step * size))
+            batch = data.batch(step)
             data_ms = clock.lap()
             losses = trainer.step(step, batch)
-            step_ms = data_ms + clock.lap()
+            journal.step(step, losses, data_ms, step_ms=data_ms + clock.lap())
 
             last = step == config.steps
-            rate = 1000 * size / step_ms
-            progress.update(step, {**losses, "pairs_per_second": rate})
-            if step % config.log_every == 0 or last:
-                run.append_metrics({
-                    "step": step, **losses, "lr": trainer.optimizer.param_groups[0]["lr"],
-                    "pairs_per_second": rate, "step_ms": step_ms,
-                    "data_ms": data_ms})
+            stop = world.agree(interruptions.code)
             if step % config.evaluate_every == 0 or last:
-                with progress.pause():
-                    row = {"step": step, "reconstruction_loss": trainer.reconstruction.name,
-                           **evaluate(trainer.averaged, config, device, dtype)}
-                    run.append_evaluation(row)
-                    write_samples(trainer.averaged, config, device, dtype,
-                                  run.sample_path(step), title=f"step {step}")
-            if step % config.checkpoint_every == 0 or last or interruptions.code:
-                with progress.pause():
-                    trainer.save(run, step)
-            if interruptions.code:
-                progress.close()
-                run.log(f"stopped by {interruptions.name} after step {step}; "
-                        "the same command continues")
-                return interruptions.code
+                journal.evaluate(step)
+            if step % config.checkpoint_every == 0 or last or stop:
+                journal.save(step)
+            if stop:
+                journal.stopped(signal.Signals(stop - 128).name, step)
+                return stop
 
-        progress.close()
-        run.mark_done()
-        write_report(run.path)
-        run.log(end_panel(run, run.read_evaluations()[-1]))
+        journal.finished()
     return 0
 
 
@@ -85,7 +95,6 @@ class Interruptions:
 
     def __init__(self):
         self.code = 0
-        self.name = ""
 
     def __enter__(self):
         self._before = {number: signal.signal(number, self._note)
@@ -99,9 +108,8 @@ class Interruptions:
     def _note(self, number, _frame):
         if self.code:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
         self.code = 128 + number
-        print(f"{self.name}: saving after this step", file=sys.stderr)
+        print(f"{signal.Signals(number).name}: saving after this step", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def corr_bench(modules):
     return modules[0]
 
 
-@pytest.mark.parametrize("name", ["corr_bench.py", "data_bench.py", "experiments.py"])
+@pytest.mark.parametrize("name", ["corr_bench.py", "data_bench.py", "experiments.py",
+                                  "loading_bench.py"])
 def test_help(name):
     done = bench(name, "--help")
     assert done.returncode == 0 and "usage" in done.stdout

@@ -1,6 +1,5 @@
 """The config classes by themselves: checks, the way through JSON and back, drift."""
 
-import dataclasses
 import json
 
 import pytest
@@ -14,6 +13,7 @@ from posemodel.config import (
     ModelConfig,
     OptimConfig,
     drift,
+    free_changes,
     from_dict,
     to_dict,
 )
@@ -38,10 +38,21 @@ def test_presets_share_nothing():
     (lambda: DataConfig(image_size=(64, 66)), "--data.image-size"),
     (lambda: DataConfig(turn=181.0), "--data.turn"),
     (lambda: DataConfig(evaluation_pairs=0), "--data.evaluation-pairs"),
+    (lambda: DataConfig(root="somewhere"), "--data.root is 'somewhere', .*--data.kind deepfashion"),
+    (lambda: DataConfig(flip=True), "--data.flip"),
+    (lambda: DataConfig(kind="market", rotate=90.0), "--data.rotate"),
+    (lambda: DataConfig(kind="market", scale=-0.1), "--data.scale"),
+    (lambda: DataConfig(kind="market", shift=float("nan")), "--data.shift"),
+    (lambda: DataConfig(kind="market", pairs_per_epoch=-1), "--data.pairs-per-epoch"),
+    (lambda: DataConfig(kind="market", workers=-1), "--data.workers"),
+    (lambda: DataConfig(kind="market", fit="stretch"), "--data.fit"),
     (lambda: ModelConfig(pose_sigma=float("nan")), "--model.pose-sigma"),
     (lambda: ModelConfig(flow_depth=7), "--model.flow-depth"),
     (lambda: ModelConfig(flow_depth=6, flow_channels=(8, 8)), "--model.flow-channels"),
+    (lambda: ModelConfig(refine=False, skip=True), "--model.skip"),
     (lambda: LossConfig(affine_weight=-1.0), "--loss.affine-weight"),
+    (lambda: LossConfig(r1_weight=-1.0), "--loss.r1-weight"),
+    (lambda: LossConfig(r1_every=0), "--loss.r1-every"),
     (lambda: LossConfig(affine_rotation=90.0), "--loss.affine-rotation"),
     (lambda: LossConfig(affine_scale=1.0), "--loss.affine-scale"),
     (lambda: OptimConfig(lr=float("inf")), "--optim.lr"),
@@ -105,4 +116,12 @@ def test_free_fields_may_change_and_exist():
     wanted = quick()
     wanted.device, wanted.out, wanted.log_every = "cpu", "elsewhere", 1
     assert drift(quick(), wanted) == []
-    assert {field.name for field in dataclasses.fields(Config)} >= FREE_ON_RESUME
+    wanted = quick()
+    wanted.data.root, wanted.data.workers = "/elsewhere", 7
+    assert drift(quick(), wanted) == []
+    assert free_changes(quick(), wanted) == ["data.root: '' -> '/elsewhere'",
+                                             "data.workers: 2 -> 7"]
+    values = to_dict(quick())
+    for name in FREE_ON_RESUME:
+        section, _, field = name.rpartition(".")
+        assert field in (values[section] if section else values)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
+from posemodel.engine.distributed import ALONE, World
 from posemodel.errors import UserError
 
 
-def collect() -> dict:
+def collect(processes: int = 1) -> dict:
     """What env.json holds: enough to know later what a result was made with."""
     return {
+        "processes": processes,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -29,11 +31,29 @@ def collect() -> dict:
     }
 
 
-def choose_device(name: str) -> tuple[torch.device, str]:
+def choose_device(name: str, world: World = ALONE) -> tuple[torch.device, str]:
     """The device called `name`, "auto" for the best one here, and why it was taken.
+
+    Of several processes on one machine each takes the GPU of its own number.
 
     Raises: `UserError` for one that is not here.
     """
+    device, reason = _find_device(name)
+    if world.size == 1:
+        return device, reason
+    if device.type == "cuda":
+        if device.index is not None:
+            raise UserError(f"--device {name}: {world.size} processes cannot share one GPU; give "
+                            "--device cuda, and each takes one of its own")
+        gpus = torch.cuda.device_count()
+        if world.local_rank >= gpus:
+            raise UserError(f"process {world.local_rank} of this machine has no GPU of its own: "
+                            f"there are {gpus}; start fewer processes, or give --device cpu")
+        device = torch.device("cuda", world.local_rank)
+    return device, f"{reason}; {world.size} processes"
+
+
+def _find_device(name: str) -> tuple[torch.device, str]:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     available = "available: " + ", ".join(["cpu", *(f"cuda:{index}" for index in range(gpus))])
     if name == "auto":
@@ -68,6 +88,21 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
     if name == "bfloat16" and not fast:
         return torch.bfloat16, f"as asked; slow: this {_kind(device)} has no instructions for it"
     return getattr(torch, name), "as asked"
+
+
+def set_tf32(allowed: bool, device: torch.device) -> str:
+    """Allow TF32 products in this process or not; what to say about it, nothing on a CPU.
+
+    Everything that autocast leaves in float32 is meant: losses, BatchNorm and other sums are never
+    computed in TF32, only convolutions, matrix products and the correlation.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < 8:
+        return ""
+    if not allowed:
+        return "; float32 products in full, as asked"
+    return "; float32 products in TF32, whose 10 bits of mantissa are 3 more than bfloat16's"
 
 
 def kernels(device: torch.device) -> str:

@@ -37,15 +37,17 @@ class Measure:
 def measures(row: dict) -> list[Measure]:
     """The main numbers of an evaluation, in the order in which they are best read."""
     copy = row.get("copy_l1")
-    return [
+    found = [
         Measure("warped image, l1", row.get("warped_l1"), copy, "of 255",
                 "mean error of the source moved by the flow, against leaving it as it is"),
         Measure("refined image, l1", row.get("refined_l1"), copy, "of 255",
                 "mean error of the finished image, against the source as it is"),
-        Measure("flow error, visible", row.get("epe_visible"), row.get("epe_zero"), "px",
-                "mean distance from the true flow where the source shows the surface, "
-                "against no motion at all"),
     ]
+    if _has_truth(row):
+        found.append(Measure("flow error, visible", row.get("epe_visible"), row.get("epe_zero"),
+                             "px", "mean distance from the true flow where the source shows the "
+                             "surface, against no motion at all"))
+    return found
 
 
 def evaluation_table(row: dict) -> str:
@@ -57,9 +59,10 @@ def evaluation_table(row: dict) -> str:
                      f"{number(measure.baseline):>10}{percent(measure.share):>9}")
     lines.append(f"{'refined image, SSIM':<29}{number(row.get('ssim'), 3):>9}"
                  f"{number(row.get('ssim_copy'), 3):>10}{'':>9}   1: identical")
-    found = "  ".join(f"{name} {number(row.get(f'visibility_auc_{name}'), 2)}"
-                      for name in ("affine", "cycle", "correlation", "peak"))
-    lines.append(f"{'visible found, AUC':<20}{found}")
+    if _has_truth(row):
+        found = "  ".join(f"{name} {number(row.get(f'visibility_auc_{name}'), 2)}"
+                          for name in ("affine", "cycle", "correlation", "peak"))
+        lines.append(f"{'visible found, AUC':<20}{found}")
     turns = _by_turn(row)
     if turns:
         heads = "".join(f"{turn + ' deg':>13}" for turn in turns)
@@ -72,10 +75,8 @@ def evaluation_table(row: dict) -> str:
 
 def start_panel(config: Config, device, device_reason: str, precision, precision_reason: str,
                 kernels: str, parameters: dict[str, int], run: RunFolder, start_step: int,
-                loss_name: str) -> str:
+                loss_name: str, data: str) -> str:
     """What is about to happen, and why so, in at most 12 lines."""
-    data = config.data
-    height, width = data.image_size
     loss = f"{loss_name} on the refined image x {config.loss.reconstruction_weight:g}"
     for name, weight in (("on the warped one", config.loss.warped_weight),
                          ("affine", config.loss.affine_weight),
@@ -86,8 +87,7 @@ def start_panel(config: Config, device, device_reason: str, precision, precision
         "device": f"{device} ({device_reason})",
         "precision": f"{str(precision).removeprefix('torch.')} ({precision_reason})",
         "kernels": kernels,
-        "data": f"{data.kind}, {height} x {width}, facing within {data.turn:g} degrees, "
-                f"{data.background}; {data.evaluation_pairs} held-out pairs",
+        "data": data,
         "networks": ", ".join(f"{name} {count(size)}" for name, size in parameters.items()),
         "loss": loss,
         "run folder": f"{run.path} ({'continued' if run.resumed else 'new'})",
@@ -117,7 +117,7 @@ def end_panel(run: RunFolder, evaluation: dict) -> str:
 def next_commands(run: RunFolder) -> list[tuple[str, str]]:
     """Commands worth trying after a run, and what each is for."""
     commands = [(f"python -m posemodel.evaluate {run.path}", "measure it again")]
-    if run.config.preset != "overnight":
+    if run.config.preset == "quick" and run.config.data.kind == "mannequins":
         commands.append(("python -m posemodel.train overnight", "the same sizes, much longer"))
     return commands
 
@@ -153,6 +153,7 @@ def _content(run: RunFolder) -> dict:
         "done": run.is_done,
         "step": max(steps, default=0),
         "last": last,
+        "truth": _has_truth(last),
         "measures": measures(last) if last else [],
         "turns": [("all", last), *_by_turn(last).items()],
         "training_charts": _training_charts(metrics),
@@ -165,6 +166,11 @@ def _content(run: RunFolder) -> dict:
         "command": run.last_command(),
         "next": next_commands(run),
     }
+
+
+def _has_truth(row: dict) -> bool:
+    """Whether an evaluation was of mannequins, whose true flow and visibility are known."""
+    return row.get("data", "mannequins") == "mannequins"
 
 
 def _by_turn(row: dict) -> dict[str, dict]:

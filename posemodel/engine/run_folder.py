@@ -11,8 +11,9 @@
       checkpoints/   see checkpoint.py
       report.html    DONE    lock
 
-One process trains in a folder at a time. Lines are flushed to the disk as they are written; on
-resume `truncate_to` drops those that the restored checkpoint has not seen yet.
+One process trains in a folder at a time; of a job of several the first one, which writes for all.
+Lines are flushed to the disk as they are written; on resume `truncate_to` drops those that the
+restored checkpoint has not seen yet.
 """
 
 import contextlib
@@ -22,12 +23,13 @@ import math
 import os
 import shlex
 import weakref
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
-from posemodel.config import Config, ConfigError, drift, from_dict, to_dict
+from posemodel.config import Config, ConfigError, drift, free_changes, from_dict, to_dict
 from posemodel.engine import environment
 from posemodel.errors import UserError
 
@@ -55,8 +57,8 @@ class RunFolder:
         self._lock = lock
 
     @classmethod
-    def open(cls, config: Config, argv: list[str]) -> "RunFolder":
-        """Make the folder `config.out`, or continue the run that is in it.
+    def open(cls, config: Config, argv: list[str], processes: int = 1) -> "RunFolder":
+        """Make the folder `config.out`, or continue the run that is in it, by so many processes.
 
         Raises: `UserError` when that is not possible; an existing folder is then as it was.
         """
@@ -72,7 +74,7 @@ class RunFolder:
             if saved is not None:
                 _refuse_drift(path, saved, config)
             run = cls(path, config, resumed=saved is not None, lock=lock)
-            run._start(saved, argv)
+            run._start(saved, argv, processes)
         except OSError as error:
             lock.close()
             raise _cannot_write(path, error) from error
@@ -89,56 +91,77 @@ class RunFolder:
             raise UserError(f"{path} is no run folder: it has no config.json")
         return cls(path, _read_config(path), resumed=True)
 
-    def _start(self, saved: Config | None, argv: list[str]) -> None:
+    def _start(self, saved: Config | None, argv: list[str], processes: int) -> None:
         # config.json comes first: with it the folder is a run and can be continued.
         _write_atomically(self.path / "config.json", json.dumps(to_dict(self.config), indent=2))
         for folder in ("samples", "checkpoints"):
             (self.path / folder).mkdir(exist_ok=True)
-        before, now = self.read_environment(), environment.collect()
+        before, now = self.read_environment(), environment.collect(processes)
         _write_atomically(self.path / "env.json", json.dumps(now, indent=2))
         command = f"{shlex.join(['python', '-m', 'posemodel.train', *argv])}  # {_now()}"
         _append(self.path / "command.txt", command)
         _append(self.path / "log.txt", f"--- {command}")
         if saved is not None:
-            for line in _free_changes(saved, self.config):
+            for line in free_changes(saved, self.config):
                 self.log(f"changed since the last start: {line}")
             for key in sorted(now.keys() & before.keys()):
                 if before[key] != now[key]:
                     self.log(f"changed since the last start: {key}: {before[key]} -> {now[key]}")
+            if before.get("processes", processes) != processes:
+                self.log("with another number of processes the run goes on equal to within "
+                         "rounding, not to the bit")
 
     # --- writing ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around everything that writes into the folder while a run is at work.
+
+        Raises: `UserError`, one line, when the disk is full or the folder cannot be written.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write into {self.path} ({error.strerror or error}); what is there stays "
+                "as it was, and the same command continues from the last checkpoint") from error
 
     def log(self, line: str) -> None:
         """To the terminal and, from the process that trains, to log.txt."""
         tqdm.write(line)  # print, but it keeps clear of a progress bar
         if self._lock is not None:
-            with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            with self.writing(), (self.path / "log.txt").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
     def append_metrics(self, row: dict) -> None:
         """One line of metrics.jsonl; NaN and infinity become null."""
         self._require_lock()
-        _append(self.path / "metrics.jsonl", json.dumps(_strict(row), allow_nan=False))
+        with self.writing():
+            _append(self.path / "metrics.jsonl", json.dumps(_strict(row), allow_nan=False))
 
     def append_evaluation(self, row: dict) -> None:
         """One line of eval.jsonl; NaN and infinity become null."""
         self._require_lock()
-        _append(self.path / "eval.jsonl", json.dumps(_strict(row), allow_nan=False))
+        with self.writing():
+            _append(self.path / "eval.jsonl", json.dumps(_strict(row), allow_nan=False))
 
     def truncate_to(self, step: int) -> None:
         """Back to a checkpoint: drop the lines of later steps, a torn last line, and DONE."""
         self._require_lock()
-        for name in ("metrics.jsonl", "eval.jsonl"):
-            path = self.path / name
-            if path.exists():
-                rows = [row for row in _read_lines(path) if row.get("step", 0) <= step]
-                _write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows), end="")
-        (self.path / "DONE").unlink(missing_ok=True)
+        with self.writing():
+            for name in ("metrics.jsonl", "eval.jsonl"):
+                path = self.path / name
+                if path.exists():
+                    rows = [row for row in _read_lines(path) if row.get("step", 0) <= step]
+                    _write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows),
+                                      end="")
+            (self.path / "DONE").unlink(missing_ok=True)
 
     def mark_done(self) -> None:
         """The run has reached its last step."""
         self._require_lock()
-        _write_atomically(self.path / "DONE", _now())
+        with self.writing():
+            _write_atomically(self.path / "DONE", _now())
 
     def _require_lock(self) -> None:
         if self._lock is None:
@@ -245,12 +268,6 @@ def _refuse_drift(path: Path, saved: Config, wanted: Config) -> None:
         if saved.steps != wanted.steps else ""
     raise UserError(f"{path} holds another run: {shown}{why}. Start a new one with another --out, "
                     f"or continue this one with its own command (the last in {path}/command.txt)")
-
-
-def _free_changes(saved: Config, wanted: Config) -> list[str]:
-    before, now = to_dict(saved), to_dict(wanted)
-    return [f"{name}: {before[name]!r} -> {now[name]!r}" for name in now
-            if before[name] != now[name]]
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

@@ -8,7 +8,8 @@ from torch import Tensor
 import pose_kernels
 from posemodel import pictures
 from posemodel.config import Config
-from posemodel.engine.evaluation import HELD_OUT_SEED, inspect, mannequins
+from posemodel.engine.data_source import held_out_batches
+from posemodel.engine.evaluation import has_truth, inspect
 from posemodel.model.pose_transfer import PoseTransfer
 
 ROWS = 6
@@ -18,27 +19,29 @@ _MAX_FLOW = 0.25
 
 def write_samples(model: PoseTransfer, config: Config, device: torch.device, dtype: torch.dtype,
                   path: Path, title: str = "", rows: int = ROWS) -> None:
-    """Source, poses, target, true flow and visibility, and what the model makes of them, as PNG."""
+    """Source, poses, target, and what the model makes of them, as PNG; of mannequins also the true
+    flow and visibility. Where nobody knows which pixels are the person's, all are shown."""
     model.eval()
-    batch = mannequins(config, seed=HELD_OUT_SEED, device=device).pairs(range(rows))
+    batch = next(held_out_batches(config, device, rows))
     seen = inspect(model, batch, dtype)
-    body = batch["target_foreground"]
+    truth = has_truth(batch)
+    body = batch["target_foreground"] if truth \
+        else torch.ones_like(seen.scores["affine"], dtype=torch.bool)
     # Drawn finer than the images, the lines of a skeleton stay lines.
     fine = tuple(4 * side for side in config.data.image_size)
-    pictures.contact_sheet([
-        ("source", _images(batch["source"])),
-        ("source pose",
-         [pictures.draw_skeleton(pose, fine) for pose in batch["source_pose"].cpu()]),
-        ("target pose",
-         [pictures.draw_skeleton(pose, fine) for pose in batch["target_pose"].cpu()]),
-        ("target", _images(batch["target"])),
-        ("true flow", _flows(batch["flow"], body)),
-        ("flow", _flows(seen.flow, body)),
-        ("warped", _images(seen.warped)),
-        ("refined", _images(seen.image)),
-        ("truly visible", _heats(batch["visible"].float(), body)),
-        ("found visible", _heats(rank(seen.scores["affine"], body), body)),
-    ], path, title=title, legend={
+    columns = {
+        "source": _images(batch["source"]),
+        "source pose": [pictures.draw_skeleton(pose, fine) for pose in batch["source_pose"].cpu()],
+        "target pose": [pictures.draw_skeleton(pose, fine) for pose in batch["target_pose"].cpu()],
+        "target": _images(batch["target"]),
+        **({"true flow": _flows(batch["flow"], body)} if truth else {}),
+        "flow": _flows(seen.flow, body),
+        "warped": _images(seen.warped),
+        "refined": _images(seen.image),
+        **({"truly visible": _heats(batch["visible"].float(), body)} if truth else {}),
+        "found visible": _heats(rank(seen.scores["affine"], body), body),
+    }
+    pictures.contact_sheet(list(columns.items()), path, title=title, legend={
         "flow": "flow: where a pixel looks for its source; white: no motion",
         "heat": "visible in the source: no to yes",
     })

@@ -7,22 +7,38 @@ import time
 import torch
 from torch import Tensor, nn
 
+import pose_kernels
 from posemodel.config import Config, to_dict
 from posemodel.engine import checkpoint
+from posemodel.engine.distributed import ALONE, World, local_gradients, split
 from posemodel.engine.run_folder import RunFolder
 from posemodel.errors import UserError
-from posemodel.losses.adversarial import discriminator_loss, generator_loss
-from posemodel.losses.affine import AffineRange, affine_loss, random_affine, transform_pose
+from posemodel.losses.adversarial import (
+    balance,
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+    r1_penalty,
+)
+from posemodel.losses.affine import (
+    AffineRange,
+    affine_flow,
+    affine_loss,
+    random_affine,
+    transform_pose,
+)
 from posemodel.losses.perceptual import load_perceptual_loss
 from posemodel.losses.pyramid import PyramidLoss
 from posemodel.model.pose_transfer import build_discriminator, build_generator
 
 # Names for the independent random streams of a step.
 _INIT, _AFFINE, _TORCH = 1, 2, 3
+_SMALLEST_SCALE = 2.0**-10
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss became NaN or infinite; no weight was changed by that step."""
+    """A loss became NaN or infinite; all processes raise this in the same step, before it changed
+    a weight."""
 
 
 def stream(seed: int, purpose: int, step: int = 0) -> torch.Generator:
@@ -33,10 +49,17 @@ def stream(seed: int, purpose: int, step: int = 0) -> torch.Generator:
 
 
 class Trainer:
-    """Networks, losses and optimisers of one run; `step(n, batch)` is training step n."""
+    """Networks, losses and optimisers of one run; `step(n, batch)` is training step n.
 
-    def __init__(self, config: Config, device: torch.device, dtype: torch.dtype):
-        self.config, self.device, self.dtype = config, device, dtype
+    A step is one batch of `optim.batch_size` pairs, whatever the number of processes and of parts
+    that each works through: every loss is a mean over the batch, so the losses of the parts, each
+    times its share, add up to those of the whole. Only BatchNorm notices `optim.accumulate`.
+    """
+
+    def __init__(self, config: Config, device: torch.device, dtype: torch.dtype,
+                 world: World = ALONE):
+        self.config, self.device, self.dtype, self.world = config, device, dtype, world
+        self.rows = self._own_rows()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(config.seed, _INIT).initial_seed())
             self.generator = build_generator(config.model, config.data.image_size).to(device)
@@ -58,6 +81,38 @@ class Trainer:
         # One scaler per optimiser: a shared one would grow at twice the intended rate.
         self.scaler, self.discriminator_scaler = (
             torch.amp.GradScaler(device.type, enabled=dtype == torch.float16) for _ in range(2))
+        # W and R are wrapped apart: the affine task leaves R without gradients, and a wrapper
+        # expects one for each of its parameters.
+        nets = (self.generator.warping, self.generator.refinement, self.discriminator)
+        if config.compile:
+            for net in nets:
+                net.compile()
+        self._warping, self._refinement, self._judge = map(world.wrap, nets)
+
+    # --- the batch and its parts ------------------------------------------------------------------
+
+    def _own_rows(self) -> list[range]:
+        """This process's rows of a batch, one range for each part that it works through."""
+        size, parts = self.config.optim.batch_size, self.config.optim.accumulate
+        if size < parts * self.world.size:
+            raise UserError(
+                f"a batch of {size} pairs cannot be shared by {self.world.size} processes with "
+                f"{parts} parts each: raise --optim.batch-size to at least "
+                f"{parts * self.world.size}, lower --optim.accumulate or start fewer processes")
+        return [self.world.part(rows) for rows in split(range(size), parts)]
+
+    def pairs(self, step: int) -> list[int]:
+        """Indices of the pairs that this process trains on in step n >= 1, part after part."""
+        first = (step - 1) * self.config.optim.batch_size
+        return [first + row for rows in self.rows for row in rows]
+
+    def _parts(self, batch: dict[str, Tensor]) -> list[tuple[range, dict[str, Tensor]]]:
+        """Each part's rows in the whole batch, and its pairs out of this process's ones."""
+        parts, end = [], 0
+        for rows in self.rows:
+            begin, end = end, end + len(rows)
+            parts.append((rows, {name: values[begin:end] for name, values in batch.items()}))
+        return parts
 
     # --- the schedule -----------------------------------------------------------------------------
 
@@ -83,103 +138,183 @@ class Trainer:
     # --- the two tasks ----------------------------------------------------------------------------
 
     def step(self, step: int, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Training step n (from 1) on one batch of pairs; returns the losses by name.
+        """Training step n (from 1) on the pairs `pairs(n)`; returns the losses of the whole batch.
 
-        Raises: `NonFiniteLoss` before any weight changes.
+        Raises: `NonFiniteLoss`, in every process, before any weight changes.
         """
-        config = self.config
-        torch.manual_seed(stream(config.seed, _TORCH, step).initial_seed())
+        torch.manual_seed(stream(self.config.seed, _TORCH, step).initial_seed())
         self._set_learning_rates(step)
-        joint = config.optim.tasks == "joint"
-        affine = config.loss.affine_weight > 0 and (joint or step % 2 == 1)
         self.generator.train()
-        with self._autocast():
-            parts, image = self._tasks(step, batch, affine=affine,
-                                       reconstruction=joint or not affine)
-        weights = {
-            "affine": config.loss.affine_weight,
-            "reconstruction": config.loss.reconstruction_weight,
-            "warped": config.loss.warped_weight,
-            "adversarial": config.loss.adversarial_weight,
-        }
-        total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-        values = {"loss": self._update(self.generator, total, self.optimizer, self.scaler, parts,
-                                       step, clip=config.optim.clip)}
-        if "adversarial" in parts:
-            with self._autocast():
-                parts["discriminator"] = discriminator_loss(
-                    self.discriminator(batch["target"], batch["target_pose"]),
-                    self.discriminator(image.detach(), batch["target_pose"]),
-                    config.loss.adversarial)
-            self._update(self.discriminator, parts["discriminator"], self.discriminator_optimizer,
-                         self.discriminator_scaler, parts, step, clip=0.0)
-        self._average(step)
-        return values | {f"loss_{name}": float(part.detach()) for name, part in parts.items()}
+        matrices = self._random_affine(step)
+        pieces, images = self._parts(batch), []
 
-    def _tasks(self, step: int, batch: dict[str, Tensor], *, affine: bool,
-               reconstruction: bool) -> tuple[dict[str, Tensor], Tensor | None]:
+        def generate(rows: range, piece: dict[str, Tensor]) -> dict[str, Tensor]:
+            values, image = self._tasks(step, rows, piece, matrices)
+            images.append(image)
+            return values
+
+        def judge(rows: range, piece: dict[str, Tensor]) -> dict[str, Tensor]:
+            return self._judge_loss(step, rows, piece, images.pop(0).detach())
+
+        found = self._backward(generate, pieces, self.optimizer, self.scaler,
+                               (self._warping, self._refinement))
+        adversarial = "loss_adversarial" in found
+        if adversarial:
+            judged = self._backward(judge, pieces, self.discriminator_optimizer,
+                                    self.discriminator_scaler, (self._judge,))
+            judged.pop("loss")
+            found |= judged
+        values = self._whole(step, found)
+        self._update(self.generator, self.optimizer, self.scaler, self.config.optim.clip)
+        if adversarial:
+            self._update(self.discriminator, self.discriminator_optimizer,
+                         self.discriminator_scaler, clip=0.0)
+        self._average(step)
+        return values
+
+    def _tasks(self, step: int, rows: range, batch: dict[str, Tensor], matrices: Tensor,
+               ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Losses of the tasks whose turn it is, and the image of task 2.
 
         Both tasks have the same target poses, so where both have their turn, W works on them once.
         """
         loss, pose = self.config.loss, batch["target_pose"]
+        joint = self.config.optim.tasks == "joint"
+        affine = loss.affine_weight > 0 and (joint or step % 2 == 1)
+        reconstruction = joint or not affine
+        share = len(rows) / self.config.optim.batch_size
+        matrix = matrices[rows.start:rows.stop].to(self.device)
         sources = [batch["source_pose"]] if reconstruction else []
         if affine:
-            matrix = self._random_affine(step, len(pose))
             sources.append(transform_pose(pose, matrix))
-        flows = list(self.generator.warping(torch.cat(sources), pose).chunk(len(sources)))
-        parts: dict[str, Tensor] = {}
+        flows = list(self._warping(torch.cat(sources), pose).chunk(len(sources)))
+        values: dict[str, Tensor] = {}
         image = None
         if affine:
             # Task 1: a random affine map of the target pose has a known flow (Eq. 7).
-            parts["affine"] = affine_loss(flows.pop(), matrix, unit=loss.affine_unit)
+            flow = flows.pop()
+            values["loss_affine"] = affine_loss(flow, matrix, unit=loss.affine_unit) \
+                * _share_inside(matrices, rows, *flow.shape[-2:])
         if reconstruction:
             # Task 2: transfer to the target pose and compare (Eq. 5, 6, 8).
-            result = self.generator.transfer(batch["source"], flows.pop())
-            image = result.image
-            parts["reconstruction"] = self.reconstruction(image, batch["target"])
+            flow = flows.pop()
+            image = self._refinement(batch["source"], flow)
+            compared = {"loss_reconstruction": image}
             if loss.warped_weight:
-                parts["warped"] = self.reconstruction(result.warped, batch["target"])
+                compared["loss_warped"] = pose_kernels.flow_sample(batch["source"], flow)
+            distances = self.reconstruction(list(compared.values()), batch["target"])
+            values |= {name: share * distance
+                       for name, distance in zip(compared, distances, strict=True)}
             if loss.adversarial_weight and self.in_phase_two(step):
-                parts["adversarial"] = self._adversarial(image, pose)
-        return parts, image
+                values |= {name: share * value
+                           for name, value in self._adversarial(image, batch).items()}
+        return values, image
 
-    def _random_affine(self, step: int, count: int) -> Tensor:
+    def _random_affine(self, step: int) -> Tensor:
+        """The maps of the whole batch, on the CPU, so that each part knows all of them."""
         loss = self.config.loss
         height, width = self.config.data.image_size
         bounds = AffineRange(rotation=loss.affine_rotation, scale=loss.affine_scale,
                              shear=loss.affine_shear, shift=loss.affine_shift)
-        return random_affine(count, bounds, aspect=width / height,
-                             generator=stream(self.config.seed, _AFFINE, step)).to(self.device)
+        return random_affine(self.config.optim.batch_size, bounds, aspect=width / height,
+                             generator=stream(self.config.seed, _AFFINE, step))
 
-    def _adversarial(self, image: Tensor, pose: Tensor) -> Tensor:
+    def _adversarial(self, image: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        loss, pose = self.config.loss, batch["target_pose"]
         # The generator's gradient goes through D but not into it.
         self.discriminator.requires_grad_(False)
-        scores = self.discriminator(image, pose)
+        scores, features = self.discriminator(image, pose, features=True)
+        values = {"loss_adversarial": generator_loss(scores, loss.adversarial)}
+        if loss.feature_matching_weight:
+            with torch.no_grad():
+                _, real = self.discriminator(batch["target"], pose, features=True)
+            values["loss_feature_matching"] = feature_matching_loss(real, features)
         self.discriminator.requires_grad_(True)
-        return generator_loss(scores, self.config.loss.adversarial)
+        return values
+
+    def _judge_loss(self, step: int, rows: range, batch: dict[str, Tensor], image: Tensor,
+                    ) -> dict[str, Tensor]:
+        """What D minimises, and who is winning."""
+        loss, target, pose = self.config.loss, batch["target"], batch["target_pose"]
+        penalised = loss.r1_weight > 0 and step % loss.r1_every == 0
+        if penalised:
+            target = target.detach().requires_grad_()
+        real, fake = self._judge(target, pose), self._judge(image, pose)
+        values = {"loss_discriminator": discriminator_loss(real, fake, loss.adversarial),
+                  **balance(real, fake, loss.adversarial)}
+        if penalised:
+            values["loss_r1"] = r1_penalty(real, target)
+        share = len(rows) / self.config.optim.batch_size
+        return {name: share * value for name, value in values.items()}
+
+    def _loss_weights(self) -> dict[str, float]:
+        """Of everything that is minimised; other values are only watched."""
+        loss = self.config.loss
+        return {
+            "loss_affine": loss.affine_weight,
+            "loss_reconstruction": loss.reconstruction_weight,
+            "loss_warped": loss.warped_weight,
+            "loss_adversarial": loss.adversarial_weight,
+            "loss_feature_matching": loss.feature_matching_weight,
+            "loss_discriminator": 1.0,
+            "loss_r1": loss.r1_weight * loss.r1_every,
+        }
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     # --- updates ----------------------------------------------------------------------------------
 
-    def _update(self, net: nn.Module, loss: Tensor, optimizer, scaler, parts, step, clip) -> float:
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            size = self.config.optim.batch_size
-            found = ", ".join(f"{name} {float(part.detach()):.4g}" for name, part in parts.items())
-            raise NonFiniteLoss(
-                f"the loss of step {step} is {value} ({found}), pairs {(step - 1) * size} to "
-                f"{step * size - 1}; no weight was changed by this step; try a smaller --optim.lr")
+    def _backward(self, losses, pieces, optimizer, scaler, nets) -> dict[str, Tensor]:
+        """The gradients of the whole batch; returns each value by part, `[parts]`, and first of
+        them "loss", the sum that they are the gradients of."""
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        weights, found = self._loss_weights(), []
+        for number, (rows, piece) in enumerate(pieces, 1):
+            with local_gradients(nets if number < len(pieces) else ()):
+                with self._autocast():
+                    values = losses(rows, piece)
+                total = torch.stack([weights[name] * value for name, value in values.items()
+                                     if name in weights]).sum()
+                # The shares add up to the whole batch, and the wrappers take the mean.
+                scaler.scale(total * self.world.size).backward()
+            values = {"loss": total, **values}
+            found.append({name: value.detach() for name, value in values.items()})
+        return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+    def _whole(self, step: int, found: dict[str, Tensor]) -> dict[str, float]:
+        """The values of the whole batch, from those of every part in every process."""
+        mine = torch.stack(list(found.values()), dim=1).double().cpu()    # [parts, values]
+        everyone = self.world.gather(mine.flatten().tolist()).view(-1, *mine.shape)
+        values = dict(zip(found, everyone.sum(dim=(0, 1)).tolist(), strict=True))
+        losses = {name: value for name, value in values.items() if name.startswith("loss")}
+        worst = [value for value in losses.values() if not math.isfinite(value)]
+        if worst:
+            optim, first = self.config.optim, (step - 1) * self.config.optim.batch_size
+            columns = [name in losses for name in found]
+            bad = ~everyone[:, :, columns].isfinite().all(dim=-1)         # [processes, parts]
+            parts = split(range(optim.batch_size), optim.accumulate)
+            rows = [split(parts[part], self.world.size)[process]
+                    for process, part in bad.nonzero().tolist()]
+            where = ", ".join(f"{first + one.start} to {first + one.stop - 1}" for one in rows)
+            shown = ", ".join(f"{name.removeprefix('loss_')} {value:.4g}"
+                              for name, value in losses.items() if name != "loss")
+            raise NonFiniteLoss(
+                f"the loss of step {step} is {worst[0]} ({shown}), pairs {where}; no weight was "
+                "changed by this step; try a smaller --optim.lr")
+        return values
+
+    def _update(self, net: nn.Module, optimizer, scaler, clip: float) -> None:
         if clip:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(net.parameters(), clip)
         scaler.step(optimizer)
         scaler.update()
-        return value
+        # Every step with infinite gradients is left out and halves the scale; one that gets this
+        # small says that they are infinite at any scale.
+        if scaler.is_enabled() and scaler.get_scale() < _SMALLEST_SCALE:
+            raise NonFiniteLoss("the gradients overflow float16 at any scale; go on with "
+                                "--precision bfloat16 or float32 in another --out")
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
@@ -192,21 +327,36 @@ class Trainer:
 
     # --- what a checkpoint holds ------------------------------------------------------------------
 
-    def save(self, run: RunFolder, step: int) -> None:
-        """Write a checkpoint of step n."""
-        checkpoint.save(run.checkpoints, step, weights=self.weights(), state=self.state(),
-                        config=to_dict(self.config), keep=self.config.keep_checkpoints)
+    def save(self, run: RunFolder | None, step: int) -> None:
+        """Write a checkpoint of step n. All processes call this; the first one has the folder.
 
-    def restore(self, run: RunFolder) -> int:
-        """Go back to the newest valid checkpoint of a run; returns its step, 0 for a new run."""
-        found = checkpoint.load_latest(run.checkpoints)
-        step = 0
+        Raises: `UserError` when it cannot be written, `RuntimeError` when the processes do not have
+        the same weights.
+        """
+        weights = self.weights()
+        self.world.require_same([tensor for net in weights.values() for tensor in net.values()])
+        with self.world.first_alone():
+            if run is not None:
+                checkpoint.save(run.checkpoints, step, weights=weights, state=self.state(),
+                                config=to_dict(self.config), keep=self.config.keep_checkpoints)
+
+    def restore(self, run: RunFolder | None) -> int:
+        """Go back to the newest valid checkpoint of a run; returns its step, 0 for a new run.
+
+        All processes call this. Only the first one has, and needs, the folder.
+        """
+        found, step = None, 0
+        with self.world.first_alone():
+            if run is not None:
+                found = checkpoint.load_latest(run.checkpoints)
+        found = self.world.from_first(found)
         if found is not None:
-            for line in found.skipped:
-                run.log(f"warning: {line}")
             self.load(found.weights, found.state)
             step = found.step
-        run.truncate_to(step)
+        if run is not None:
+            for line in found.skipped if found is not None else ():
+                run.log(f"warning: {line}")
+            run.truncate_to(step)
         return step
 
     def parameter_counts(self) -> dict[str, int]:
@@ -255,3 +405,12 @@ class Clock:
         now = time.perf_counter()
         elapsed, self.start = 1000 * (now - self.start), now
         return elapsed
+
+
+def _share_inside(matrices: Tensor, rows: range, height: int, width: int) -> float:
+    """The weight that some rows of a batch have in its mean of Eq. 7: their share of all positions
+    whose source is in the frame."""
+    if len(rows) == len(matrices):
+        return 1.0
+    inside = (affine_flow(matrices, height, width).abs() <= 1).all(dim=1).flatten(1).sum(dim=1)
+    return int(inside[rows.start:rows.stop].sum()) / max(1, int(inside.sum()))

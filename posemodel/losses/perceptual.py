@@ -1,6 +1,9 @@
 """The multi-resolution perceptual loss on VGG-19 (Eq. 5)."""
 
+import hashlib
 import itertools
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +18,12 @@ _SCALES = (1.0, 0.5, 0.25, 0.125)
 
 
 class PerceptualLoss(nn.Module):
-    """l1 between VGG-19 features of image and target, five layers at four resolutions.
+    """l1 between VGG-19 features of images and target, five layers at four resolutions.
 
     The structure of FOMM and its family: sum over scales and layers of the mean absolute
-    difference. Frozen, in evaluation mode, target features computed without a graph.
+    difference (they weigh each term by 10, here 1). Frozen, in evaluation mode, target features
+    computed once and without a graph. The convolutions follow autocast; normalisation, scaling and
+    the sums are float32.
     """
 
     name = "VGG-19 perceptual, four scales"
@@ -31,12 +36,14 @@ class PerceptualLoss(nn.Module):
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
         self.requires_grad_(False)
+        self.to(memory_format=torch.channels_last)
         self.eval()
 
     def features(self, image: Tensor) -> list[Tensor]:
         """relu1_1 to relu5_1 of an image in [-1, 1]; layers that a small image has no room for are
         left out (each layer halves it)."""
-        x = ((image + 1) / 2 - self.mean) / self.std
+        x = ((image.float() + 1) / 2 - self.mean) / self.std
+        x = x.contiguous(memory_format=torch.channels_last)
         found = []
         for index, layers in enumerate(self.slices):
             if index and min(x.shape[-2:]) < 2:
@@ -45,55 +52,86 @@ class PerceptualLoss(nn.Module):
             found.append(x)
         return found
 
-    def forward(self, image: Tensor, target: Tensor) -> Tensor:
-        """Two images `[B, 3, H, W]` in [-1, 1] -> scalar."""
-        loss = image.new_zeros(())
+    def forward(self, images: Sequence[Tensor], target: Tensor) -> list[Tensor]:
+        """Images and their one target, `[B, 3, H, W]` in [-1, 1] -> a scalar for each image."""
+        losses = [image.new_zeros((), dtype=torch.float32) for image in images]
         for scale in _SCALES:
             with torch.no_grad():
                 wanted = self.features(_resize(target, scale))
-            for got, want in zip(self.features(_resize(image, scale)), wanted, strict=True):
-                loss = loss + (got - want).abs().float().mean()
-        return loss
+            for index, image in enumerate(images):
+                for got, want in zip(self.features(_resize(image, scale)), wanted, strict=True):
+                    difference = (got - want).abs().mean(dtype=torch.float32)
+                    losses[index] = losses[index] + difference
+        return losses
 
 
 def _resize(image: Tensor, scale: float) -> Tensor:
     if scale == 1:
         return image
-    return F.interpolate(image, scale_factor=scale, mode="bilinear", antialias=True)
+    return F.interpolate(image.float(), scale_factor=scale, mode="bilinear", antialias=True)
 
 
 def load_perceptual_loss(weights: str = "") -> PerceptualLoss:
     """VGG-19 with ImageNet weights from a file, else torch hub's cache, else torchvision's server.
 
-    Raises: `UserError`, one line, when none of them has the weights.
-    """
-    from torchvision.models import VGG19_Weights, vgg19
+    A file named as torchvision names it, `vgg19-dcbb9e9d.pth`, has to have that SHA-256.
 
-    if weights:
-        path = Path(weights)
-        if not path.is_file():
-            raise UserError(f"--loss.vgg-weights {weights}: no such file")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            network = vgg19()
-            # Only the convolutions are used; files without the classifier are fine.
-            network.features.load_state_dict({
-                name.removeprefix("features."): value for name, value in state.items()
-                if name.startswith("features.")})
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--loss.vgg-weights {weights}: not torchvision's VGG-19 weights "
-                            f"({reason})") from error
-        return PerceptualLoss(network.features)
-    entry = VGG19_Weights.IMAGENET1K_V1
+    Raises: `UserError`, one line, when none of them has the weights, or the file is damaged.
+    """
+    from torchvision.models import vgg19
+
+    path, origin = (Path(weights), f"--loss.vgg-weights {weights}") if weights else _cached()
+    if not path.is_file():
+        raise UserError(f"{origin}: no such file")
+    _check_hash(path, origin)
+    # On "meta", since a random start for 144 million weights would take seconds.
+    with torch.device("meta"):
+        features = vgg19().features
     try:
-        state = entry.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise UserError(
-            f"the perceptual loss needs {Path(entry.url).name}: not in {folder}, and the download "
-            f"failed ({error}); put the file there, name it by --loss.vgg-weights, or train with "
-            "--loss.reconstruction pyramid") from error
-    network = vgg19()
-    network.load_state_dict(state)
-    return PerceptualLoss(network.features)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Only the convolutions are used; files without the classifier are fine.
+        features.load_state_dict({
+            name.removeprefix("features."): value for name, value in state.items()
+            if name.startswith("features.")}, assign=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{origin}: not torchvision's VGG-19 weights ({reason})") from error
+    return PerceptualLoss(features)
+
+
+def _cached() -> tuple[Path, str]:
+    """The weights in torch hub's cache, downloaded if they are not there, and what to call them."""
+    from torchvision.models import VGG19_Weights
+
+    url = VGG19_Weights.IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_in(path.name))
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"the perceptual loss needs {path.name}: not in {path.parent}, and the download "
+                f"failed ({error}); put the file there, name it by --loss.vgg-weights, or train "
+                "with --loss.reconstruction pyramid") from error
+    return path, str(path)
+
+
+def _hash_in(name: str) -> str:
+    """The beginning of the SHA-256 in a name such as `vgg19-dcbb9e9d.pth`, else empty."""
+    found = re.search(r"-([0-9a-f]{8,64})\.", name)
+    return found[1] if found else ""
+
+
+def _check_hash(path: Path, origin: str) -> None:
+    wanted = _hash_in(path.name)
+    if not wanted:
+        return
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    found = digest.hexdigest()
+    if not found.startswith(wanted):
+        raise UserError(f"{origin}: its SHA-256 begins with {found[:8]} and not with {wanted}, as "
+                        "its name says: damaged or cut short; delete it and fetch it again")

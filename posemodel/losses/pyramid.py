@@ -1,5 +1,7 @@
 """l1 at four resolutions, for where no perceptual network is at hand."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,8 +17,11 @@ class PyramidLoss(nn.Module):
     name = "pyramid l1 (no perceptual network)"
     levels = 4
 
-    def forward(self, image: Tensor, target: Tensor) -> Tensor:
-        """Two images `[B, 3, H, W]` in [-1, 1] -> scalar."""
+    def forward(self, images: Sequence[Tensor], target: Tensor) -> list[Tensor]:
+        """Images and their one target, `[B, 3, H, W]` in [-1, 1] -> a scalar for each image."""
+        return [self._distance(image, target) for image in images]
+
+    def _distance(self, image: Tensor, target: Tensor) -> Tensor:
         difference = (image - target).float()
         losses = []
         for level in range(self.levels):

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+import pose_kernels
+
 
 class FlowHead(nn.Module):
     """`depth` conv layers (Table 2 of the paper: 1 to 6) on a map whose channels are the source
@@ -32,3 +34,12 @@ class FlowHead(nn.Module):
     def forward(self, guided: Tensor) -> Tensor:
         """`[B, hs*ws, ht, wt]` -> `[B, 2, ht, wt]` float32, normalised coordinates (x, y)."""
         return self.layers(guided.contiguous(memory_format=torch.channels_last)).float()
+
+    def stream(self, source: Tensor, target: Tensor, eps: float) -> Tensor:
+        """The same from M's features `[B, m, hs, ws]` and `[B, m, ht, wt]`: the first layer reads
+        the map while it is made, so that it is never stored."""
+        first, *rest = self.layers
+        x = pose_kernels.guided_correlation_conv2d(source, target, first.weight, first.bias, eps)
+        for layer in rest:
+            x = layer(x)
+        return x.float()

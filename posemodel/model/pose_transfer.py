@@ -11,8 +11,17 @@ from posemodel.data.keypoints import JOINTS
 from posemodel.model.discriminator import Discriminator
 from posemodel.model.flow_head import FlowHead
 from posemodel.model.pose_encoder import PoseEncoder
-from posemodel.model.refinement import RefinementDecoder, RefinementEncoder, RefinementNetwork
+from posemodel.model.refinement import (
+    NoRefinement,
+    RefinementDecoder,
+    RefinementEncoder,
+    RefinementNetwork,
+)
 from posemodel.model.warping import WarpingNetwork
+
+#: Source positions from which on the 4D map is not stored when `model.stream` is "auto": a grid of
+#: 64 x 64. A smaller map costs less to keep than to make again.
+STREAM_POSITIONS = 64 * 64
 
 
 class Transfer(NamedTuple):
@@ -29,7 +38,8 @@ class Transfer(NamedTuple):
 class PoseTransfer(nn.Module):
     """W estimates one flow from two poses; it warps the source, and R finishes the image."""
 
-    def __init__(self, *, warping: WarpingNetwork, refinement: RefinementNetwork):
+    def __init__(self, *, warping: WarpingNetwork,
+                 refinement: RefinementNetwork | NoRefinement):
         super().__init__()
         self.warping = warping
         self.refinement = refinement
@@ -51,6 +61,7 @@ class PoseTransfer(nn.Module):
 def build_generator(config: ModelConfig, image_size: tuple[int, int]) -> PoseTransfer:
     """The networks of the paper's Fig. 1, but for the discriminator."""
     height, width = image_size
+    positions = (height // 4) * (width // 4)
     warping = WarpingNetwork(
         encoder=PoseEncoder(
             joints=len(JOINTS),
@@ -59,7 +70,7 @@ def build_generator(config: ModelConfig, image_size: tuple[int, int]) -> PoseTra
             norm=config.feature_norm,
         ),
         head=FlowHead(
-            source_positions=(height // 4) * (width // 4),
+            source_positions=positions,
             channels=config.flow_channels,
             depth=config.flow_depth,
         ),
@@ -67,18 +78,26 @@ def build_generator(config: ModelConfig, image_size: tuple[int, int]) -> PoseTra
         pose_sigma=config.pose_sigma,
         parametrization=config.flow_parametrization,
         eps=config.correlation_eps,
+        stream=config.stream == "always"
+        or (config.stream == "auto" and positions >= STREAM_POSITIONS),
     )
-    refinement = RefinementNetwork(
+    model = PoseTransfer(warping=warping, refinement=_build_refinement(config))
+    return model.to(memory_format=torch.channels_last)
+
+
+def _build_refinement(config: ModelConfig) -> RefinementNetwork | NoRefinement:
+    if not config.refine:
+        return NoRefinement()
+    return RefinementNetwork(
         encoder=RefinementEncoder(
             width=config.refine_width, downsamplings=config.refine_downsamplings),
         decoder=RefinementDecoder(
             width=config.refine_width,
             downsamplings=config.refine_downsamplings,
             blocks=config.refine_blocks,
+            skip=config.skip,
         ),
     )
-    model = PoseTransfer(warping=warping, refinement=refinement)
-    return model.to(memory_format=torch.channels_last)
 
 
 def build_discriminator(config: ModelConfig) -> Discriminator:
@@ -88,4 +107,5 @@ def build_discriminator(config: ModelConfig) -> Discriminator:
         width=config.discriminator_width,
         layers=config.discriminator_layers,
         pose_sigma=config.pose_sigma,
+        spectral=config.discriminator_spectral_norm,
     )

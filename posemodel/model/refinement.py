@@ -3,6 +3,7 @@
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pose_kernels
@@ -59,29 +60,41 @@ class RefinementEncoder(nn.Module):
 
 
 class RefinementDecoder(nn.Module):
-    """Residual blocks, then up-samplings with BatchNorm: warped features to an image."""
+    """Residual blocks, then up-samplings with BatchNorm: warped features to an image.
 
-    def __init__(self, *, width: int, downsamplings: int, blocks: int):
+    With `skip` the warped image is concatenated to the features of every scale (Appendix E).
+    """
+
+    def __init__(self, *, width: int, downsamplings: int, blocks: int, skip: bool):
         super().__init__()
         widths = [width * 2**level for level in reversed(range(downsamplings + 1))]
+        extra = 3 if skip else 0
+        self.skip = skip
         self.blocks = nn.Sequential(*(ResidualBlock(widths[0]) for _ in range(blocks)))
         self.up = nn.Sequential(
-            *(_up(before, after) for before, after in itertools.pairwise(widths)))
-        self.last = nn.Conv2d(width, 3, 7, padding=3)
+            *(_up(before + extra, after) for before, after in itertools.pairwise(widths)))
+        self.last = nn.Conv2d(width + extra, 3, 7, padding=3)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """The encoder's output, warped -> `[B, 3, H, W]`, float32, clamped to [-1, 1] (in training
-        mode with a slope of 0.1 outside)."""
+    def forward(self, features: Tensor, warped: Tensor | None = None) -> Tensor:
+        """The encoder's output, warped, and for `skip` the warped image -> `[B, 3, H, W]`, float32,
+        clamped to [-1, 1] (in training mode with a slope of 0.1 outside)."""
         x = self.blocks(features.contiguous(memory_format=torch.channels_last))
-        image = self.last(self.up(x)).float()
+        for up in self.up:
+            x = up(self._joined(x, warped))
+        image = self.last(self._joined(x, warped)).float()
         clamped = image.clamp(-1, 1)
         # In training the clamp leaks, so that a pixel that is too bright can still be darkened.
         return clamped.lerp(image, 0.1) if self.training else clamped
 
+    def _joined(self, x: Tensor, warped: Tensor | None) -> Tensor:
+        if not self.skip:
+            return x
+        return torch.cat([x, F.adaptive_avg_pool2d(warped, x.shape[-2:]).to(x.dtype)], dim=1)
+
 
 class RefinementNetwork(nn.Module):
-    """Encoder, warp, decoder. The warped features are all that the decoder sees: what the flow
-    does not bring, the image cannot have."""
+    """Encoder, warp, decoder. What was warped is all that the decoder sees: what the flow does not
+    bring, the image cannot have."""
 
     def __init__(self, *, encoder: RefinementEncoder, decoder: RefinementDecoder):
         super().__init__()
@@ -92,7 +105,22 @@ class RefinementNetwork(nn.Module):
     def forward(self, source: Tensor, flow: Tensor) -> Tensor:
         """Image `[B, 3, H, W]` and flow `[B, 2, H/4, W/4]` -> image `[B, 3, H, W]`."""
         features = self.encoder(source)
-        return self.decoder(pose_kernels.flow_sample(features, flow.to(features.dtype)))
+        features = pose_kernels.flow_sample(features, flow.to(features.dtype))
+        warped = pose_kernels.flow_sample(source, flow) if self.decoder.skip else None
+        return self.decoder(features, warped)
+
+
+class NoRefinement(nn.Module):
+    """Table 3's "without refinement": the warped source is the image. No weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Identity()
+        self.decoder = nn.Identity()
+
+    def forward(self, source: Tensor, flow: Tensor) -> Tensor:
+        """Image `[B, 3, H, W]` and flow `[B, 2, H/4, W/4]` -> image `[B, 3, H, W]`."""
+        return pose_kernels.flow_sample(source, flow)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import pose_kernels
+from posemodel.model.expected_match import expected_match
 from posemodel.model.flow_head import FlowHead
 from posemodel.model.pose_encoder import PoseEncoder
 from posemodel.model.pose_maps import pose_maps
@@ -17,6 +18,7 @@ class WarpingNetwork(nn.Module):
     Sees nothing but the two poses. `parametrization` says what is added to C_l's output:
     "residual" the identity, "absolute" nothing, "matching" the expected source position under the
     squared guided correlation (whose squares sum to one over the source positions, Eq. 2).
+    `stream`: the 4D map is never stored, the same flow to within rounding.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class WarpingNetwork(nn.Module):
         pose_sigma: float,
         parametrization: Literal["residual", "absolute", "matching"],
         eps: float,
+        stream: bool,
     ):
         super().__init__()
         self.encoder = encoder
@@ -36,6 +39,7 @@ class WarpingNetwork(nn.Module):
         self.pose_sigma = pose_sigma
         self.parametrization = parametrization
         self.eps = eps
+        self.stream = stream
 
     def features(self, pose: Tensor) -> Tensor:
         """`[B, J, 3]` -> M's features `[B, m, H/4, W/4]`."""
@@ -66,16 +70,27 @@ class WarpingNetwork(nn.Module):
 
         Convention: absolute sampling locations in the source, (x, y), normalised, pixel centres.
         """
-        return self.flow_from(self.match(*self.encode(source_pose, target_pose)))
+        features = self.encode(source_pose, target_pose)
+        if not self.stream:
+            return self.flow_from(self.match(*features))
+        flow = self.head.stream(*features, self.eps)
+        if self.parametrization == "matching":
+            return flow + expected_match(*features, self.eps)
+        return self._placed(flow)
 
     def flow_from(self, guided: Tensor) -> Tensor:
         """Qhat -> flow: C_l and the parametrisation."""
         flow = self.head(guided)
-        identity = pose_kernels.identity_flow(*flow.shape[-2:], device=flow.device)
-        if self.parametrization == "residual":
-            return flow + identity
         if self.parametrization == "matching":
-            weights = guided.float().square().flatten(2)                           # [B, S, T]
-            match = identity.flatten(1) @ weights                                  # [B, 2, T]
+            places = pose_kernels.identity_flow(*flow.shape[-2:], device=flow.device)
+            # Autocast would take the sum over all source positions in half precision.
+            with torch.autocast(flow.device.type, enabled=False):
+                weights = guided.float().square().flatten(2)                       # [B, S, T]
+                match = places.flatten(1) @ weights                                # [B, 2, T]
             return flow + match.view_as(flow)
+        return self._placed(flow)
+
+    def _placed(self, flow: Tensor) -> Tensor:
+        if self.parametrization == "residual":
+            return flow + pose_kernels.identity_flow(*flow.shape[-2:], device=flow.device)
         return flow

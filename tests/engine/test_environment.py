@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from posemodel.engine import environment
+from posemodel.engine.distributed import World
 from posemodel.errors import UserError
 
 CPU = torch.device("cpu")
@@ -44,6 +45,17 @@ def test_device_with_gpu(one_gpu):
         environment.choose_device("cuda:1")
 
 
+def test_each_process_takes_a_gpu_of_its_own(one_gpu):
+    first, second = (World(rank=2 + n, local_rank=n, size=4) for n in (0, 1))
+    assert environment.choose_device("auto", first) == \
+        (torch.device("cuda:0"), "auto: Some GPU; 4 processes")
+    assert environment.choose_device("cpu", second) == (CPU, "as asked; 4 processes")
+    with pytest.raises(UserError, match="process 1 of this machine has no GPU.*there are 1; start"):
+        environment.choose_device("cuda", second)
+    with pytest.raises(UserError, match="--device cuda:0: 4 processes cannot share"):
+        environment.choose_device("cuda:0", first)
+
+
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "meta", "cuda:-1"])
 def test_no_device(name, no_gpu):
     with pytest.raises(UserError, match="available: cpu"):
@@ -74,6 +86,22 @@ def test_asked_precision(monkeypatch):
     assert "slow" in environment.choose_precision("bfloat16", CPU)[1]
     with pytest.raises(UserError, match="--precision float16"):
         environment.choose_precision("float16", CPU)
+
+
+def test_tf32_is_set_and_said(monkeypatch):
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    gpu = torch.device("cuda")
+    try:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        for allowed, says in ((True, "in TF32"), (False, "in full")):
+            assert says in environment.set_tf32(allowed, gpu)
+            assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert environment.set_tf32(True, gpu) == environment.set_tf32(True, CPU) == ""
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def test_kernels_in_use(monkeypatch):

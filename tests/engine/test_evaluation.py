@@ -2,14 +2,8 @@ import pytest
 import torch
 
 import pose_kernels
-from posemodel.engine.evaluation import (
-    HELD_OUT_SEED,
-    Inspection,
-    evaluate,
-    inspect,
-    mannequins,
-    measure,
-)
+from posemodel.engine.data_source import HELD_OUT_SEED, mannequins
+from posemodel.engine.evaluation import Inspection, evaluate, inspect, measure
 from posemodel.model.pose_transfer import build_generator
 from tests.tiny import tiny_config
 
@@ -70,6 +64,20 @@ def test_evaluation_repeats_itself_and_does_not_change_the_model():
     assert evaluate(model, config, CPU, torch.float32) == evaluate(model, config, CPU,
                                                                    torch.float32)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_without_the_truth_the_images_are_measured_all_the_same(batch):
+    model, _ = untrained()
+    torch.nn.init.normal_(model.warping.head.layers[-1].weight, std=0.02)
+    model.eval()
+    photographs = {name: batch[name] for name in ("source", "target", "source_pose", "target_pose")}
+    known, seen = (inspect(model, one, torch.float32) for one in (batch, photographs))
+    assert torch.equal(seen.image, known.image) and torch.equal(seen.flow, known.flow)
+    assert seen.scores.keys() == {"affine"}
+    assert torch.equal(seen.scores["affine"], known.scores["affine"])
+    all_values, values = measure(batch, known, {}), measure(photographs, seen, {})
+    assert all_values.keys() - values.keys() == {"epe_zero", "epe_visible"}
+    assert all(torch.equal(value, all_values[name]) for name, value in values.items())
 
 
 def test_inspection_agrees_with_the_models_own_forward(batch):

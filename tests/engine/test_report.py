@@ -125,6 +125,17 @@ def test_rows_may_lack_anything(run, row):
     assert evaluation_table(row)
 
 
+def test_without_the_truth_nothing_is_said_of_flow_error_and_visibility(run):
+    absent = [name for name in ROW if "epe" in name or "visibility" in name]
+    row = {**evaluation(900), **dict.fromkeys(absent), "data": "deepfashion", "by_turn": None}
+    run.append_evaluation(row)
+    _, page = report(run)
+    for text in (page.text, end_panel(run, row), evaluation_table(row)):
+        assert "flow error" not in text and "visib" not in text and "AUC" not in text
+        assert "50 %" in text
+    assert [measure.name for measure in measures(row)] == ["warped image, l1", "refined image, l1"]
+
+
 def test_torn_files_do_not_matter(run):
     for name in ("metrics.jsonl", "eval.jsonl", "env.json"):
         (run.path / name).write_text('{"step": 3, "los')
@@ -170,7 +181,8 @@ def test_end_panel_is_a_box_with_all_that_comes_next(run):
 
 def test_start_panel_says_what_and_why(run):
     panel = start_panel(run.config, torch.device("cpu"), "auto: no CUDA device here", torch.float32,
-                        "as asked", "cpp", {"M": 212_345, "D": 640}, run, 300, "pyramid")
+                        "as asked", "cpp", {"M": 212_345, "D": 640}, run, 300, "pyramid",
+                        "mannequins, 64 x 64")
     assert len(panel.splitlines()) <= 12
     for expected in ("cpu (auto: no CUDA device here)", "float32 (as asked)", "cpp", "64 x 64",
                      "M 212 k, D 640", "pyramid", str(run.path), "training starts at step 301"):
@@ -179,7 +191,7 @@ def test_start_panel_says_what_and_why(run):
 
 def test_start_panel_of_a_finished_run(run):
     panel = start_panel(run.config, torch.device("cpu"), "", torch.float32, "", "cpp", {}, run, 900,
-                        "pyramid")
+                        "pyramid", "mannequins")
     assert panel.endswith("all 900 steps are done already")
 
 

@@ -61,6 +61,27 @@ def test_free_fields_change_and_are_said(config, capsys):
     assert RunFolder.open_existing(config.out).config == config
 
 
+def test_another_number_of_processes_is_said(config, capsys):
+    for processes in (1, 2, 2):
+        with RunFolder.open(config, [], processes) as run:
+            assert run.read_environment()["processes"] == processes
+    said = capsys.readouterr().out
+    assert said.count("processes: 1 -> 2") == said.count("equal to within rounding") == 1
+
+
+@pytest.mark.parametrize("write", [
+    lambda run: run.log("hello"), lambda run: run.append_metrics({"step": 1}),
+    lambda run: run.append_evaluation({"step": 1}), lambda run: run.mark_done()])
+def test_full_disk_is_one_line(write, config):
+    with RunFolder.open(config, []) as run:
+        for name in ("log.txt", "metrics.jsonl", "eval.jsonl", "DONE.tmp"):
+            (run.path / name).unlink(missing_ok=True)
+            (run.path / name).symlink_to("/dev/full")
+        with pytest.raises(UserError, match="No space left on device.*continues") as caught:
+            write(run)
+        assert "\n" not in str(caught.value)
+
+
 def test_drift_is_refused_and_nothing_is_touched(config):
     with RunFolder.open(config, []):
         pass

@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from posemodel.engine.evaluation import HELD_OUT_SEED, check_seed, mannequins
+from posemodel.config import ConfigError, OptimConfig
+from posemodel.engine.data_source import HELD_OUT_SEED, check_seed, mannequins
 from posemodel.engine.trainer import NonFiniteLoss, Trainer, stream
 from posemodel.errors import UserError
 from tests.tiny import tiny_config
@@ -34,7 +35,8 @@ def test_both_networks_learn_and_every_loss_is_reported(batches):
     generator, discriminator = parameters(one.generator), parameters(one.discriminator)
     losses = [one.step(n, batch) for n, batch in enumerate(batches[:2], 1)]
     assert set(losses[0]) == {"loss", "loss_affine", "loss_reconstruction", "loss_warped",
-                              "loss_adversarial", "loss_discriminator"}
+                              "loss_adversarial", "loss_discriminator", "d_real", "d_fake",
+                              "d_real_accuracy", "d_fake_accuracy"}
     # C_l starts at zero in its last layer, so what lies before it moves from the second step on.
     # A bias before a normalisation has no effect on anything.
     still = set(generator) - changed(generator, parameters(one.generator))
@@ -183,3 +185,86 @@ def test_bfloat16_trains_close_to_float32(batches):
         assert all(p.dtype == torch.float32 for p in one.generator.parameters())
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.05)
     assert losses[torch.bfloat16] != losses[torch.float32]
+
+
+def without_batch_statistics(one):
+    """BatchNorm as in evaluation, so that a pair does not notice its batch."""
+
+    def evaluating(norm, _):
+        norm.eval()
+
+    for net in one.generator.modules():
+        if isinstance(net, torch.nn.BatchNorm2d):
+            net.register_forward_pre_hook(evaluating)
+    return one
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(parts):
+    # The affine loss counts positions inside the frame, which differ from pair to pair.
+    changes = {"optim_batch_size": 5, "loss_feature_matching_weight": 0.5, "loss_r1_weight": 1.0,
+               "loss_r1_every": 1, "optim_clip": 0.0, "loss_affine_shift": 0.9}
+    whole, other = (without_batch_statistics(trainer(tiny_config(**changes, optim_accumulate=n)))
+                    for n in (1, parts))
+    batch = mannequins(tiny_config(), seed=0, device=CPU).pairs(whole.pairs(1))
+    assert whole.pairs(3) == other.pairs(3) == list(range(10, 15))
+    expected, found = whole.step(1, batch), other.step(1, batch)
+    assert len(other.rows) == parts and "loss_r1" in found
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    for net, reference in ((other.generator, whole.generator),
+                           (other.discriminator, whole.discriminator)):
+        for (name, p), q in zip(net.named_parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_more_parts_than_pairs_are_refused():
+    with pytest.raises(UserError, match="at least 3"):
+        trainer(tiny_config(optim_accumulate=3))
+    with pytest.raises(ConfigError, match="--optim.accumulate is 3"):
+        OptimConfig(batch_size=2, accumulate=3)
+
+
+def test_compiled_networks_are_one_graph_each_and_compute_the_same(batches):
+    changes = {"loss_feature_matching_weight": 0.5}
+    plain, compiled = (trainer(tiny_config(**changes)) for _ in range(2))
+    for net in (compiled.generator.warping, compiled.generator.refinement, compiled.discriminator):
+        net.compile(fullgraph=True, backend="aot_eager")
+    for step in (1, 2):
+        expected, found = (one.step(step, batches[step - 1]) for one in (plain, compiled))
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert compiled.weights()["generator"].keys() == plain.weights()["generator"].keys()
+
+
+def test_compile_takes_all_networks(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net: taken.append(net))
+    config = tiny_config()
+    config.compile = True
+    one = trainer(config)
+    assert taken == [one.generator.warping, one.generator.refinement, one.discriminator]
+
+
+def test_a_bad_loss_of_the_discriminator_changes_no_weight_either(batches, monkeypatch):
+    one = trainer(tiny_config())
+    before = parameters(one.generator) | parameters(one.discriminator)
+    monkeypatch.setattr("posemodel.engine.trainer.discriminator_loss",
+                        lambda real, fake, form: real.sum() * float("nan"))
+    with pytest.raises(NonFiniteLoss, match=r"step 1 is nan .*discriminator nan.*pairs 0 to 1;"):
+        one.step(1, batches[0])
+    assert changed(before, parameters(one.generator) | parameters(one.discriminator)) == set()
+
+
+def test_float16_that_overflows_at_any_scale_is_an_end():
+    one = trainer(tiny_config())
+    before = parameters(one.generator)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-9)
+    for last in (False, True):
+        for p in one.generator.parameters():
+            p.grad = torch.full_like(p, float("inf"))
+        scaler.scale(torch.zeros(()))
+        if last:
+            with pytest.raises(NonFiniteLoss, match="overflow float16"):
+                one._update(one.generator, one.optimizer, scaler, clip=1.0)
+        else:
+            one._update(one.generator, one.optimizer, scaler, clip=1.0)
+    assert changed(before, parameters(one.generator)) == set()

@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +12,9 @@ from posemodel.losses.pyramid import PyramidLoss
 def test_pyramid_is_the_mean_of_l1_over_four_sizes():
     a, b = torch.rand(2, 3, 64, 32), torch.rand(2, 3, 64, 32)
     expected = sum((F.avg_pool2d(a, 2**k) - F.avg_pool2d(b, 2**k)).abs().mean() for k in range(4))
-    assert PyramidLoss()(a, b) == pytest.approx(float(expected / 4), rel=1e-5)
-    assert PyramidLoss()(a, a) == 0
+    found, zero = PyramidLoss()([a, b], b)
+    assert found == pytest.approx(float(expected / 4), rel=1e-5)
+    assert zero == 0
 
 
 def test_pyramid_never_calls_itself_perceptual():
@@ -20,36 +23,101 @@ def test_pyramid_never_calls_itself_perceptual():
 
 @pytest.fixture(scope="module")
 def vgg():
-    from torchvision.models import vgg19
+    """The convolutions of VGG-19 with random weights that keep the size of the signal."""
+    from torchvision.models.vgg import cfgs, make_layers
     torch.manual_seed(0)
-    return vgg19(weights=None)
+    features = make_layers(cfgs["E"])
+    for layer in features:
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
+    return features
 
 
 def test_perceptual_is_zero_for_equal_images_and_leaves_the_network_alone(vgg):
-    loss = PerceptualLoss(vgg.features)
-    image = torch.rand(1, 3, 64, 64, requires_grad=True)
-    other = torch.rand(1, 3, 64, 64, requires_grad=True)
-    assert loss(image, image) == 0
-    loss(image, other).backward()
+    loss = PerceptualLoss(vgg)
+    image = torch.rand(1, 3, 32, 32, requires_grad=True)
+    other = torch.rand(1, 3, 32, 32, requires_grad=True)
+    same, different = loss([other, image], other.detach())
+    assert same == 0
+    different.backward()
     assert image.grad.abs().sum() > 0
+    assert other.grad is None
+    loss([image], other)[0].backward()
     assert other.grad is None, "the target needs no graph"
     assert not any(p.requires_grad for p in loss.parameters())
 
 
+def test_perceptual_is_the_sum_over_scales_and_layers(vgg):
+    loss = PerceptualLoss(vgg)
+    a, b, target = (torch.rand(1, 3, 48, 32) * 2 - 1 for _ in range(3))
+    expected = []
+    for image in (a, b):
+        total = 0.0
+        for scale in (1, 2, 4, 8):
+            small = [F.interpolate(x, (48 // scale, 32 // scale), mode="bilinear", antialias=True)
+                     for x in (image, target)]
+            x, y = ((s / 2 + 0.5 - loss.mean) / loss.std for s in small)
+            for index, layer in enumerate(vgg[:30]):
+                if isinstance(layer, torch.nn.MaxPool2d) and min(x.shape[-2:]) < 2:
+                    break
+                x, y = layer(x), layer(y)
+                if index in (1, 6, 11, 20, 29):
+                    total += float((x - y).abs().mean())
+        expected.append(total)
+    assert [float(x) for x in loss([a, b], target)] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_targets_features_are_computed_once(vgg):
+    loss = PerceptualLoss(vgg)
+    images = []
+    loss.slices[0].register_forward_pre_hook(lambda _, inputs: images.append(inputs[0]))
+    loss([torch.rand(1, 3, 32, 32) for _ in range(2)], torch.rand(1, 3, 32, 32))
+    assert len(images) == 3 * 4
+
+
+def test_mixed_precision_changes_little_and_sums_in_float32(vgg):
+    loss = PerceptualLoss(vgg)
+    image, target = (torch.rand(1, 3, 32, 32) * 2 - 1 for _ in range(2))
+    (exact,) = loss([image], target)
+    seen = []
+    loss.slices[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    loss.slices[0].register_forward_hook(lambda *arguments: seen.append(arguments[-1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = loss([image.bfloat16()], target)
+    assert found.dtype == torch.float32 and float(found) == pytest.approx(float(exact), rel=0.02)
+    assert {x.dtype for x in seen[1::2]} == {torch.bfloat16}
+    normalised = ((image.bfloat16().float() + 1) / 2 - loss.mean) / loss.std
+    torch.testing.assert_close(seen[2], normalised, rtol=0, atol=1e-6)  # after the target's
+
+
 def test_perceptual_uses_relu1_1_to_relu5_1(vgg):
-    loss = PerceptualLoss(vgg.features)
-    shapes = [f.shape[1:] for f in loss.features(torch.rand(1, 3, 64, 64))]
+    loss = PerceptualLoss(vgg)
+    found = loss.features(torch.rand(1, 3, 64, 64))
+    shapes = [f.shape[1:] for f in found]
     assert [tuple(s) for s in shapes] == [
         (64, 64, 64), (128, 32, 32), (256, 16, 16), (512, 8, 8), (512, 4, 4)]
-    assert all((f >= 0).all() for f in loss.features(torch.rand(1, 3, 64, 64)))
+    assert all((f >= 0).all() for f in found)
 
 
 def test_weights_from_a_file(vgg, tmp_path):
     file = tmp_path / "vgg.pth"
-    torch.save({f"features.{k}": v for k, v in vgg.features.state_dict().items()}, file)
+    torch.save({f"features.{k}": v for k, v in vgg.state_dict().items()}, file)
     loss = load_perceptual_loss(str(file))
     a, b = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
-    assert torch.equal(loss(a, b), PerceptualLoss(vgg.features)(a, b))
+    assert torch.equal(loss([a], b)[0], PerceptualLoss(vgg)([a], b)[0])
+    assert not any(p.is_meta for p in [*loss.parameters(), *loss.buffers()])
+
+
+def test_a_name_with_a_hash_is_held_to_it(vgg, tmp_path):
+    file = tmp_path / "vgg.pth"
+    torch.save({f"features.{k}": v for k, v in vgg.state_dict().items()}, file)
+    right = tmp_path / f"vgg19-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
+    file.rename(right)
+    load_perceptual_loss(str(right))
+    with right.open("ab") as handle:
+        handle.write(b"more")
+    with pytest.raises(UserError, match="SHA-256 begins with .* delete it and fetch it again"):
+        load_perceptual_loss(str(right))
 
 
 def test_missing_and_wrong_weight_files_are_one_line(tmp_path):
@@ -62,11 +130,27 @@ def test_missing_and_wrong_weight_files_are_one_line(tmp_path):
 
 
 def test_no_cache_and_no_network_says_what_to_do(tmp_path, monkeypatch):
-    from torchvision.models import VGG19_Weights
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def offline(*_, **__):
         raise OSError("no network")
-    monkeypatch.setattr(VGG19_Weights, "get_state_dict", offline)
-    with pytest.raises(UserError, match="--loss.reconstruction pyramid"):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(UserError, match="no network.* --loss.reconstruction pyramid"):
         load_perceptual_loss()
+
+
+def test_the_download_goes_to_the_cache_with_its_hash(vgg, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    asked = []
+
+    def download(url, path, hash_prefix):
+        asked.append((url, path, hash_prefix))
+        # What a server sends whose file is not the one of that name.
+        torch.save({}, path)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):  # the second time it lies in the cache
+        with pytest.raises(UserError, match=r"vgg19-dcbb9e9d\.pth: its SHA-256 begins with"):
+            load_perceptual_loss()
+    name = "vgg19-dcbb9e9d.pth"
+    path = str(tmp_path / "checkpoints" / name)
+    assert asked == [(f"https://download.pytorch.org/models/{name}", path, "dcbb9e9d")]

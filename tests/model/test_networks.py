@@ -80,6 +80,52 @@ def test_decoder_sees_nothing_but_the_warp():
     assert torch.equal(model(source, flow), model(changed, flow))
 
 
+def flow_and_gradients(model, seed=3):
+    """The flow of some poses and the gradient of every weight of W, in training mode."""
+    flow = model.warping(poses(4), poses(2, seed=1))
+    upstream = torch.randn(flow.shape, generator=torch.Generator().manual_seed(seed))
+    model.zero_grad(set_to_none=True)
+    flow.backward(upstream)
+    return flow, {name: p.grad.clone() for name, p in model.warping.named_parameters()}
+
+
+@pytest.mark.parametrize("parametrization", ["residual", "absolute", "matching"])
+@pytest.mark.parametrize("depth", [1, 6])
+def test_streaming_is_the_stored_map_to_within_rounding(depth, parametrization):
+    changes = {"flow_depth": depth, "flow_parametrization": parametrization}
+    stored, streamed = (small((32, 48), stream=s, **changes) for s in ("never", "always"))
+    torch.nn.init.normal_(stored.warping.head.layers[-1].weight, std=0.1)
+    streamed.load_state_dict(stored.state_dict())  # one set of weights for both forms
+    flow, gradients = flow_and_gradients(stored)
+    other, others = flow_and_gradients(streamed)
+    assert (flow - other).abs().max() < 1e-5
+    for name, wanted in gradients.items():
+        # A sum that is zero but for rounding, a weight before a normalisation, has no digits.
+        assert (others[name] - wanted).norm() < 1e-3 * wanted.norm() + 1e-4, name
+    for name, value in stored.state_dict().items():
+        torch.testing.assert_close(streamed.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_streaming_stores_no_map():
+    shapes = {}
+    for stream in ("never", "always"):
+        model = small((48, 48), stream=stream).warping
+        kept = shapes[stream] = set()
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda x, kept=kept: kept.add(tuple(x.shape)) or x, lambda x: x):
+            model(poses(1), poses(1, seed=1))
+    one_map = (1, 144, 12, 12)
+    assert one_map in shapes["never"] and one_map not in shapes["always"]
+
+
+@pytest.mark.parametrize(("size", "streams"), [((64, 64), False), ((252, 256), False),
+                                               ((256, 256), True), ((512, 512), True)])
+def test_auto_streams_from_the_papers_grid_on(size, streams):
+    with torch.device("meta"):
+        model = build_generator(ModelConfig(**SMALL), size)
+    assert model.warping.stream is streams
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6])
 def test_depth_of_the_flow_head(depth):
     head = small(flow_depth=depth).warping.head
@@ -133,12 +179,57 @@ def test_several_sources_of_one_target_are_the_single_ones():
     assert torch.allclose(together, torch.cat([model(a, target), model(b, target)]), atol=1e-6)
 
 
+@pytest.mark.parametrize("downsamplings", [0, 1, 2])
+def test_skip_connections_show_the_warped_image_at_every_scale(downsamplings):
+    model = small((64, 64), skip=True, refine_downsamplings=downsamplings).refinement.eval()
+    decoder, seen = model.decoder, []
+    readers = [*(block[0] for block in decoder.up), decoder.last]
+    for reader in readers:
+        reader.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, -3:]))
+    source = torch.rand(2, 3, 64, 64) * 2 - 1
+    flow = 0.7 * pose_kernels.identity_flow(16, 16).expand(2, 2, 16, 16)
+    model(source, flow)
+    warped = pose_kernels.flow_sample(source, flow)
+    assert len(seen) == downsamplings + 1
+    for found, level in zip(seen, reversed(range(downsamplings + 1)), strict=True):
+        torch.testing.assert_close(found, torch.nn.functional.avg_pool2d(warped, 2**level))
+
+
+def test_without_refinement_the_image_is_the_warped_source():
+    model = small(refine=False)
+    source = torch.rand(2, 3, 32, 32) * 2 - 1
+    result = model(source, poses(2), poses(2, seed=1))
+    assert torch.equal(result.image, result.warped)
+    assert list(model.refinement.parameters()) == []
+
+
+def test_discriminator_gives_features_on_demand():
+    net = build_discriminator(ModelConfig(**SMALL))
+    image = torch.rand(2, 3, 32, 32)
+    scores, features = net(image, poses(2), features=True)
+    assert torch.equal(scores, net(image, poses(2)))
+    assert [tuple(f.shape) for f in features] == [(2, 4, 16, 16), (2, 8, 8, 8), (2, 16, 4, 4)]
+    assert all((f < 0).any() and (f > 0).any() for f in features)
+
+
+def test_spectral_norm_makes_every_layer_of_norm_one():
+    net = build_discriminator(ModelConfig(**SMALL, discriminator_spectral_norm=True))
+    for _ in range(50):  # one step of power iteration each
+        net(torch.rand(1, 3, 32, 32), poses(1))
+    layers = [m for m in net.layers if isinstance(m, torch.nn.Conv2d)]
+    assert len(layers) == 4
+    for layer in layers:
+        norm = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)
+        assert float(norm) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize(("width", "downsamplings"), [(6, 0), (12, 1), (24, 2)])
-def test_untrained_refinement_carries_colours(width, downsamplings):
+def test_untrained_refinement_carries_colours(width, downsamplings, skip):
     # Up to a scale and a shift of each colour, and to the noise of the random channels, the
     # untrained network returns its input.
     torch.manual_seed(0)
-    config = {"refine_width": width, "refine_downsamplings": downsamplings}
+    config = {"refine_width": width, "refine_downsamplings": downsamplings, "skip": skip}
     model = small((64, 64), **config).refinement.train()
     source = torch.rand(4, 3, 64, 64) * 2 - 1
     with torch.no_grad():

@@ -1,0 +1,76 @@
+"""What a run tells while it trains: progress, metrics, evaluations with pictures, the report."""
+
+import contextlib
+from collections.abc import Iterator
+
+from posemodel.config import Config
+from posemodel.engine.evaluation import evaluate
+from posemodel.engine.progress import Progress
+from posemodel.engine.report import end_panel, write_report
+from posemodel.engine.run_folder import RunFolder
+from posemodel.engine.samples import write_samples
+from posemodel.engine.trainer import Trainer
+
+
+class Journal:
+    """Everything that the training loop writes. All processes call it; the first one, which has the
+    run folder, does the work, and the others wait where that takes long."""
+
+    def __init__(self, run: RunFolder | None, trainer: Trainer, start: int):
+        self.run, self.trainer, self.world = run, trainer, trainer.world
+        self.config: Config = trainer.config
+        if run is not None:
+            self.progress = Progress(self.config.steps, start, run.log,
+                                     evaluate_every=self.config.evaluate_every)
+
+    def step(self, step: int, losses: dict[str, float], data_ms: float, step_ms: float) -> None:
+        """Step n is done, and took so long, of which so long for its data."""
+        if self.run is None:
+            return
+        rate = 1000 * self.config.optim.batch_size / step_ms
+        self.progress.update(step, {**losses, "pairs_per_second": rate})
+        if step % self.config.log_every == 0 or step == self.config.steps:
+            self.run.append_metrics({
+                "step": step, **losses, "lr": self.trainer.optimizer.param_groups[0]["lr"],
+                "pairs_per_second": rate, "step_ms": step_ms, "data_ms": data_ms})
+
+    def evaluate(self, step: int) -> None:
+        """Held-out pairs: a line of eval.jsonl and a picture."""
+        trainer, config = self.trainer, self.config
+        with self.world.first_alone(), self._pause():
+            if self.run is None:
+                return
+            self.run.append_evaluation({
+                "step": step, "reconstruction_loss": trainer.reconstruction.name,
+                **evaluate(trainer.averaged, config, trainer.device, trainer.dtype,
+                           log=self.run.log)})
+            with self.run.writing():
+                write_samples(trainer.averaged, config, trainer.device, trainer.dtype,
+                              self.run.sample_path(step), title=f"step {step}")
+
+    def save(self, step: int) -> None:
+        """A checkpoint."""
+        with self._pause():
+            self.trainer.save(self.run, step)
+
+    def stopped(self, signal: str, step: int) -> None:
+        """A signal ended the run early."""
+        if self.run is not None:
+            self.progress.close()
+            self.run.log(f"stopped by {signal} after step {step}; the same command continues")
+
+    def finished(self) -> None:
+        """The last step is done."""
+        with self.world.first_alone():
+            if self.run is None:
+                return
+            self.progress.close()
+            self.run.mark_done()
+            with self.run.writing():
+                write_report(self.run.path)
+            self.run.log(end_panel(self.run, self.run.read_evaluations()[-1]))
+
+    @contextlib.contextmanager
+    def _pause(self) -> Iterator[None]:
+        with contextlib.nullcontext() if self.run is None else self.progress.pause():
+            yield

@@ -1,0 +1,76 @@
+"""Where each target position finds itself in the source, on average; no 4D map is stored."""
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import pose_kernels
+
+#: Bytes of a band of one sample's map, all sources by some targets. It is worked on in several
+#: passes, so on a CPU it has to stay in the cache; a GPU wants enough work for one launch.
+BAND_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
+#: Targets that a product needs to run at full speed, whatever their bytes.
+BAND_TARGETS = 64
+
+
+def expected_match(source: Tensor, target: Tensor, eps: float) -> Tensor:
+    """`sum_s x_s Qhat(s, t)^2`, the mean source position under the squared guided correlation.
+
+    The squares sum to one over the sources (Eq. 2), but where the norm is at its floor eps. Equal
+    to what the stored map gives, to within rounding, value and gradient.
+
+    Args:
+        source: M's features `[B, m, hs, ws]`.
+        target: `[B, m, ht, wt]`.
+        eps: floor of the row maxima and of the column norms.
+
+    Returns: `[B, 2, ht, wt]` float32, (x, y), normalised, pixel centres.
+
+    Memory: a few bands of one sample's map; backward makes each band again.
+    """
+    hs, ws = source.shape[2:]
+    places = pose_kernels.identity_flow(hs, ws, device=source.device).flatten(1)   # [2, S]
+    terms = torch.cat([places, torch.ones_like(places[:1])])                       # [3, S]
+    run = _band
+    if torch.is_grad_enabled():
+        run = functools.partial(checkpoint, _band, use_reentrant=False, preserve_rng_state=False)
+    # Autocast would take the sums over 4096 and more positions in half precision.
+    with torch.autocast(source.device.type, enabled=False):
+        source, target = source.float(), target.float()
+        # Eq. 9 divides C^3 by b_s: so do features of the source that are divided by its cube root.
+        row_max = _row_max(source, target, eps).unflatten(1, (1, hs, ws))
+        source = source * row_max.pow(-1 / 3)
+        samples = [
+            torch.cat([run(one, band, terms, eps) for band in _bands(other, hs * ws)], dim=2)
+            for one, other in zip(source.split(1), target.split(1), strict=True)]
+        return torch.cat(samples).unflatten(2, target.shape[2:])
+
+
+def _bands(features: Tensor, others: int) -> tuple[Tensor, ...]:
+    """`[1, m, h, w]` in bands `[1, m, 1, n]` whose correlation with `others` positions is small."""
+    count = max(BAND_TARGETS, BAND_BYTES[features.device.type] // (4 * others))
+    return features.flatten(2).unsqueeze(2).split(count, dim=3)
+
+
+def _row_max(source: Tensor, target: Tensor, eps: float) -> Tensor:
+    """b_s of Eq. 9, `[B, S]`: the best match of each source position, at least eps."""
+    positions = target.shape[2] * target.shape[3]
+    with torch.no_grad():
+        best = torch.cat([
+            torch.cat([pose_kernels.correlation_4d(band, other).flatten(2).argmax(dim=2)
+                       for band in _bands(one, positions)], dim=1)
+            for one, other in zip(source.split(1), target.split(1), strict=True)
+        ])                                                                         # t*(s), [B, S]
+    # The maximum again from its place, so that its gradient needs no map either.
+    partners = target.flatten(2).gather(2, best[:, None].expand(-1, target.shape[1], -1))
+    return (source.flatten(2) * partners).sum(dim=1).clamp_min(eps)
+
+
+def _band(source: Tensor, target: Tensor, terms: Tensor, eps: float) -> Tensor:
+    """The expected match of some targets `[1, m, 1, n]`, `[1, 2, n]`."""
+    u = pose_kernels.correlation_4d(source, target).pow(3)                         # Eq. 1, 9
+    # x, y and the squared norm of Eq. 2 in one product with the squares.
+    x, y, squared_norm = (terms @ u.square().flatten(2)).unbind(1)                 # [1, n] each
+    return torch.stack([x, y], dim=1) / squared_norm.clamp_min(eps**2)[:, None]

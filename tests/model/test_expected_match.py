@@ -1,0 +1,71 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pose_kernels
+from posemodel.model import expected_match as module
+from posemodel.model.expected_match import expected_match
+
+
+def maps(source=(6, 5), target=(7, 4), batch=2, channels=8):
+    return [F.normalize(torch.randn(batch, channels, *size), dim=1) for size in (source, target)]
+
+
+def stored(source, target, eps):
+    """The same from the stored map, in float64, by autograd through the equations."""
+    guided = pose_kernels.guided_correlation(
+        source.double(), target.double(), eps, impl="reference")
+    places = pose_kernels.identity_flow(*source.shape[2:], dtype=torch.float64).flatten(1)
+    return torch.einsum("cs,bsij->bcij", places, guided.square())
+
+
+@pytest.fixture(params=[64, 5], ids=["one band", "bands of five"])
+def bands(request, monkeypatch):
+    monkeypatch.setattr(module, "BAND_TARGETS", request.param)
+    monkeypatch.setitem(module.BAND_BYTES, "cpu", 1)
+
+
+@pytest.mark.usefixtures("bands")
+@pytest.mark.parametrize("eps", [1e-5, 0.3])
+def test_equals_the_stored_map_with_gradients(eps):
+    # An eps of 0.3 lies above some row maxima and some norms: the floors are met too.
+    source, target = (z.requires_grad_() for z in maps(channels=8 if eps < 0.1 else 40))
+    if eps > 0.1:
+        C = torch.einsum("bks,bkt->bst", source.flatten(2), target.flatten(2))
+        floored = C.amax(2) < eps
+        assert floored.any() and not floored.all()
+    found, wanted = expected_match(source, target, eps), stored(source, target, eps)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+    upstream = torch.randn_like(found)
+    gradients = torch.autograd.grad(found, [source, target], upstream)
+    expected = torch.autograd.grad(wanted, [source, target], upstream.double())
+    for one, other in zip(gradients, expected, strict=True):
+        assert (one - other).norm() < 1e-4 * other.norm()
+
+
+def test_no_match_at_all_is_the_middle_with_finite_gradients():
+    source, target = (torch.zeros(1, 3, 4, 4, requires_grad=True) for _ in range(2))
+    match = expected_match(source, target, 1e-5)
+    assert not match.any()
+    gradients = torch.autograd.grad(match.sum(), [source, target])
+    assert all(g.isfinite().all() for g in gradients)
+
+
+def test_autocast_and_inference_change_nothing():
+    source, target = (z.requires_grad_() for z in maps())
+    expected = expected_match(source, target, 1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(expected_match(source, target, 1e-5), expected)
+    with torch.inference_mode():
+        assert torch.equal(expected_match(source, target, 1e-5), expected)
+
+
+def test_no_map_is_kept_for_backward():
+    source, target = (z.requires_grad_() for z in maps((32, 32), (32, 32), batch=1))
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: kept.update({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()})
+            or x, lambda x: x):
+        expected_match(source, target, 1e-5).sum().backward()
+    assert sum(kept.values()) < 32**4  # bytes; the map has four times as many

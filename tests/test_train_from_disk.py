@@ -1,0 +1,157 @@
+"""Synthesize, check, train and evaluate from disk; nothing but the pairs decides the weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from posemodel.data.__main__ import main as data_main
+from posemodel.data.layouts import open_pairs
+from posemodel.data.pair_loader import PairOrder
+from posemodel.engine.trainer import Trainer
+from posemodel.evaluate import main as evaluate_main
+from posemodel.train import main as train_main
+from tests.test_train import lines, same, weights
+from tests.tiny import FLAGS, tiny_config
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+SIZES = {"deepfashion": ("64", "64"), "market": ("64", "32")}
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    """A small data set in each layout."""
+    folder = tmp_path_factory.mktemp("data")
+    for kind, rows in (("deepfashion", "64"), ("market", "64")):
+        assert data_main(["synthesize", str(folder / kind), "--layout", kind, "--pairs", "12",
+                          "--test-pairs", "6", "--image-rows", rows]) == 0
+        assert data_main(["check", str(folder / kind)]) == 0
+    return {kind: folder / kind for kind in SIZES}
+
+
+def flags(kind, root, out, *more):
+    size = FLAGS.index("--data.image-size") + 1
+    changed = [*FLAGS[:size], *SIZES[kind], *FLAGS[size + 2:]]
+    return [*changed, "--data.kind", kind, "--data.root", str(root), "--data.flip",
+            "--data.rotate", "5", "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def runs(roots, tmp_path_factory):
+    """A whole run on each data set, without workers."""
+    folder = tmp_path_factory.mktemp("runs")
+    for kind, root in roots.items():
+        assert train_main(flags(kind, root, folder / kind, "--data.workers", "0")) == 0
+    return {kind: folder / kind for kind in roots}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_run_on_a_data_set_measures_images_and_nothing_that_needs_the_truth(
+    kind, runs, tmp_path, capsys
+):
+    rows = lines(runs[kind] / "eval.jsonl")
+    assert [row["step"] for row in rows] == [3, 6]
+    row = rows[-1]
+    assert row["data"] == kind and row["pairs"] == 4
+    for name in ("copy_l1", "warped_l1", "refined_l1", "ssim", "copy_l1_32"):
+        assert row[name] > 0, name
+    assert {name for name, value in row.items() if value is None} == {
+        "epe_zero", "epe_visible", "by_turn", "visibility_auc_affine", "visibility_auc_cycle",
+        "visibility_auc_peak", "visibility_auc_correlation"}
+    report = (runs[kind] / "report.html").read_text()
+    assert "visibility found" not in report and "flow error" not in report
+    assert Image.open(runs[kind] / "samples" / "step_000006.png").width > 700
+
+    numbers = tmp_path / "numbers.json"
+    assert evaluate_main([str(runs[kind]), "--device", "cpu", "--pairs", "100", "--json",
+                          str(numbers), "--picture", str(tmp_path / "sheet.png")]) == 0
+    found = json.loads(numbers.read_text())
+    assert found["pairs"] == 6 and found["copy_l1"] > 0
+    table = capsys.readouterr().out
+    assert "6 held-out pairs" in table and "flow error" not in table and "None" not in table
+
+
+def test_a_moved_data_set_is_found_by_evaluate(roots, runs, tmp_path):
+    elsewhere = tmp_path / "moved"
+    elsewhere.symlink_to(roots["market"])
+    values = {}
+    for name, more in (("there", []), ("moved", ["--root", str(elsewhere)])):
+        path = tmp_path / f"{name}.json"
+        assert evaluate_main([str(runs["market"]), "--device", "cpu", "--json", str(path),
+                              "--picture", str(tmp_path / "sheet.png"), *more]) == 0
+        values[name] = json.loads(path.read_text())
+    assert values["there"] == values["moved"]
+
+
+def test_workers_change_no_weight(roots, runs, tmp_path):
+    out = tmp_path / "run"
+    assert train_main(flags("market", roots["market"], out, "--data.workers", "3")) == 0
+    assert same(weights(runs["market"]), weights(out))
+    assert lines(out / "eval.jsonl") == lines(runs["market"] / "eval.jsonl")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_a_run_stopped_in_the_middle_goes_on_to_the_same_bits(name, roots, runs, tmp_path):
+    out = tmp_path / "run"
+    words = flags("market", roots["market"], out, "--data.workers", "1")
+    process = subprocess.Popen([sys.executable, "-m", "posemodel.train", *words], cwd=ROOT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               start_new_session=True)
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    # As torchrun does: the whole group of processes gets the signal.
+    os.killpg(process.pid, getattr(signal, name))
+    code = process.wait(timeout=60)
+    # On a fast machine the run may have ended before the signal came.
+    assert code in (0, 143 if name == "SIGTERM" else -signal.SIGKILL)
+    assert train_main(flags("market", roots["market"], out, "--data.workers", "0")) == 0
+    assert same(weights(runs["market"]), weights(out))
+    if code:
+        assert "changed since the last start: data.workers: 1 -> 0" in (out / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_pairs_from_disk_train_the_same_weights_as_pairs_in_memory(kind, roots, tmp_path):
+    """The oracle knows nothing of the loader but the order of the pairs."""
+    size = tuple(map(int, SIZES[kind]))
+    config = tiny_config(data_kind=kind, data_root=str(roots[kind]), data_image_size=size,
+                         data_workers=2)
+    pairs = open_pairs(roots[kind], "train", kind=kind)
+    border = 10 if kind == "deepfashion" else 0  # 40 columns of 256
+    images = [np.pad(np.array(Image.open(pairs.path(index))), ((0, 0), (border,) * 2, (0, 0)),
+                     constant_values=255) for index in range(len(pairs.names))]
+    height, width = pairs.frame
+    poses = pairs.joints.copy()
+    poses[..., 0] = (2 * poses[..., 0] + 1) / width - 1
+    poses[..., 1] = (2 * poses[..., 1] + 1) / height - 1
+    poses *= poses[..., 2:]
+    order = PairOrder(len(pairs.pairs), pairs_per_epoch=0, seed=config.seed)
+
+    def in_memory(trainer, step):
+        ends = pairs.pairs[order.indices(trainer.pairs(step))]
+        batch = {}
+        for side, name in enumerate(("source", "target")):
+            pixels = np.stack([images[index] for index in ends[:, side]]).transpose(0, 3, 1, 2)
+            batch[name] = torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1
+            batch[f"{name}_pose"] = torch.from_numpy(poses[ends[:, side]])
+        return batch
+
+    from posemodel.engine.data_source import open_training_data
+    one, other = (Trainer(config, CPU, torch.float32) for _ in range(2))
+    data = open_training_data(config, CPU, one.pairs)
+    for step in range(1, 4):
+        one.step(step, data.batch(step))
+        other.step(step, in_memory(other, step))
+    assert same(one.weights(), other.weights())
