@@ -80,6 +80,11 @@ class DataConfig:
 class ModelConfig:
     """The networks: M (pose encoder), C_l (flow head), R (refinement), D (discriminator)."""
 
+    flow: Literal["ours", "fomm", "mraa", "tpsmm", "gfla32", "gfla64"] = "ours"
+    """what estimates the flow: M and C_l, or a method of Table 1 driven by the same key points; for
+    images of 256 pixels and more in the sizes of its own paper"""
+    motion_input: Literal["keypoints", "keypoints+image"] = "keypoints"
+    """what such a method sees: two poses, as ours, or also the source image"""
     pose_sigma: float = 6.0
     """Gaussian of a joint, in pixels of an image 256 pixels high (6 in the paper)"""
     encoder_channels: tuple[int, ...] = (24, 48, 48, 48, 48, 48)
@@ -130,6 +135,8 @@ class ModelConfig:
         _require(self.refine_downsamplings in (0, 1, 2), "model.refine-downsamplings",
                  self.refine_downsamplings, "0, 1 or 2")
         _require(self.refine_blocks >= 0, "model.refine-blocks", self.refine_blocks, "0 or more")
+        _require(self.flow != "ours" or self.motion_input == "keypoints", "model.motion-input",
+                 self.motion_input, "keypoints: only with another --model.flow than ours")
         _require(self.refine or not self.skip, "model.skip", self.skip,
                  "no skip connections without a refinement (--model.no-refine)")
         _require(self.correlation_eps > 0, "model.correlation-eps", self.correlation_eps,

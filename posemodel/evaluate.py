@@ -2,15 +2,29 @@
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 
 from posemodel.cli import run_main
 
+PROTOCOLS = ("paper", "patn", "market", "gfla", "cfld")
+
+# Processes that share the pairs may need very different times for them.
+_TIMEOUT = 6 * 3600.0
+
 
 def main(argv: list[str]) -> int:
-    """Prints the table, and writes `evaluation.json` and `evaluation.png` into the run folder."""
+    """Prints the tables, and writes `evaluation.json` and `evaluation.png` into the run folder.
+
+    The same command again continues an interrupted evaluation. Under torchrun the processes share
+    the pairs.
+    """
     parser = argparse.ArgumentParser(prog="python -m posemodel.evaluate", description=main.__doc__)
     parser.add_argument("run", type=Path, help="run folder, as written by posemodel.train")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper",
+                        help="how images are measured: as the paper does, or as the scripts of "
+                             "another method do (default: paper)")
     parser.add_argument("--pairs", type=int, help="held-out pairs (default: as in the run)")
     parser.add_argument("--root", metavar="DIR",
                         help="the data set's folder, where it is not the run's --data.root")
@@ -20,22 +34,38 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--picture", type=Path, metavar="FILE",
                         help="where the sample sheet goes (default: RUN/evaluation.png)")
     parser.add_argument("--lpips", choices=("auto", "none", "alex", "vgg"), default="auto",
-                        help="LPIPS by this net; auto: alex if its weights are at hand")
+                        help="LPIPS by this net; auto: by the nets of the protocol and alex, as "
+                             "far as their weights are at hand")
     arguments = parser.parse_args(argv)
-    return evaluate_run(arguments)
+
+    from posemodel.engine import distributed
+
+    try:
+        with distributed.join(_TIMEOUT) as world:
+            return evaluate_run(arguments, world)
+    except distributed.LostProcess as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
-def evaluate_run(arguments: argparse.Namespace) -> int:
+def evaluate_run(arguments: argparse.Namespace, world) -> int:
     """Load the averaged weights of the newest valid checkpoint and measure them."""
-    from posemodel import lpips_metric
-    from posemodel.engine import checkpoint, environment
-    from posemodel.engine.evaluation import evaluate
-    from posemodel.engine.report import evaluation_table
+    from posemodel.engine import environment
+    from posemodel.engine.data_source import HeldOutPairs
+    from posemodel.engine.protocol_evaluation import (
+        Measures,
+        evaluate_under,
+        folder_name,
+        protocol_for,
+    )
+    from posemodel.engine.report import evaluation_table, protocol_tables
     from posemodel.engine.run_folder import RunFolder
     from posemodel.engine.samples import write_samples
+    from posemodel.engine.trained import load_trained
     from posemodel.errors import UserError
-    from posemodel.model.pose_transfer import build_generator
+    from posemodel.evaluation.weights import sha256
 
+    say = print if world.first else _nothing
     run = RunFolder.open_existing(arguments.run)
     config = run.config
     if arguments.pairs is not None:
@@ -47,38 +77,85 @@ def evaluate_run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--root {arguments.root}: this run is on mannequins, which no folder "
                             "holds")
         config.data.root = arguments.root
-    found = checkpoint.load_latest(run.checkpoints)
-    if found is None:
-        raise UserError(f"{arguments.run} has no checkpoint yet; train it first")
-    for line in found.skipped:
-        print(f"warning: {line}")
-    device, _ = environment.choose_device(arguments.device)
+    device, _ = environment.choose_device(arguments.device, world)
     dtype, _ = environment.choose_precision(config.precision, device)
-    model = build_generator(config.model, config.data.image_size).to(device)
-    model.load_state_dict(found.weights["averaged"])
+    model, found = load_trained(run, device, say)
 
-    distances = {}
-    net = "alex" if arguments.lpips == "auto" else arguments.lpips
-    why = lpips_metric.missing(net) if arguments.lpips == "auto" else ""
-    if why:
-        print(f"LPIPS left out: {why}")
-    elif net != "none":
-        distances[f"lpips_{net}"] = lpips_metric.Lpips(net, device)
-    row = {"step": found.step, **evaluate(model, config, device, dtype, distances)}
+    protocol = protocol_for(arguments.protocol, config)
+    measures = Measures(protocol=protocol, lpips=_lpips(arguments.lpips, protocol, device, say),
+                        inception=_inception(protocol, config, device, say))
+    held_out = HeldOutPairs(config, device, config.data.evaluation_pairs, say)
+    checkout = world.from_first(environment.collect(world.size)["git"]) or {}
+    commit = checkout.get("commit")
+    if checkout.get("dirty"):
+        commit += "-modified"
+    record = protocol.record(pairs=config.data.evaluation_pairs, commit=commit)
+    about = {
+        "protocol": record, "step": found.step,
+        "weights": sha256(found.path / "averaged.safetensors"),
+        "data": {name: value for name, value in vars(config.data).items()
+                 if name not in ("root", "workers")}, "list": held_out.fingerprint(),
+        "device": device.type, "precision": str(dtype), "lpips": sorted(measures.lpips),
+        "fid": measures.inception.digest if measures.inception is not None else None}
+    folder = run.path / "evaluation" / folder_name(about)
+    row = evaluate_under(measures, model, held_out, config, dtype, folder=folder, about=about,
+                         world=world)
+    if row is None:
+        return 0
+    for name in ("fid_images", "fid_reference_images"):
+        record[name] = row.pop(name, None)
+    row = {"step": found.step, **row, "protocol": {**record, "pairs": row["pairs"]},
+           "values": str(folder)}
     numbers = arguments.json or run.path / "evaluation.json"
     picture = arguments.picture or run.path / "evaluation.png"
     _write(numbers, json.dumps(row, indent=2, allow_nan=False) + "\n")
     write_samples(model, config, device, dtype, picture, title=f"step {found.step}")
-    print(evaluation_table(row))
-    print(f"numbers: {numbers}\npicture: {picture}")
+    print(f"{evaluation_table(row)}\n\n{protocol_tables(row)}\n")
+    print(f"numbers: {numbers}\npicture: {picture}\nvalues of each pair: {folder}")
     return 0
+
+
+def _lpips(wanted: str, protocol, device, say) -> dict:
+    """LPIPS networks by their net, and a line for each that is left out."""
+    from posemodel import lpips_metric
+
+    if wanted in ("alex", "vgg"):
+        return {wanted: lpips_metric.Lpips(wanted, device)}
+    networks = {}
+    for net in sorted({"alex", *protocol.lpips}) if wanted == "auto" else ():
+        why = lpips_metric.missing(net)
+        if why:
+            say(f"LPIPS-{net} left out: {why}")
+        else:
+            networks[net] = lpips_metric.Lpips(net, device)
+    return networks
+
+
+def _inception(protocol, config, device, say):
+    """The network of the protocol's FID, if it has one, or a line that says why not."""
+    from posemodel.evaluation import fid
+
+    if protocol.fid_weights is None:
+        return None
+    why = "generated people have no list of training images to compare with" \
+        if config.data.kind == "mannequins" else fid.missing(protocol.fid_weights)
+    if why:
+        say(f"FID left out: {why}")
+        return None
+    return fid.InceptionFeatures(protocol.fid_weights, device)
+
+
+def _nothing(_line: str) -> None:
+    """What the other processes say: the first one has said it."""
 
 
 def _write(path: Path, text: str) -> None:
     from posemodel.errors import UserError
 
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 

@@ -52,11 +52,12 @@ def _train(config, argv: list[str], world, interruptions: "Interruptions") -> in
     # folder behind.
     trainer = Trainer(config, device, dtype, world)
     data = open_training_data(config, device, trainer.pairs)
-    with contextlib.ExitStack() as folder:
+    with contextlib.ExitStack() as stack:
+        stack.callback(data.close)
         run = None
         with world.first_alone():
             if world.first:
-                run = folder.enter_context(RunFolder.open(config, argv, world.size))
+                run = stack.enter_context(RunFolder.open(config, argv, world.size))
         start = trainer.restore(run)
         if run is not None:
             run.log(start_panel(

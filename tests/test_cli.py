@@ -22,6 +22,7 @@ FLAGS = """
 --data.kind --data.root --data.image-size --data.fit --data.pairs-per-epoch --data.workers
 --data.flip --data.rotate --data.scale --data.shift --data.turn --data.background
 --data.hidden-joints --data.evaluation-pairs
+--model.flow --model.motion-input
 --model.pose-sigma --model.encoder-channels --model.feature-channels --model.feature-norm
 --model.correlation-eps --model.flow-depth --model.flow-channels --model.flow-parametrization
 --model.stream --model.refine-width --model.refine-downsamplings --model.refine-blocks

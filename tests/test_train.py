@@ -42,6 +42,12 @@ def same(a, b):
         a[net][name].equal(b[net][name]) for net in a for name in a[net])
 
 
+def within(smaller, larger):
+    """The part of a table of tables that another one has as well."""
+    return {key: within(value, larger[key]) if isinstance(value, dict) else larger[key]
+            for key, value in smaller.items()}
+
+
 def command(*words, **options):
     return subprocess.run([sys.executable, "-m", *words], cwd=ROOT, text=True, capture_output=True,
                           check=False, **options)
@@ -82,7 +88,8 @@ def test_evaluate_repeats_the_numbers_of_training(run, tmp_path, capsys):
                           "--picture", str(tmp_path / "sheet.png")]) == 0
     found, trained = json.loads(numbers.read_text()), lines(run / "eval.jsonl")[-1]
     trained.pop("reconstruction_loss")
-    assert found == trained
+    # An evaluation by itself measures more, by protocol and by part of the body.
+    assert within(trained, found) == trained
     assert "refined image" in capsys.readouterr().out
     assert Image.open(tmp_path / "sheet.png").width > 900
 

@@ -101,7 +101,7 @@ class DenseMotionEstimator(FlowEstimator):
             flows, known, maps = self.candidates(
                 _stretched(source_pose, stretch), _stretched(target_pose, stretch), grid)
             flows = torch.where(known[:, :, None, None, None], flows, grid)
-        background = grid.expand(len(flows), 1, -1, -1, -1)
+        background = grid.expand(flows.shape[0], 1, -1, -1, -1)
         if self.background is not None:
             background = background + self.background(maps, grid).unsqueeze(1)
         flows = torch.cat([background, flows], dim=1) / stretch.view(2, 1, 1)  # [B, K + 1, 2, h, w]

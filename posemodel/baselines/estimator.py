@@ -64,7 +64,9 @@ class FlowEstimator(nn.Module, ABC):
         if (source_image is not None) != self.uses_image:
             wanted = "needs" if self.uses_image else "does not use"
             raise ValueError(f"source_image: this estimator {wanted} the source image")
-        target_pose = target_pose.repeat(len(source_pose) // len(target_pose), 1, 1)
+        # Shapes, not len(): an exported program takes any batch.
+        times = source_pose.shape[0] // target_pose.shape[0]
+        target_pose = target_pose.repeat(times, 1, 1)
         return self._estimate(source_pose, target_pose, source_image)
 
     @abstractmethod

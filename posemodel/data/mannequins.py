@@ -84,8 +84,21 @@ class Mannequins:
         self.background, self.hidden_joints = background, hidden_joints
         self.device = torch.device(device)
 
-    def pairs(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+    def pairs(
+        self,
+        indices: Sequence[int],
+        *,
+        persons: Sequence[int] | None = None,
+        scenes: Sequence[int] | None = None,
+    ) -> dict[str, torch.Tensor]:
         """The pairs with these indices (0 <= index < 2^64).
+
+        Args:
+            indices: B of them.
+            persons: who stands there, B indices: the one whom a pair of that index shows. None:
+                each pair has a person of its own.
+            scenes: what is behind source, target, source, ..., 2 B indices: what is behind the
+                source of a pair of that index. None: each view has a background of its own.
 
         Convention: flow is absolute sampling locations in the source, channels (x, y), normalised
         coordinates with pixel centres (``align_corners=False``); it maps target positions to source
@@ -105,19 +118,31 @@ class Mannequins:
               background);
             - ``turn`` [B], degrees between the two facings, 0..180.
         """
-        indices = [int(index) for index in indices]
-        for index in indices:
-            _check_word("index", index)
+        indices = _words("index", indices)
         batch = len(indices)
         height, width = self.size
         draws = Draws(self.seed, indices)
-        person = draw_person(draws)
+        own = draws if persons is None else Draws(self.seed, _words("person", persons))
+        if len(own.values) != batch:
+            raise ValueError(f"expected {batch} persons; got {len(own.values)}")
+        person = draw_person(own)
         shape = build_shape(person)
+        # Every column of a row has one use, whoever the person is.
+        draws.used = own.used
         stance = draw_stance(draws, person, shape, self.turn)
         zoom, shift = _frame(draws, shape, stance, height, width)
+        own.used = draws.used
         wardrobe = build_wardrobe(person, shape, self.device)
+        draws.used = own.used
         bodies = place(shape, stance, zoom, shift, self.device)
-        clutter = _draw_clutter(draws)
+        if scenes is None:
+            clutter = _draw_clutter(draws)
+        else:
+            behind = Draws(self.seed, _words("scene", scenes))
+            behind.used = draws.used
+            clutter = _draw_clutter(behind)[0::2]
+            if len(clutter) != 2 * batch:
+                raise ValueError(f"expected {2 * batch} scenes; got {len(clutter)}")
 
         # Samples at half-pixel steps: the odd ones are pixel centres, and all of them make the
         # picture.
@@ -210,6 +235,13 @@ class Mannequins:
         else:
             behind = _paint_clutter(torch.from_numpy(clutter).to(self.device), *self.size)
         return (color + (1.0 - cover) * behind) * 2.0 - 1.0
+
+
+def _words(name: str, values: Sequence[int]) -> list[int]:
+    words = [int(value) for value in values]
+    for word in words:
+        _check_word(name, word)
+    return words
 
 
 def _check_word(name: str, value: int) -> None:

@@ -223,7 +223,7 @@ class PairLoader:
         """One batch for each array of pair indices; workers read ahead.
 
         Yields: `source`, `target` `[B, 3, H, W]` float32 in [-1, 1], `source_pose`, `target_pose`
-        `[B, 18, 3]`, (x, y, presence), normalised.
+        `[B, 18, 3]`, (x, y, presence), normalised, and `pair` `[B]`, the indices of these pairs.
 
         Raises: `UserError` when too many images are bad.
         """
@@ -259,7 +259,7 @@ class PairLoader:
         """A batch of what `PairImages` returned."""
         images = part["images"].to(self.device, non_blocking=True)
         ends = torch.from_numpy(self.pairs.pairs)[part["pairs"]]                   # [B, 2]
-        batch = {}
+        batch = {"pair": part["pairs"]}
         for side, name in enumerate(("source", "target")):
             pixels = images[:, side].permute(0, 3, 1, 2)
             batch[name] = pixels.to(torch.float32, memory_format=torch.contiguous_format) \
@@ -284,7 +284,7 @@ class TrainingPairs:
         self.augmentation, self.seed, self.description = augmentation, seed, description
         self.report_to = loader.report_to
         self._order = PairOrder(len(loader.pairs.pairs), pairs_per_epoch=pairs_per_epoch, seed=seed)
-        self._next, self._stream = 0, iter(())
+        self._next, self._stream = 0, _nothing()
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """The batch of training step n (from 1); steps in a row are read ahead.
@@ -300,6 +300,16 @@ class TrainingPairs:
         draws = draw(self.augmentation, seed=self.seed, positions=self.positions(step),
                      aspect=width / height)
         return augment(next(self._stream), draws)
+
+    def close(self) -> None:
+        """Ends the worker processes. Left to the interpreter's exit, that would take as long as
+        they are allowed to outlive a signal."""
+        self._next, stream, self._stream = 0, self._stream, _nothing()
+        stream.close()
+
+
+def _nothing() -> Iterator[dict[str, Tensor]]:
+    yield from ()
 
 
 def _start_worker(_index: int) -> None:

@@ -1,12 +1,14 @@
 """Where the pairs of a run come from: generated mannequins, or a data set on disk."""
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from posemodel.config import Config
+from posemodel.data.annotations import fashion_person, market_person
 from posemodel.data.augmentation import Augmentation
 from posemodel.data.layouts import open_pairs
 from posemodel.data.mannequins import Mannequins
@@ -69,6 +71,9 @@ class TrainingMannequins:
     def report_to(self, log: Log) -> None:
         """There is nothing to report: no image of these can be bad."""
 
+    def close(self) -> None:
+        """There is nothing to close."""
+
 
 def open_training_data(
     config: Config, device: torch.device, positions: Callable[[int], Sequence[int]]
@@ -97,34 +102,72 @@ def open_training_data(
                     f"{held_out:,} test pairs held out")
 
 
-def held_out_batches(
-    config: Config, device: torch.device, count: int, log: Log = print
-) -> Iterator[dict[str, Tensor]]:
+class HeldOutPairs:
     """Pairs that nobody trains on, in batches of up to 16 (fewer where maps have more than 2^28
     values), the same ones every time.
 
     Of a data set on disk they are pairs of the test split, evenly spread over its list, and all of
     them where `count` is no less; a pair with a bad image is left out.
-
-    Yields: what `Mannequins.pairs` returns, or the `source`, `target`, `source_pose` and
-    `target_pose` of it that a data set on disk has.
-
-    Raises: `UserError` when the data set cannot be used.
     """
-    height, width = config.data.image_size
-    size = max(1, min(_BATCH, _MAP_VALUES // (height * width // 16) ** 2))
-    if config.data.kind == "mannequins":
-        data = mannequins(config, seed=HELD_OUT_SEED, device=device)
-        for first in range(0, count, size):
-            yield data.pairs(range(first, min(first + size, count)))
-        return
-    # A single batch is read sooner than a worker has started.
-    workers = config.data.workers if count > size else 0
-    loader = _loader(config, "test", device, workers=workers, replace=False)
-    loader.report_to(log)
-    available = len(loader.pairs.pairs)
-    chosen = np.arange(min(count, available)) * available // min(count, available)
-    yield from loader.stream(np.split(chosen, range(size, len(chosen), size)))
+
+    def __init__(self, config: Config, device: torch.device, count: int, log: Log = print):
+        """Raises: `UserError` when the data set cannot be used."""
+        height, width = config.data.image_size
+        size = max(1, min(_BATCH, _MAP_VALUES // (height * width // 16) ** 2))
+        self.mannequins: Mannequins | None = None
+        self.disk: PairLoader | None = None
+        """one of the two"""
+        if config.data.kind == "mannequins":
+            self.mannequins = mannequins(config, seed=HELD_OUT_SEED, device=device)
+            chosen = np.arange(count)
+        else:
+            # A single batch is read sooner than a worker has started.
+            workers = config.data.workers if count > size else 0
+            self.disk = _loader(config, "test", device, workers=workers, replace=False)
+            self.disk.report_to(log)
+            available = len(self.disk.pairs.pairs)
+            chosen = np.arange(min(count, available)) * available // min(count, available)
+        self.batches: list[np.ndarray] = np.split(chosen, range(size, len(chosen), size))
+        """which pairs make up each batch"""
+
+    def fingerprint(self) -> str:
+        """Tells lists of pairs on disk apart, wherever they lie; empty for mannequins, which are
+        what the configuration says."""
+        if self.disk is None:
+            return ""
+        pairs = self.disk.pairs
+        return hashlib.sha256("\n".join(pairs.names).encode() + pairs.pairs.tobytes()
+                              + pairs.joints.tobytes()).hexdigest()
+
+    def people(self) -> np.ndarray:
+        """Who stands in the source of each pair there is, as a number: pairs of one person share
+        images. Every mannequin is another person."""
+        if self.disk is None:
+            return np.arange(sum(map(len, self.batches)))
+        pairs = self.disk.pairs
+        person = {"deepfashion": fashion_person, "market": market_person}[pairs.kind]
+        names = [person(pairs.names[source]) for source in pairs.pairs[:, 0]]
+        return np.unique(names, return_inverse=True)[1]
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
+        """The pairs of some batches.
+
+        Yields: `pair` `[B]`, the indices of these pairs, and what `Mannequins.pairs` returns, or
+        the `source`, `target`, `source_pose` and `target_pose` of it that a data set on disk has.
+        """
+        if self.disk is not None:
+            yield from self.disk.stream(batches)
+        else:
+            for pairs in batches:
+                yield {"pair": torch.from_numpy(pairs), **self.mannequins.pairs(pairs.tolist())}
+
+
+def held_out_batches(
+    config: Config, device: torch.device, count: int, log: Log = print
+) -> Iterator[dict[str, Tensor]]:
+    """All pairs of `HeldOutPairs`, batch by batch."""
+    held_out = HeldOutPairs(config, device, count, log)
+    yield from held_out.stream(held_out.batches)
 
 
 def _size(config: Config) -> str:

@@ -1,17 +1,21 @@
 """Evaluation on held-out pairs; on mannequins also of flow and visibility, which are known."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import pose_kernels
 from posemodel import metrics, visibility
+from posemodel.baselines.estimator import FlowEstimator
 from posemodel.config import Config
 from posemodel.engine.data_source import held_out_batches
 from posemodel.errors import UserError
+from posemodel.evaluation import records
+from posemodel.evaluation.mannequin_metrics import MannequinTotals
+from posemodel.evaluation.roc import RocAccumulator
 from posemodel.model.pose_transfer import PoseTransfer
 
 TURNS = ((0, 30), (30, 60), (60, 180))
@@ -37,7 +41,8 @@ class Inspection:
     """at image size, `[B, 2, H, W]`, normalised"""
     scores: dict[str, Tensor]
     """visibility by each measure, at image size, `[B, 1, H, W]`, higher is more visible; by
-    "affine" alone where there is no truth to judge the others by"""
+    "affine" alone where there is no truth to judge the others by, and without those that need a
+    correlation where there is none"""
 
 
 def has_truth(batch: dict[str, Tensor]) -> bool:
@@ -52,16 +57,14 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
     size = tuple(source.shape[-2:])
     coarse_scores = {}
     with torch.autocast(source.device.type, dtype, enabled=dtype != torch.float32):
-        if has_truth(batch):
-            features = model.warping.encode(*poses)
-            guided = model.warping.match(*features)
-            flow = model.warping.flow_from(guided)
-            backward = model.warping(*reversed(poses))
-            coarse_scores = {"peak": visibility.peak_score(guided),
-                             "correlation": visibility.correlation_score(*features)}
+        if has_truth(batch) and not isinstance(model.warping, FlowEstimator):
+            flow, coarse_scores = _matched(model, *poses)
         else:
-            flow = model.warping(*poses)
+            flow = model.flow(source, *poses)
         image = model.refinement(source, flow)
+        if has_truth(batch):
+            # The way back starts from the image that was made: the target is what nobody has.
+            backward = model.flow(image, *reversed(poses))
     coarse_scores["affine"] = visibility.affine_score(flow)
     fine = pose_kernels.resize_flow(flow, size)
     at = pose_kernels.identity_flow(*size, device=flow.device).expand_as(fine)
@@ -70,6 +73,15 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
     if has_truth(batch):
         scores["cycle"] = visibility.cycle_score(fine, pose_kernels.resize_flow(backward, size))
     return Inspection(image.clamp(-1, 1), pose_kernels.flow_sample(source, flow), fine, scores)
+
+
+def _matched(model: PoseTransfer, *poses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The flow, and the scores that are read from the correlation."""
+    features = model.warping.encode(*poses)
+    guided = model.warping.match(*features)
+    return model.warping.flow_from(guided), {
+        "peak": visibility.peak_score(guided),
+        "correlation": visibility.correlation_score(*features)}
 
 
 def measure(batch: dict[str, Tensor], seen: Inspection,
@@ -96,6 +108,11 @@ def measure(batch: dict[str, Tensor], seen: Inspection,
     return values
 
 
+def turns(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`turn` `[B]`, by how many degrees each body turns, where it is known."""
+    return {"turn": batch["turn"]} if has_truth(batch) else {}
+
+
 @torch.no_grad()
 def evaluate(model: PoseTransfer, config: Config, device: torch.device,
              dtype: torch.dtype, distances: dict[str, ImageDistance] | None = None,
@@ -110,67 +127,104 @@ def evaluate(model: PoseTransfer, config: Config, device: torch.device,
     Returns the row of eval.jsonl without its step; values that do not exist are None.
     """
     model.eval()
-    per_pair: dict[str, list[Tensor]] = {}
-    truth = _Truth()
+    columns: dict[str, list[Tensor]] = {}
+    totals = Totals()
     for batch in held_out_batches(config, device, config.data.evaluation_pairs, log):
         seen = inspect(model, batch, dtype)
-        for name, values in measure(batch, seen, distances or {}).items():
-            per_pair.setdefault(name, []).append(values.cpu())
-        if has_truth(batch):
-            truth.add(batch, seen)
-    if not per_pair:
+        for name, values in {**measure(batch, seen, distances or {}), **turns(batch)}.items():
+            columns.setdefault(name, []).append(values.double().cpu())
+        totals.update(batch, seen)
+    table = {name: torch.cat(values).numpy() for name, values in columns.items()}
+    return summary(config.data.kind, table, totals)
+
+
+def summary(data: str, table: dict[str, np.ndarray], totals: "Totals") -> dict:
+    """The means of a table of pairs, as `evaluate` returns them.
+
+    Args:
+        data: the kind of data set.
+        table: values by name, each `[N]`; NaN where a pair does not have the value.
+
+    Raises: `UserError` for a table without pairs.
+    """
+    if not table or not len(table["copy_l1"]):
         raise UserError("no held-out pair has readable images; check the data set with "
                         "python -m posemodel.data check")
-    table = {name: torch.cat(values) for name, values in per_pair.items()}
-    pairs = len(table["copy_l1"])
 
-    def summary(chosen: Tensor) -> dict:
-        row = {name: _number(values[chosen].nanmean()) for name, values in table.items()}
-        return {**_ABSENT, **row, **truth.visibility(chosen), "pairs": int(chosen.sum())}
+    def part(chosen: np.ndarray, aucs: dict[str, float | None]) -> dict:
+        row = records.means({name: values[chosen] for name, values in table.items()
+                             if name not in ("pair", "turn")})
+        return {**_ABSENT, **row, **{f"visibility_auc_{name}": auc for name, auc in aucs.items()},
+                "pairs": int(chosen.sum())}
 
-    everything = {"data": config.data.kind, **summary(torch.ones(pairs, dtype=torch.bool))}
-    everything["by_turn"] = {
-        f"{low}-{high}": summary(chosen) for (low, high), chosen in truth.by_turn().items()} or None
+    everything = {"data": data, **part(np.ones(len(table["copy_l1"]), bool), totals.aucs())}
+    everything["by_turn"] = None
+    if "turn" in table:
+        everything["by_turn"] = {
+            f"{low}-{high}": part(_turns_by(table["turn"], low, high), totals.aucs((low, high)))
+            for low, high in TURNS}
     return everything
 
 
-class _Truth:
-    """Pixels of people with their true visibility, and how far each body turns."""
+class Totals:
+    """What is pooled over pixels; stays empty without the truth."""
 
     def __init__(self):
-        self._pixels: dict[str, list[Tensor]] = {}
-        self._turns: list[Tensor] = []
+        self.mannequins = MannequinTotals()
+        self._turns: dict[str, RocAccumulator] = {}    # by the turn's first degree and the score
 
-    def add(self, batch: dict[str, Tensor], seen: Inspection) -> None:
-        """Add a batch of mannequins."""
-        body = batch["target_foreground"]
-        first = sum(map(len, self._turns))
-        pair = torch.arange(first, first + len(body), device=body.device).view(-1, 1, 1, 1)
-        pixels = {**{name: seen.scores[name] for name in _VISIBILITY},
-                  "visible": batch["visible"], "pair": pair.expand_as(body)}
-        for name, values in pixels.items():
-            self._pixels.setdefault(name, []).append(values[body].cpu())
-        self._turns.append(batch["turn"].cpu())
+    def update(self, batch: dict[str, Tensor], seen: Inspection) -> None:
+        """Add a batch."""
+        if not has_truth(batch):
+            return
+        self.mannequins.update(batch, seen.flow, seen.scores)
+        for low, high in TURNS:
+            body = batch["target_foreground"] \
+                & _turns_by(batch["turn"], low, high).view(-1, 1, 1, 1)
+            for name, score in seen.scores.items():
+                self._curve(f"{low}/{name}").update(score[body], batch["visible"][body])
 
-    def visibility(self, chosen: Tensor) -> dict[str, float | None]:
-        """The AUC of each score over the chosen pairs, `[pairs]` bool."""
-        if not self._turns:
-            return {}
-        pool = {name: torch.cat(values) for name, values in self._pixels.items()}
-        inside = chosen[pool["pair"]]
-        return {f"visibility_auc_{name}": _number(metrics.roc_auc(pool[name][inside],
-                                                                  pool["visible"][inside]))
-                for name in _VISIBILITY}
+    def merge(self, other: "Totals") -> None:
+        """Add the pairs of another part of the test set."""
+        self.mannequins.merge(other.mannequins)
+        for key, curve in other._turns.items():
+            self._curve(key).merge(curve)
 
-    def by_turn(self) -> dict[tuple[int, int], Tensor]:
-        """Which pairs, `[pairs]` bool, turn by how many degrees; empty if it is not known."""
-        if not self._turns:
-            return {}
-        turn = torch.cat(self._turns)
-        return {(low, high): (turn >= low) & ((turn < high) | (high == 180))
-                for low, high in TURNS}
+    def aucs(self, turn: tuple[int, int] | None = None) -> dict[str, float | None]:
+        """How well each score tells visible pixels, of one of `TURNS` or all; None where there are
+        no two kinds of pixels to tell apart."""
+        if turn is None:
+            found = self.mannequins.summary()["visibility"]
+            return {name: one["auc"] for name, one in found.items()}
+        curves = {name: curve.auc() for key, curve in self._turns.items()
+                  for low, _, name in [key.partition("/")] if low == str(turn[0])}
+        return {name: auc if np.isfinite(auc) else None for name, auc in curves.items()}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that `load` needs to go on."""
+        state = {f"mannequins/{name}": value for name, value in self.mannequins.state().items()}
+        for key, curve in self._turns.items():
+            state |= {f"turn/{key}/{name}": value for name, value in curve.state().items()}
+        return state
+
+    @classmethod
+    def load(cls, state: dict[str, np.ndarray]) -> "Totals":
+        """The totals that `state` was taken from; an empty state gives empty totals."""
+        self, pooled, curves = cls(), {}, {}
+        for key, value in state.items():
+            kind, _, name = key.partition("/")
+            if kind == "mannequins":
+                pooled[name] = value
+            else:
+                key, _, field = name.rpartition("/")
+                curves.setdefault(key, {})[field] = value
+        self.mannequins = MannequinTotals.load(pooled)
+        self._turns = {key: RocAccumulator.load(fields) for key, fields in curves.items()}
+        return self
+
+    def _curve(self, key: str) -> RocAccumulator:
+        return self._turns.setdefault(key, RocAccumulator())
 
 
-def _number(value: Tensor | float) -> float | None:
-    value = float(value)
-    return value if math.isfinite(value) else None
+def _turns_by(turn, low: int, high: int):
+    return (turn >= low) & ((turn < high) | (high == 180))

@@ -73,16 +73,38 @@ def evaluation_table(row: dict) -> str:
     return "\n".join(lines)
 
 
+def protocol_tables(row: dict) -> str:
+    """What the protocol measured, and of mannequins the parts of the body, at most 76 wide."""
+    protocol = row["protocol"]
+    title = f"protocol {protocol['name']}, {protocol['image']} image"
+    lines = [f"{title:<38}{'result':>9}{'unmoved':>10}"]
+    for name, value in row["measures"].items():
+        lines.append(f"{name:<38}{number(value, 4):>9}"
+                     f"{number(row['measures_copy'].get(name), 4):>10}")
+    if row["flow"]:
+        lines += ["", f"{'visible, or made up':<15}{'error, px':>12}{'within 3 px':>14}"
+                      f"{'made up':>10}{'colour':>9}{'same part':>12}"]
+        for name, part in (("body", row["flow"]["body"]), *row["flow"]["parts"].items()):
+            lines.append(f"{name.replace('_', ' '):<15}{number(part['epe']):>12}"
+                         f"{percent(part['within_3px']):>14}{percent(part['invented_share']):>10}"
+                         f"{percent(part['invented_relative']):>9}"
+                         f"{percent(part['invented_same_part']):>12}")
+        lines.append("colour: error of made up pixels, 100 % = painted in the mean colour")
+    return "\n".join(lines)
+
+
 def start_panel(config: Config, device, device_reason: str, precision, precision_reason: str,
                 kernels: str, parameters: dict[str, int], run: RunFolder, start_step: int,
                 loss_name: str, data: str) -> str:
     """What is about to happen, and why so, in at most 12 lines."""
+    ours = config.model.flow == "ours"
     loss = f"{loss_name} on the refined image x {config.loss.reconstruction_weight:g}"
     for name, weight in (("on the warped one", config.loss.warped_weight),
-                         ("affine", config.loss.affine_weight),
+                         ("affine", config.loss.affine_weight if ours else 0),
                          (f"adversarial ({config.loss.adversarial})",
                           config.loss.adversarial_weight)):
         loss += f", {name} x {weight:g}" if weight else ""
+    loss += "" if ours else f", and those of {config.model.flow}"
     lines = {
         "device": f"{device} ({device_reason})",
         "precision": f"{str(precision).removeprefix('torch.')} ({precision_reason})",
@@ -179,14 +201,17 @@ def _by_turn(row: dict) -> dict[str, dict]:
 
 def _training_charts(metrics: list[dict]) -> list[tuple[str, str, list]]:
     """(title, SVG, legend) for each part of the loss that the run has."""
+    titles = {"loss": "total, as minimised",
+              "loss_reconstruction": "reconstruction, refined image",
+              "loss_warped": "reconstruction, warped image",
+              "loss_affine": "affine preserving",
+              "loss_adversarial": "adversarial",
+              "loss_discriminator": "discriminator"}
+    others = sorted({key for row in metrics for key in row if key.startswith("loss_")}
+                    - titles.keys())
+    titles |= {key: key.removeprefix("loss_").replace("_", " ") for key in others}
     charts = []
-    for key, title in (("loss", "total, as minimised"),
-                       ("loss_reconstruction", "reconstruction, refined image"),
-                       ("loss_warped", "reconstruction, warped image"),
-                       ("loss_affine", "affine preserving"),
-                       ("loss_adversarial", "adversarial"),
-                       ("loss_discriminator", "discriminator"),
-                       ("lr", "learning rate")):
+    for key, title in (titles | {"lr": "learning rate"}).items():
         chart = line_chart([(title, "s0", points(metrics, key))], smooth=key != "lr")
         if chart:
             charts.append((title, chart, []))

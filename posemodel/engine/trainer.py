@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import pose_kernels
+from posemodel.baselines.estimator import Features, FlowEstimator, Motion, pixel_features
 from posemodel.config import Config, to_dict
 from posemodel.engine import checkpoint
 from posemodel.engine.distributed import ALONE, World, local_gradients, split
@@ -69,6 +70,8 @@ class Trainer:
             self.reconstruction = load_perceptual_loss(config.loss.vgg_weights).to(device)
         else:
             self.reconstruction = PyramidLoss()
+        self.features: Features = self.reconstruction.features \
+            if config.loss.reconstruction == "vgg19" else pixel_features
         decoder = list(self.generator.refinement.decoder.parameters())
         rest = [*self.generator.warping.parameters(),
                 *self.generator.refinement.encoder.parameters()]
@@ -83,7 +86,10 @@ class Trainer:
             torch.amp.GradScaler(device.type, enabled=dtype == torch.float16) for _ in range(2))
         # W and R are wrapped apart: the affine task leaves R without gradients, and a wrapper
         # expects one for each of its parameters.
-        nets = (self.generator.warping, self.generator.refinement, self.discriminator)
+        warping = self.generator.warping
+        self.is_baseline = isinstance(warping, FlowEstimator)
+        nets = (_Estimate(warping) if self.is_baseline else warping, self.generator.refinement,
+                self.discriminator)
         if config.compile:
             for net in nets:
                 net.compile()
@@ -145,6 +151,8 @@ class Trainer:
         torch.manual_seed(stream(self.config.seed, _TORCH, step).initial_seed())
         self._set_learning_rates(step)
         self.generator.train()
+        if self.is_baseline:
+            self.generator.warping.progress = (step - 1) / self.config.steps
         matrices = self._random_affine(step)
         pieces, images = self._parts(batch), []
 
@@ -177,19 +185,26 @@ class Trainer:
         """Losses of the tasks whose turn it is, and the image of task 2.
 
         Both tasks have the same target poses, so where both have their turn, W works on them once.
+        A method of Table 1 has no affine task, and losses of its own.
         """
         loss, pose = self.config.loss, batch["target_pose"]
         joint = self.config.optim.tasks == "joint"
-        affine = loss.affine_weight > 0 and (joint or step % 2 == 1)
+        affine = not self.is_baseline and loss.affine_weight > 0 and (joint or step % 2 == 1)
         reconstruction = joint or not affine
         share = len(rows) / self.config.optim.batch_size
         matrix = matrices[rows.start:rows.stop].to(self.device)
         sources = [batch["source_pose"]] if reconstruction else []
         if affine:
             sources.append(transform_pose(pose, matrix))
-        flows = list(self._warping(torch.cat(sources), pose).chunk(len(sources)))
         values: dict[str, Tensor] = {}
         image = None
+        if self.is_baseline:
+            motion = self._warping(batch)
+            flows = [motion.flow]
+            own = self.generator.warping.losses(motion, batch, self.features)
+            values |= {f"loss_{name}": share * value for name, value in own.items()}
+        else:
+            flows = list(self._warping(torch.cat(sources), pose).chunk(len(sources)))
         if affine:
             # Task 1: a random affine map of the target pose has a known flow (Eq. 7).
             flow = flows.pop()
@@ -248,7 +263,7 @@ class Trainer:
         return {name: share * value for name, value in values.items()}
 
     def _loss_weights(self) -> dict[str, float]:
-        """Of everything that is minimised; other values are only watched."""
+        """Of what is minimised; a method of Table 1 has weighted its own losses already."""
         loss = self.config.loss
         return {
             "loss_affine": loss.affine_weight,
@@ -274,8 +289,9 @@ class Trainer:
             with local_gradients(nets if number < len(pieces) else ()):
                 with self._autocast():
                     values = losses(rows, piece)
-                total = torch.stack([weights[name] * value for name, value in values.items()
-                                     if name in weights]).sum()
+                total = torch.stack([weights.get(name, 1.0) * value
+                                     for name, value in values.items()
+                                     if name.startswith("loss_")]).sum()
                 # The shares add up to the whole batch, and the wrappers take the mean.
                 scaler.scale(total * self.world.size).backward()
             values = {"loss": total, **values}
@@ -361,8 +377,10 @@ class Trainer:
 
     def parameter_counts(self) -> dict[str, int]:
         """Number of weights of each network."""
-        nets = {"M": self.generator.warping.encoder, "C_l": self.generator.warping.head,
-                "R": self.generator.refinement, "D": self.discriminator}
+        warping = self.generator.warping
+        flow = {self.config.model.flow: warping} if self.is_baseline \
+            else {"M": warping.encoder, "C_l": warping.head}
+        nets = {**flow, "R": self.generator.refinement, "D": self.discriminator}
         return {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
@@ -392,6 +410,18 @@ class Trainer:
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"the checkpoint does not fit these networks: {reason}") from error
+
+
+class _Estimate(nn.Module):
+    """What is called of a method of Table 1 in training: all that it says, not the flow alone."""
+
+    def __init__(self, estimator: FlowEstimator):
+        super().__init__()
+        self.estimator = estimator
+
+    def forward(self, batch: dict[str, Tensor]) -> Motion:
+        image = batch["source"] if self.estimator.uses_image else None
+        return self.estimator.estimate(batch["source_pose"], batch["target_pose"], image)
 
 
 class Clock:

@@ -1,11 +1,14 @@
 """The generator as a whole, and how a `ModelConfig` becomes networks."""
 
+import dataclasses
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import pose_kernels
+from posemodel.baselines import baseline_config, build_baseline
+from posemodel.baselines.estimator import FlowEstimator
 from posemodel.config import ModelConfig
 from posemodel.data.keypoints import JOINTS
 from posemodel.model.discriminator import Discriminator
@@ -22,6 +25,9 @@ from posemodel.model.warping import WarpingNetwork
 #: Source positions from which on the 4D map is not stored when `model.stream` is "auto": a grid of
 #: 64 x 64. A smaller map costs less to keep than to make again.
 STREAM_POSITIONS = 64 * 64
+#: Rows and columns from which on a method of Table 1 has the sizes of its own paper; its network is
+#: too deep for smaller images.
+PAPER_PIXELS = 256
 
 
 class Transfer(NamedTuple):
@@ -36,9 +42,12 @@ class Transfer(NamedTuple):
 
 
 class PoseTransfer(nn.Module):
-    """W estimates one flow from two poses; it warps the source, and R finishes the image."""
+    """W estimates one flow from two poses; it warps the source, and R finishes the image.
 
-    def __init__(self, *, warping: WarpingNetwork,
+    A method of Table 1 may stand in the place of W.
+    """
+
+    def __init__(self, *, warping: WarpingNetwork | FlowEstimator,
                  refinement: RefinementNetwork | NoRefinement):
         super().__init__()
         self.warping = warping
@@ -51,7 +60,12 @@ class PoseTransfer(nn.Module):
             source: image `[B, 3, H, W]` in [-1, 1].
             source_pose, target_pose: `[B, 18, 3]`, (x, y, presence), normalised coordinates.
         """
-        return self.transfer(source, self.warping(source_pose, target_pose))
+        return self.transfer(source, self.flow(source, source_pose, target_pose))
+
+    def flow(self, source: Tensor, source_pose: Tensor, target_pose: Tensor) -> Tensor:
+        """W's flow, target -> source, `[B, 2, H/4, W/4]`; W itself does not look at the image."""
+        seen = (source,) if self.warping.uses_image else ()
+        return self.warping(source_pose, target_pose, *seen)
 
     def transfer(self, source: Tensor, flow: Tensor) -> Transfer:
         """What R makes of an image and a flow, and the image sampled at it."""
@@ -59,10 +73,25 @@ class PoseTransfer(nn.Module):
 
 
 def build_generator(config: ModelConfig, image_size: tuple[int, int]) -> PoseTransfer:
-    """The networks of the paper's Fig. 1, but for the discriminator."""
+    """The networks of the paper's Fig. 1, but for the discriminator.
+
+    Raises: `UserError` for images that a method of Table 1 cannot work on.
+    """
+    build = _build_warping if config.flow == "ours" else _build_baseline
+    model = PoseTransfer(warping=build(config, image_size), refinement=_build_refinement(config))
+    return model.to(memory_format=torch.channels_last)
+
+
+def _build_baseline(config: ModelConfig, image_size: tuple[int, int]) -> FlowEstimator:
+    method = baseline_config(config.flow, paper=min(image_size) >= PAPER_PIXELS)
+    return build_baseline(dataclasses.replace(method, motion_input=config.motion_input),
+                          image_size=image_size)
+
+
+def _build_warping(config: ModelConfig, image_size: tuple[int, int]) -> WarpingNetwork:
     height, width = image_size
     positions = (height // 4) * (width // 4)
-    warping = WarpingNetwork(
+    return WarpingNetwork(
         encoder=PoseEncoder(
             joints=len(JOINTS),
             channels=config.encoder_channels,
@@ -81,8 +110,6 @@ def build_generator(config: ModelConfig, image_size: tuple[int, int]) -> PoseTra
         stream=config.stream == "always"
         or (config.stream == "auto" and positions >= STREAM_POSITIONS),
     )
-    model = PoseTransfer(warping=warping, refinement=_build_refinement(config))
-    return model.to(memory_format=torch.channels_last)
 
 
 def _build_refinement(config: ModelConfig) -> RefinementNetwork | NoRefinement:

@@ -21,6 +21,8 @@ class WarpingNetwork(nn.Module):
     `stream`: the 4D map is never stored, the same flow to within rounding.
     """
 
+    uses_image = False
+
     def __init__(
         self,
         *,

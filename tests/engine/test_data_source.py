@@ -56,7 +56,7 @@ def test_a_data_set_trains_on_one_split_and_is_measured_on_the_other(market):
     assert data.description == "market, 64 x 32, 8 pairs of 16 images; 4 of 20 test pairs held out"
     batch = data.batch(1)
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
-        "source": (2, 3, 64, 32), "target": (2, 3, 64, 32),
+        "pair": (2,), "source": (2, 3, 64, 32), "target": (2, 3, 64, 32),
         "source_pose": (2, 18, 3), "target_pose": (2, 18, 3)}
     trained_on = torch.cat([data.batch(step)["source"] for step in range(1, 5)])
     for held_out in torch.cat([b["source"] for b in held_out_batches(config, CPU, 20)]):

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 import pose_kernels
+from posemodel import metrics
 from posemodel.engine.data_source import HELD_OUT_SEED, mannequins
-from posemodel.engine.evaluation import Inspection, evaluate, inspect, measure
+from posemodel.engine.evaluation import Inspection, Totals, evaluate, inspect, measure
 from posemodel.model.pose_transfer import build_generator
 from tests.tiny import tiny_config
 
@@ -94,3 +95,41 @@ def test_inspection_agrees_with_the_models_own_forward(batch):
                           atol=1e-4)
     assert {name: tuple(score.shape) for name, score in seen.scores.items()} == dict.fromkeys(
         ("affine", "peak", "correlation", "cycle"), (4, 1, 32, 32))
+
+
+@pytest.mark.parametrize("motion_input", ["keypoints", "keypoints+image"])
+def test_a_method_without_a_correlation_has_the_other_scores(batch, motion_input):
+    config = tiny_config(model_flow="fomm", model_motion_input=motion_input)
+    model = build_generator(config.model, config.data.image_size).eval()
+    seen = inspect(model, batch, torch.float32)
+    assert seen.scores.keys() == {"affine", "cycle"}
+    row = evaluate(model, config, CPU, torch.float32)
+    assert row["visibility_auc_cycle"] is not None and row["visibility_auc_peak"] is None
+    assert row["epe_visible"] > 0
+
+
+def test_visibility_is_judged_over_the_pixels_of_all_people(batch):
+    model, config = untrained()
+    torch.nn.init.normal_(model.warping.head.layers[-1].weight, std=0.02)
+    model.eval()
+    seen = inspect(model, batch, torch.float32)
+    row = evaluate(model, config, CPU, torch.float32)
+    body = batch["target_foreground"]
+    for name, score in seen.scores.items():
+        expected = metrics.roc_auc(score[body], batch["visible"][body])
+        assert row[f"visibility_auc_{name}"] == pytest.approx(expected, abs=1e-9), name
+
+
+def test_totals_of_parts_are_those_of_the_whole(batch):
+    model, _ = untrained()
+    model.eval()
+    whole, first, second = (Totals() for _ in range(3))
+    for totals, rows in ((whole, slice(None)), (first, slice(2)), (second, slice(2, None))):
+        part = {name: values[rows] for name, values in batch.items()}
+        totals.update(part, inspect(model, part, torch.float32))
+    joined = Totals.load(first.state())
+    joined.merge(second)
+    expected, found = whole.mannequins.summary(), joined.mannequins.summary()
+    assert found["body"] == pytest.approx(expected["body"], rel=1e-4)
+    assert found["visibility"]["affine"]["auc"] == pytest.approx(
+        expected["visibility"]["affine"]["auc"], abs=1e-3)

@@ -1,0 +1,309 @@
+"""What stands behind the page: the people that it can show, and what the model makes of them.
+
+Convention: the page speaks of joints in normalised coordinates of a person's picture
+(`data.keypoints`); the model and the files of joints are in its pixels.
+"""
+
+import base64
+import binascii
+import io
+import secrets
+import tempfile
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import pose_kernels
+from posemodel import pictures
+from posemodel.data.images import read_image_bytes
+from posemodel.data.joint_layouts import Pose, main_person
+from posemodel.data.keypoint_formats import openpose_json, read_poses
+from posemodel.data.keypoints import JOINTS, normalized_to_pixels, pixels_to_normalized
+from posemodel.data.mannequins import Mannequins
+from posemodel.data.pose_checks import check_pose
+from posemodel.engine.data_source import HELD_OUT_SEED
+from posemodel.errors import UserError
+from posemodel.evaluation.pose_mask import pose_mask
+from posemodel.inference import PoseTransferModel, TransferResult
+
+MAX_IMAGE_BYTES = 12 * 2**20
+MAX_IMAGE_PIXELS = 24_000_000
+MAX_JOINT_BYTES = 4 * 2**20
+
+_LONGEST_SIDE = 512  # of a picture in the page; uploads are reduced to it
+_EXAMPLE_HEIGHT = 192  # mannequins are drawn finer than the model sees them, as photographs are
+_EXAMPLES = (32, 2, 26, 13, 34, 9)
+_UPLOADS = 8  # kept at a time; the one that was used longest ago goes first
+_MAX_FLOW = 0.25  # displacement that gets the full colour, as a share of the height
+_BODY_ROWS = 32  # of the mask of a body, so coarse that its edge is soft
+_BODY_RADIUS = 3.0  # half width of a limb there
+
+
+@dataclass(kw_only=True, eq=False)
+class Person:
+    """A person that the page can show."""
+
+    name: str
+    image: np.ndarray
+    """`[H, W, 3]` uint8, as the page shows it"""
+    full_size: tuple[int, int]
+    """(H, W) before it was reduced"""
+    pose: np.ndarray | None
+    """`[18, 3]` in pixels of `image`, where it is known"""
+    notes: tuple[str, ...] = ()
+    """what looks wrong with the pose"""
+
+
+class Workbench:
+    """One model, a few example people, and the uploads. Safe to use from several threads."""
+
+    def __init__(self, model: PoseTransferModel):
+        self.model = model
+        self._lock = threading.Lock()
+        self._examples = {f"example-{n}": person
+                          for n, person in enumerate(_draw_examples(model.size), 1)}
+        self._uploads: OrderedDict[str, Person] = OrderedDict()
+        self._last: tuple[tuple, TransferResult] | None = None
+        # The first pass is slow: allocations, and the colour map's import.
+        first = next(iter(self._examples))
+        pose = self.normalized(first)
+        self.transfer(first, pose, pose)
+
+    def people(self) -> dict[str, Person]:
+        """Examples, then uploads, by id."""
+        with self._lock:
+            return {**self._examples, **self._uploads}
+
+    def person(self, person_id: str) -> Person:
+        """Raises: `UserError` for an upload that is no longer kept."""
+        with self._lock:
+            if person_id in self._uploads:
+                self._uploads.move_to_end(person_id)
+                return self._uploads[person_id]
+            if person_id in self._examples:
+                return self._examples[person_id]
+        raise UserError(f"this picture is no longer kept (the last {_UPLOADS} uploads are): "
+                        "add it again")
+
+    def normalized(self, person_id: str) -> np.ndarray | None:
+        """The pose of a person as the page has it, `[18, 3]`."""
+        person = self.person(person_id)
+        if person.pose is None:
+            return None
+        size = person.image.shape[:2]
+        return pixels_to_normalized(torch.from_numpy(person.pose), size).numpy()
+
+    def add(self, content: bytes, name: str) -> str:
+        """An upload, from the bytes of an image file -> its id. Raises: `UserError`."""
+        image = read_image_bytes(content, name=name, max_pixels=MAX_IMAGE_PIXELS)
+        full_size = image.shape[:2]
+        if min(full_size) < 16:
+            raise UserError(f"{name}: {full_size[1]} x {full_size[0]} pixels; at least 16 x 16 are "
+                            "needed")
+        reduced = _reduced(image)
+        person_id = secrets.token_hex(8)
+        with self._lock:
+            self._uploads[person_id] = Person(
+                name=name, image=reduced, full_size=full_size, pose=None)
+            while len(self._uploads) > _UPLOADS:
+                self._uploads.popitem(last=False)
+        return person_id
+
+    def read_joints(self, person_id: str, content: bytes, name: str) -> Person:
+        """Joints of a person, from a file in any known format. Raises: `UserError`."""
+        person = self.person(person_id)
+        # The reader takes a path. The name in it is ours: the page's is used in messages only.
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "joints"
+            path.write_bytes(content)
+            try:
+                poses = read_poses(path, image_size=person.full_size)
+            except UserError as error:
+                raise UserError(str(error).replace(str(path), name)) from error
+        names = {pose.name for pose in poses}
+        if len(names) > 1:
+            named = [pose for pose in poses if pose.name == person.name]
+            if not named:
+                raise UserError(f"{name} holds joints of {len(names)} images and none of "
+                                f"{person.name}; give a file of this image alone")
+            poses = named
+        chosen = main_person(poses)
+        notes = check_pose(chosen, person.full_size)
+        if len(poses) > 1:
+            notes.insert(0, f"{len(poses)} people in the file; the one with the most joints is "
+                            "taken")
+        person.pose = _scaled(chosen.joints, person.full_size, person.image.shape[:2])
+        person.notes = tuple(notes)
+        return person
+
+    def transfer(self, person_id: str, source_pose: np.ndarray, target_pose: np.ndarray
+                 ) -> dict[str, np.ndarray]:
+        """`refined`, `warped`, `flow` and `visibility`, `[H, W, 3]` uint8, the size of the person's
+        picture; the latter two are pale where the target pose says that no body is. Poses
+        `[18, 3]` are normalised. Raises: `UserError`."""
+        result = self._result(person_id, source_pose, target_pose)
+        flow = torch.from_numpy(result.flow[0])
+        height, width = flow.shape[-2:]
+        moved = flow - pose_kernels.identity_flow(height, width)
+        moved *= moved.new_tensor([width / 2, height / 2]).view(2, 1, 1)
+        seen = torch.from_numpy(result.visibility["affine"][0])
+        body = _body(result.target_poses[0], (height, width))
+        return {
+            "refined": result.refined(0),
+            "warped": result.warped(0),
+            "flow": result.in_frame(
+                0, _pale(pictures.flow_to_color(moved, _MAX_FLOW * height), body)),
+            "visibility": result.in_frame(0, _pale(pictures.heat(seen), body)),
+        }
+
+    def correspondence(self, person_id: str, source_pose: np.ndarray, target_pose: np.ndarray,
+                       at: tuple[float, float]) -> tuple[list[float], np.ndarray, list[float]]:
+        """What a place of the result looks at.
+
+        Args:
+            at: (x, y), normalised.
+
+        Returns: where it is sampled from (x, y), normalised; the row of the guided correlation as
+            a picture `[h, w, 4]` uint8, transparent where it is low; and the rectangle of the
+            source that this covers (left, top, right, bottom), normalised.
+
+        Raises: `UserError` where nothing was made.
+        """
+        result = self._result(person_id, source_pose, target_pose)
+        size = self.person(person_id).image.shape[:2]
+        x, y = _pixels(np.float32([[*at, 1]]), size)[0, :2]
+        place, row = result.correspondence(0, (float(x), float(y)))
+        crop = result.source_crop
+        corners = np.float32([[crop.left - 0.5, crop.top - 0.5, 1],
+                              [crop.left + crop.width - 0.5, crop.top + crop.height - 0.5, 1]])
+        sampled = _normalized(np.float32([[*place, 1]]), size)[0, :2]
+        return sampled.tolist(), _overlay(row), _normalized(corners, size)[:, :2].ravel().tolist()
+
+    def openpose(self, person_id: str, pose: np.ndarray) -> str:
+        """A normalised pose as OpenPose JSON, in pixels of the person's picture."""
+        size = self.person(person_id).image.shape[:2]
+        return openpose_json([Pose(joints=_pixels(pose, size), format="openpose18")], size)
+
+    def _result(self, person_id: str, source_pose: np.ndarray, target_pose: np.ndarray
+                ) -> TransferResult:
+        """The last one is kept: a click asks about what has just been made."""
+        person = self.person(person_id)
+        size = person.image.shape[:2]
+        key = (person_id, source_pose.tobytes(), target_pose.tobytes())
+        with self._lock:
+            if self._last is None or self._last[0] != key:
+                self._last = (key, self.model.transfer(
+                    person.image, _pixels(source_pose, size), [_pixels(target_pose, size)]))
+            return self._last[1]
+
+
+def data_url(picture: np.ndarray) -> str:
+    """A picture `[H, W, 3 or 4]` uint8 as a PNG in a URL."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def decoded(text: str, limit: int, name: str) -> bytes:
+    """Bytes of base64. Raises: `UserError`."""
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f"{name}: not base64") from error
+    if len(content) > limit:
+        raise UserError(f"{name}: {len(content):,} bytes; at most {limit:,} are taken")
+    return content
+
+
+def checked_pose(rows: list, name: str) -> np.ndarray:
+    """`[18, 3]` float32 out of JSON, joints outside of the picture missing. Raises: `UserError`."""
+    whole = isinstance(rows, list) and len(rows) == len(JOINTS) and all(
+        isinstance(row, list) and len(row) == 3
+        and all(type(value) in (int, float) and abs(value) <= 100 for value in row)
+        for row in rows)
+    if not whole:
+        raise UserError(f"{name}: expected {len(JOINTS)} rows of x, y and presence")
+    pose = np.float32(rows)
+    present = (pose[:, 2] > 0) & (np.abs(pose[:, :2]) <= 1).all(1)
+    pose[:, 2] = present
+    return pose * present[:, None]
+
+
+def about(model: PoseTransferModel) -> str:
+    """What a model is and what it is not good for, in a few sentences."""
+    height, width = model.size
+    if model.about:
+        return model.about
+    if model.config.data.kind == "mannequins":
+        return (f"Trained on generated mannequins of {width} × {height} pixels. It has never seen "
+                "a photograph, a face or real cloth: with photographs it shows how the method "
+                "moves and invents pixels, not a good picture. Its results are about as sharp as "
+                "that size allows.")
+    return (f"Trained on {model.config.data.kind} images of {width} × {height} pixels; on other "
+            "kinds of pictures, crops and poses it will do worse.")
+
+
+def _draw_examples(size: tuple[int, int]) -> list[Person]:
+    scale = max(1, round(_EXAMPLE_HEIGHT / size[0]))
+    frame = (scale * size[0], scale * size[1])
+    pairs = Mannequins(size=frame, turn=45.0, seed=HELD_OUT_SEED).pairs(_EXAMPLES)
+    images = ((pairs["source"] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return [
+        Person(name=f"mannequin {number}", image=_rows(image), full_size=frame,
+               pose=normalized_to_pixels(pose, frame).numpy())
+        for number, (image, pose) in enumerate(zip(images, pairs["source_pose"], strict=True), 1)
+    ]
+
+
+def _body(pose: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """About where a body is, `[H, W]` from 0 to 1, by its joints `[18, 3]`, normalised."""
+    small = (_BODY_ROWS, max(1, round(_BODY_ROWS * size[1] / size[0])))
+    joints = normalized_to_pixels(pose, small).numpy()
+    mask = Image.fromarray(pose_mask(joints, small, radius=_BODY_RADIUS).astype(np.float32))
+    return np.asarray(mask.resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def _pale(image: torch.Tensor, body: np.ndarray) -> np.ndarray:
+    """`[3, H, W]` uint8 -> `[H, W, 3]`, mostly white outside of the body."""
+    strength = 0.15 + 0.85 * body[..., None]
+    return np.uint8(np.round(255 - (255 - _rows(image).astype(np.float32)) * strength))
+
+
+def _rows(image: torch.Tensor) -> np.ndarray:
+    """`[3, H, W]` -> `[H, W, 3]`."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def _reduced(image: np.ndarray) -> np.ndarray:
+    scale = _LONGEST_SIDE / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    picture = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+    return np.array(picture)
+
+
+def _scaled(pose: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """Pixels of one size to pixels of another one of the same picture."""
+    return _pixels(_normalized(pose, old), new)
+
+
+def _pixels(pose: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return normalized_to_pixels(torch.from_numpy(pose), size).numpy()
+
+
+def _normalized(pose: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return pixels_to_normalized(torch.from_numpy(pose), size).numpy()
+
+
+def _overlay(row: np.ndarray) -> np.ndarray:
+    """A row of the map, `[h, w]`, with the largest value fully opaque."""
+    share = np.clip(row / max(float(row.max()), 1e-12), 0, 1)
+    color = _rows(pictures.heat(torch.from_numpy(share)))
+    # The square root keeps second best places in sight.
+    return np.dstack([color, np.uint8(np.round(235 * np.sqrt(share)))])

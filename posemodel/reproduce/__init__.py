@@ -1,0 +1,1 @@
+"""`python -m posemodel.reproduce`: the paper's tables, trained and measured again."""

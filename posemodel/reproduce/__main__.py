@@ -1,0 +1,135 @@
+"""`python -m posemodel.reproduce table1`: the paper's tables, trained and measured again."""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from posemodel.cli import run_main
+from posemodel.errors import UserError
+from posemodel.presets import PRESETS
+from posemodel.reproduce.tables import TABLES, with_images
+
+PROGRAM = "python -m posemodel.reproduce"
+
+
+def main(argv: list[str]) -> int:
+    """Train what a table still lacks, measure every cell, write the table and its pictures.
+
+    The same command again continues. Runs that tables share are trained once.
+    """
+    arguments = _parser().parse_args(argv)
+    _check(arguments)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    return _reproduce(arguments, f"{PROGRAM} {shlex.join(argv)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=main.__doc__)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--data", default="mannequins", metavar="mannequins|ROOT",
+                        help="generated people, or the folder of a data set (default: mannequins)")
+    parser.add_argument("--preset", choices=PRESETS, default="quick",
+                        help="sizes and losses of all cells (default: quick)")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--budget", type=int, metavar="STEPS",
+                        help="training steps of each run (default: the preset's)")
+    budget.add_argument("--minutes", type=float, metavar="M",
+                        help="training time of each run instead: each method gets as many steps as "
+                             "a short run says that it can do in M minutes")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N",
+                        help="runs of each cell, with seeds from 0 (default: 1)")
+    parser.add_argument("--pairs", type=int, metavar="N",
+                        help="held-out pairs (default: the preset's)")
+    parser.add_argument("--image-input", action="store_true",
+                        help="let the other methods of table1 see the source image, too, as their "
+                             "papers do")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR",
+                        help="folder for tables and runs (default: runs/reproduce)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N",
+                        help="runs side by side, which share the cores (default: 1)")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print the runs and the time that they would take, and train nothing "
+                             "but the short runs that tell it")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    # A comparison takes two pairs.
+    for flag, least in (("budget", 0), ("minutes", 0), ("seeds", 0), ("pairs", 1), ("jobs", 0)):
+        value = getattr(arguments, flag)
+        if value is not None and not value > least:
+            raise UserError(f"--{flag} {value}: expected more than {least}")
+
+
+def _reproduce(arguments: argparse.Namespace, command: str) -> int:
+    from posemodel.reproduce.pictures import write_curves, write_warps
+    from posemodel.reproduce.results import Outcome
+    from posemodel.reproduce.runs import Bench
+
+    name, table = arguments.table, TABLES[arguments.table]
+    if arguments.image_input:
+        name, table = f"{name}-image", with_images(table)
+    steps = arguments.budget or PRESETS[arguments.preset]().steps
+    bench = Bench(out=arguments.out, preset=arguments.preset, flags=_data_flags(arguments.data),
+                  steps=steps, minutes=arguments.minutes, pairs=arguments.pairs,
+                  device=arguments.device, jobs=arguments.jobs)
+    cells = [cell for cell in table.cells if cell.key != "copy"]
+    if arguments.dry_run:
+        print(_forecast(bench, cells, arguments.seeds))
+        return 0
+    results = bench.run(cells, arguments.seeds)
+    outcome = Outcome(name, table, results)
+    about = {"command": command, "preset": arguments.preset, "data": arguments.data,
+             "steps": None if arguments.minutes is not None else steps,
+             "minutes": arguments.minutes, "seeds": arguments.seeds,
+             "seconds_per_step": {cell.key: bench.seconds_per_step(cell) for cell in cells}
+             if arguments.minutes is not None else None}
+    page = outcome.to_markdown(about)
+    for ending, text in ((".csv", outcome.to_csv()), (".json", outcome.to_json(about)),
+                         (".md", page)):
+        _write(arguments.out / f"{name}{ending}", text)
+    write_warps(outcome, arguments.out / f"{name}.png", arguments.device)
+    write_curves(outcome, arguments.out / f"{name}-curves.png")
+    print(f"\n{page}\nwritten: {arguments.out / name}.md, .csv, .json, .png, -curves.png")
+    return 0
+
+
+def _data_flags(data: str) -> tuple[str, ...]:
+    if data == "mannequins":
+        return ("--data.kind", "mannequins")
+    from posemodel.data.layouts import find_layout
+
+    return ("--data.kind", find_layout(data).kind, "--data.root", data)
+
+
+def _forecast(bench, cells: list, seeds: int) -> str:
+    """The runs and their time, evaluations not counted."""
+    lines = [f"{'cell':<28}{'runs':>5}{'steps':>9}{'s/step':>9}{'min/run':>9}{'done':>6}"]
+    total = 0.0
+    for cell in cells:
+        pace, steps = bench.seconds_per_step(cell), bench.steps_of(cell)
+        done = sum(bench.is_done(cell, steps, seed) for seed in range(seeds))
+        total += pace * steps * (seeds - done)
+        lines.append(f"{cell.label:<28}{seeds:>5}{steps:>9}{pace:>9.3f}{pace * steps / 60:>9.1f}"
+                     f"{done:>6}")
+    lines.append(f"to train: {total / 60 / bench.jobs:.0f} min with {bench.jobs} at a time on "
+                 f"{bench.threads} thread{'s' if bench.threads > 1 else ''} each; the evaluations "
+                 "come on top")
+    return "\n".join(lines)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,264 @@
+"""From runs to a table: means and spread over seeds, comparisons over pairs, files to read."""
+
+import csv
+import io
+import json
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from posemodel.errors import UserError
+from posemodel.evaluation import records, statistics
+from posemodel.reproduce.runs import Result
+from posemodel.reproduce.tables import (
+    IMAGE_MEASURES,
+    MEASURES,
+    OTHER_MEASURES,
+    Cell,
+    Measure,
+    Table,
+)
+
+# Chance of calling any difference of a table one where there is none.
+_ALPHA = 0.05
+
+BETTER, WORSE, OPEN = "ours better", "ours worse", "not shown"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One cell against ours in one measure."""
+
+    comparison: statistics.Comparison
+    """the cell minus ours over the same pairs, each the mean over its seeds"""
+    seeds_apart: bool
+    """whether every seed of one side lies on the same side of every seed of the other"""
+    says: str
+    """`BETTER`, `WORSE` or `OPEN`: what may be said of ours"""
+
+
+class Outcome:
+    """A table's numbers."""
+
+    def __init__(self, name: str, table: Table, results: dict[str, list[Result]]):
+        """
+        Args:
+            results: by the keys of all cells but "copy"; "ours" among them.
+
+        Raises: `UserError` if the cells were not measured alike.
+        """
+        self.name, self.table, self.results = name, table, results
+        self.protocol = _common(results)
+        self.people = results["ours"][0].pairs["person"]
+        """groups of pairs that share images"""
+        self.measures = {measure.name: measure for measure in MEASURES.values()
+                         if self.values(_cell("ours", table), measure)}
+        """those that these runs have"""
+        count = len([cell for cell in table.cells if not cell.is_ours]) \
+            * len([measure for measure in self.measures.values() if measure.column])
+        self.level = _ALPHA / max(1, count)
+        """of a single comparison, so that all of the table together keep 5 % (Bonferroni)"""
+        self.verdicts = {
+            (cell.key, measure.name): self._verdict(cell, measure) for cell in table.cells
+            for measure in self.measures.values()
+            if not cell.is_ours and self.column(cell, measure) is not None}
+
+    def values(self, cell: Cell, measure: Measure) -> list[float]:
+        """One number for each seed; empty where there is none."""
+        if cell.key == "copy":
+            pairs = self.results["ours"][0].pairs
+            found = [_mean(pairs[measure.copy])] if measure.copy in pairs else []
+        elif measure.pooled:
+            found = [one.row.get(measure.pooled) for one in self.results[cell.key]]
+        else:
+            found = [_mean(one.pairs[measure.column]) for one in self.results[cell.key]
+                     if measure.column in one.pairs]
+        return [] if None in found else found
+
+    def column(self, cell: Cell, measure: Measure) -> np.ndarray | None:
+        """The value of each pair, the mean over the seeds, `[N]`; None where there is none."""
+        if cell.key == "copy":
+            return self.results["ours"][0].pairs.get(measure.copy)
+        if not measure.column or measure.column not in self.results[cell.key][0].pairs:
+            return None
+        return np.mean([one.pairs[measure.column] for one in self.results[cell.key]], axis=0)
+
+    def _verdict(self, cell: Cell, measure: Measure) -> Verdict:
+        ours = _cell("ours", self.table)
+        comparison = statistics.compare(self.column(cell, measure), self.column(ours, measure),
+                                        groups=self.people)
+        theirs, own = self.values(cell, measure), self.values(ours, measure)
+        apart = max(theirs) < min(own) or max(own) < min(theirs)
+        says = OPEN
+        if apart and comparison.p < self.level and comparison.low * comparison.high > 0:
+            says = BETTER if (comparison.difference < 0) == measure.higher else WORSE
+        return Verdict(comparison, apart, says)
+
+    # --- files --------------------------------------------------------------------------------
+
+    def to_json(self, about: dict) -> str:
+        """Everything, for programs."""
+        cells = []
+        for cell in self.table.cells:
+            runs = [] if cell.key == "copy" else [
+                {"run": str(one.run.path), "seed": one.run.config.seed,
+                 "steps": one.run.config.steps} for one in self.results[cell.key]]
+            values = {name: self.values(cell, measure) for name, measure in self.measures.items()}
+            against = {name: {**asdict(verdict.comparison), "seeds_apart": verdict.seeds_apart,
+                              "says": verdict.says}
+                       for (key, name), verdict in self.verdicts.items() if key == cell.key}
+            cells.append({"key": cell.key, "label": cell.label, "flags": cell.flags, "runs": runs,
+                          "values": values, "paper": dict(cell.paper), "against_ours": against})
+        return json.dumps({"table": self.name, **about, "level": self.level,
+                           "protocol": self.protocol, "cells": cells}, indent=2,
+                          allow_nan=False) + "\n"
+
+    def to_csv(self) -> str:
+        """A line for each number."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["table", "cell", "measure", "seed", "value", "paper"])
+        for cell in self.table.cells:
+            for name, measure in self.measures.items():
+                for seed, value in enumerate(self.values(cell, measure)):
+                    writer.writerow([self.name, cell.key, name, seed, repr(value),
+                                     cell.paper.get(name, "")])
+        return text.getvalue()
+
+    def to_markdown(self, about: dict) -> str:
+        """The page for people."""
+        results = self.results["ours"]
+        parts = [f"# {self.table.title}", f"Made by `{about['command']}`.", self._made_of(about),
+                 "## The warped image", self._grid(IMAGE_MEASURES, paper=True)]
+        if any(cell.paper for cell in self.table.cells):
+            parts.append("Columns marked *paper* are what the paper prints, for DeepFashion at 256 "
+                         "pixels: other data, another size, far longer training. Compare orders, "
+                         "not values.")
+        parts += [self.table.remark] if self.table.remark else []
+        parts += ["## The flow and the refined image", self._grid(OTHER_MEASURES, paper=False)]
+        parts += [f"## Against ours, over {len(results[0].pairs['pair'])} pairs",
+                  self._comparisons()]
+        orders = self._orders()
+        parts += ["## The paper's orders", orders] if orders else []
+        parts += ["## Pictures", f"![warped people]({self.name}.png)",
+                  f"![learning curves]({self.name}-curves.png)"]
+        return "\n\n".join(parts) + "\n"
+
+    def _made_of(self, about: dict) -> str:
+        protocol, seeds = self.protocol, len(self.results["ours"])
+        budget = f"{about['minutes']:g} minutes of training" if about["minutes"] is not None \
+            else f"{about['steps']} steps"
+        height, width = protocol["size"]
+        commit, _, state = (protocol["commit"] or "unknown").partition("-")
+        version = " ".join([commit[:10], state]).strip()
+        absent = [measure.title for measure in IMAGE_MEASURES
+                  if measure.name not in self.measures]
+        left_out = f" Left out, since their weights were not at hand: {', '.join(absent)}." \
+            if absent else ""
+        return (f"Preset `{about['preset']}` on {about['data']}, {budget} for each run, "
+                f"{seeds} seed{'s' if seeds > 1 else ''}; {protocol['pairs']} held-out pairs under "
+                f"protocol `{protocol['name']}` ({height} x {width}, l1 of 255, version "
+                f"{version}).{left_out} Numbers are means over the seeds ± the standard deviation "
+                "of single runs.")
+
+    def _grid(self, measures: tuple[Measure, ...], paper: bool) -> str:
+        shown = [self.measures[one.name] for one in measures if one.name in self.measures]
+        heads, rows = ["method", "steps"], [[cell.label, self._steps(cell)]
+                                            for cell in self.table.cells]
+        for measure in shown:
+            heads.append(f"{measure.title} {'↑' if measure.higher else '↓'}")
+            for cell, row in zip(self.table.cells, rows, strict=True):
+                row.append(_shown(self.values(cell, measure)))
+        for measure in measures if paper else ():
+            if any(measure.name in cell.paper for cell in self.table.cells):
+                heads.append(f"*paper: {measure.title}*")
+                for cell, row in zip(self.table.cells, rows, strict=True):
+                    value = cell.paper.get(measure.name)
+                    row.append("" if value is None else f"*{value:g}*")
+        return _markdown(heads, rows)
+
+    def _steps(self, cell: Cell) -> str:
+        return "" if cell.key == "copy" else str(self.results[cell.key][0].run.config.steps)
+
+    def _comparisons(self) -> str:
+        names = [name for name in self.measures if any(name == other
+                                                       for _, other in self.verdicts)]
+        rows = []
+        for cell in self.table.cells:
+            if cell.is_ours:
+                continue
+            row = [cell.label]
+            for name in names:
+                verdict = self.verdicts.get((cell.key, name))
+                row.append("" if verdict is None else _compared(verdict))
+            rows.append(row)
+        seeds = len(self.results["ours"])
+        how = (f"The method minus ours, mean over pairs [95 % interval]. *Ours better* or *worse* "
+               f"is said where p < {self.level:.2g} (5 % for the whole table) in a test of paired "
+               "differences, ")
+        how += "and every seed of one lies on the same side of every seed of the other; else " \
+               "the difference is *not shown*." if seeds > 1 else \
+               "with **one seed** each, so another seed may say otherwise; else it is *not shown*."
+        return f"{_markdown(['method', *(MEASURES[name].title for name in names)], rows)}\n\n{how}"
+
+    def _orders(self) -> str:
+        """What the paper says of each pair of numbers, and what was found here."""
+        ours, rows = _cell("ours", self.table), []
+        for cell in self.table.cells:
+            for name, value in cell.paper.items():
+                verdict = self.verdicts.get((cell.key, name))
+                if cell.is_ours or verdict is None or value == ours.paper[name]:
+                    continue
+                said = BETTER if (value < ours.paper[name]) == MEASURES[name].higher else WORSE
+                holds = {said: "holds", OPEN: "not shown"}.get(verdict.says, "does not hold")
+                rows.append([cell.label, MEASURES[name].title, said, verdict.says, holds])
+        return _markdown(["method", "measure", "paper", "here", "the paper's order"], rows) \
+            if rows else ""
+
+
+def _common(results: dict[str, list[Result]]) -> dict:
+    """The protocol that all cells were measured under.
+
+    Raises: `UserError` if there are several, or the pairs are not the same.
+    """
+    every = [one for several in results.values() for one in several]
+    first = every[0]
+    for one in every:
+        if one.row["protocol"] != first.row["protocol"]:
+            raise UserError(f"{one.run.path} and {first.run.path} were measured under different "
+                            "protocols or versions; the same command again measures them anew")
+        if not np.array_equal(one.pairs["pair"], first.pairs["pair"]):
+            raise UserError(f"{one.run.path} and {first.run.path} were measured on different "
+                            "pairs: some have become unreadable; check the data set")
+    return first.row["protocol"]
+
+
+def _cell(key: str, table: Table) -> Cell:
+    return next(cell for cell in table.cells if cell.key == key)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return records.means({"value": values})["value"]
+
+
+def _shown(values: list[float]) -> str:
+    """A mean and its spread, with as many digits as the mean deserves."""
+    if not values:
+        return ""
+    spread = statistics.spread(values)
+    digits = 1 if spread.mean >= 100 else 2 if spread.mean >= 2 else 3
+    text = f"{spread.mean:.{digits}f}"
+    return text if math.isnan(spread.deviation) else f"{text} ± {spread.deviation:.{digits}f}"
+
+
+def _compared(verdict: Verdict) -> str:
+    one = verdict.comparison
+    digits = 2 if abs(one.difference) >= 1 else 3
+    return (f"{one.difference:+.{digits}f} [{one.low:+.{digits}f}, {one.high:+.{digits}f}] "
+            f"{verdict.says}")
+
+
+def _markdown(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,164 @@
+"""The runs of a table: each in a folder of its own, by the ordinary commands, several at a time."""
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from posemodel.cli import parse_train
+from posemodel.config import drift
+from posemodel.engine.run_folder import RunFolder
+from posemodel.errors import UserError
+from posemodel.evaluation import records
+from posemodel.reproduce.tables import Cell
+
+# Steps of the run that a method is timed with, and those that only warm up.
+_TIMED, _WARM_UP = 24, 4
+# Evaluations on the way, for the learning curve.
+_EVALUATIONS = 5
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that was trained and measured."""
+
+    run: RunFolder
+    row: dict
+    """its evaluation.json"""
+    pairs: dict[str, np.ndarray]
+    """the values of each pair by name, `[N]`"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """How all cells of a table are trained and measured."""
+
+    out: Path
+    preset: str
+    flags: tuple[str, ...]
+    """of `posemodel.train`, the same for all cells"""
+    steps: int
+    """of each run; where `minutes` is given, of none"""
+    minutes: float | None
+    """training time of each run in the place of a number of steps"""
+    pairs: int | None
+    """held-out pairs; None: as the preset has it"""
+    device: str
+    jobs: int
+    """runs side by side, which share the cores"""
+    log: Callable[[str], None] = print
+    _running: set = field(default_factory=set)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each run."""
+        return max(1, len(os.sched_getaffinity(0)) // self.jobs)
+
+    def seconds_per_step(self, cell: Cell) -> float:
+        """How long a step of a cell takes here, alone on its threads.
+
+        Measured once; a later start takes the same figure, and so gets the same number of steps.
+        """
+        path = self.out / "timing" / cell.key
+        self._train(cell, path, "timing", "--steps", _TIMED, "--log-every", 1, "--evaluate-every",
+                    _TIMED, "--checkpoint-every", _TIMED, "--data.evaluation-pairs", 1)
+        run = RunFolder.open_existing(path)
+        share = run.config.optim.phase_one
+        early, late = [], []
+        for row in run.read_metrics():
+            if row["step"] > _WARM_UP:
+                (early if row["step"] <= share * _TIMED else late).append(row["step_ms"])
+        # The discriminator comes late: each part of the run counts by its length.
+        early, late = early or late, late or early
+        return (share * statistics.median(early) + (1 - share) * statistics.median(late)) / 1000
+
+    def steps_of(self, cell: Cell) -> int:
+        """Training steps of each run of a cell."""
+        if self.minutes is None:
+            return self.steps
+        return max(1, int(60 * self.minutes / self.seconds_per_step(cell)))
+
+    def run(self, cells: Iterable[Cell], seeds: int) -> dict[str, list[Result]]:
+        """Train and measure what is missing; results by the cells' keys, one for each seed.
+
+        Raises: `UserError` when a run fails.
+        """
+        # Before anything runs beside it.
+        steps = {cell.key: self.steps_of(cell) for cell in cells}
+        with self._side_by_side() as pool:
+            futures = {cell.key: [pool.submit(self._result, cell, steps[cell.key], seed)
+                                  for seed in range(seeds)] for cell in cells}
+            for future in as_completed(one for several in futures.values() for one in several):
+                future.result()
+        return {key: [one.result() for one in several] for key, several in futures.items()}
+
+    def is_done(self, cell: Cell, steps: int, seed: int) -> bool:
+        """Whether a run has reached its last step."""
+        return (self._path(cell, steps, seed) / "DONE").exists()
+
+    def _path(self, cell: Cell, steps: int, seed: int) -> Path:
+        return self.out / "runs" / f"{cell.key}-{steps}-{seed}"
+
+    def _result(self, cell: Cell, steps: int, seed: int) -> Result:
+        path = self._path(cell, steps, seed)
+        every = max(1, steps // _EVALUATIONS)
+        self._train(cell, path, "training", "--steps", steps, "--seed", seed, "--evaluate-every",
+                    every, "--checkpoint-every", every)
+        self._command("posemodel.evaluate", path, "--protocol", "paper", "--device", self.device,
+                      *(() if self.pairs is None else ("--pairs", self.pairs)))
+        row = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))
+        self.log(f"measured {path.name}: warped l1 {row['measures']['l1']:.2f}, source unmoved "
+                 f"{row['measures_copy']['l1']:.2f}")
+        return Result(RunFolder.open_existing(path), row, records.read(row["values"])[0])
+
+    def _train(self, cell: Cell, path: Path, doing: str, *flags) -> None:
+        words = [str(word) for word in (self.preset, *self.flags, *cell.flags, "--device",
+                                        self.device, "--out", path, *flags)]
+        if (path / "DONE").exists():
+            changed = drift(RunFolder.open_existing(path).config, parse_train(words).config)
+            if changed:
+                raise UserError(f"{path} holds another run: {'; '.join(changed)}. Choose another "
+                                "--out")
+            return
+        self.log(f"{doing} {path.name}")
+        self._command("posemodel.train", *words)
+
+    def _command(self, module: str, *words) -> None:
+        """Raises: `UserError` with what the command says of its end."""
+        command = [sys.executable, "-m", module, *map(str, words)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(self.threads)})
+        self._running.add(process)
+        try:
+            _, errors = process.communicate()
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            self._running.discard(process)
+        if process.returncode:
+            said = [line for line in errors.splitlines() if line.strip()]
+            raise UserError(f"{' '.join(command[1:])} ended with code {process.returncode}: "
+                            f"{said[-1] if said else 'no message'}")
+
+    @contextlib.contextmanager
+    def _side_by_side(self) -> Iterator[ThreadPoolExecutor]:
+        """After a failure or a signal no run begins any more, and those at work are told to save
+        and end."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list(self._running):
+                    process.terminate()
+                raise

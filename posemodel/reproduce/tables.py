@@ -1,0 +1,140 @@
+"""What the paper's tables consist of: the runs of each, the measures, the numbers that it prints.
+
+Nothing heavy is imported here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A row of a table: one configuration, trained with each seed."""
+
+    key: str
+    """name of its run folders; what two tables call by one key is one run"""
+    label: str
+    flags: tuple[str, ...] = ()
+    """of `posemodel.train`, what is changed in the preset"""
+    paper: Mapping[str, float] = field(default_factory=dict)
+    """the numbers that the paper prints, by measure"""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the method as it is, which the others are compared with."""
+        return self.key == "ours"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of the paper."""
+
+    title: str
+    cells: tuple[Cell, ...]
+    refined: bool = False
+    """whether its picture also shows the refined images"""
+    remark: str = ""
+    """what has to be known about the paper's numbers"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A column of a table."""
+
+    name: str
+    title: str
+    column: str = ""
+    """values of each pair; empty: there are none, and no comparison"""
+    copy: str = ""
+    """the same of the source as it is"""
+    pooled: str = ""
+    """key of evaluation.json, where the measure is pooled over pixels"""
+    higher: bool = False
+    """whether more is better"""
+
+
+IMAGE_MEASURES = (
+    Measure(name="l1_32", title="l1 at 32", column="protocol_l1_32", copy="copy_protocol_l1_32"),
+    Measure(name="l1", title="l1", column="protocol_l1", copy="copy_protocol_l1"),
+    Measure(name="ssim", title="SSIM", column="protocol_ssim", copy="copy_protocol_ssim",
+            higher=True),
+    Measure(name="lpips_alex", title="LPIPS-Alex", column="protocol_lpips_alex",
+            copy="copy_protocol_lpips_alex"),
+    Measure(name="lpips_vgg", title="LPIPS-VGG", column="protocol_lpips_vgg",
+            copy="copy_protocol_lpips_vgg"),
+)
+"""of the warped image, as in the paper"""
+OTHER_MEASURES = (
+    Measure(name="epe", title="flow error, px", column="epe_visible", copy="epe_zero"),
+    Measure(name="within_3px", title="within 3 px", column="within_3px", higher=True),
+    Measure(name="invented", title="made up pixels, l1", column="invented_l1",
+            copy="invented_l1_copy"),
+    Measure(name="auc_affine", title="visibility AUC, affine", pooled="visibility_auc_affine",
+            higher=True),
+    Measure(name="auc_cycle", title="visibility AUC, cycle", pooled="visibility_auc_cycle",
+            higher=True),
+    Measure(name="refined_l1", title="refined l1", column="refined_protocol_l1"),
+    Measure(name="refined_ssim", title="refined SSIM", column="refined_protocol_ssim",
+            higher=True),
+)
+"""of the flow, where it is known, and of the refined image"""
+MEASURES = {measure.name: measure for measure in (*IMAGE_MEASURES, *OTHER_MEASURES)}
+
+
+def _paper(l1_32: float | None, l1: float, ssim: float, alex: float, vgg: float) -> dict:
+    row = {"l1_32": l1_32, "l1": l1, "ssim": ssim, "lpips_alex": alex, "lpips_vgg": vgg}
+    return {name: value for name, value in row.items() if value is not None}
+
+
+OURS = Cell(key="ours", label="ours", paper=_paper(13.11, 15.52, 0.608, 0.39, 0.35))
+COPY = Cell(key="copy", label="copy")
+"""the source as it is: nothing is trained for it"""
+
+_WITH = replace(OURS, paper=_paper(None, 15.52, 0.608, 0.39, 0.35))
+_WITHOUT = _paper(None, 42.13, 0.504, 0.84, 0.92)
+_SAME = "The paper prints the same numbers for \"without\" in its Tables 3 and 4."
+
+
+def _rival(key: str, label: str, *paper: float) -> Cell:
+    return Cell(key=key, label=label, flags=("--model.flow", key), paper=_paper(*paper))
+
+
+TABLES = {
+    "table1": Table(
+        title="Table 1: the flow against those of other methods",
+        cells=(OURS, _rival("fomm", "FOMM", 13.26, 15.97, 0.604, 0.47, 0.42),
+               _rival("mraa", "MRAA", 13.79, 15.58, 0.607, 0.42, 0.38),
+               _rival("tpsmm", "TPSMM", 13.66, 16.12, 0.617, 0.45, 0.41),
+               _rival("gfla32", "GFLA32", 14.18, 28.13, 0.554, 0.52, 0.49),
+               _rival("gfla64", "GFLA64", 14.01, 20.25, 0.615, 0.48, 0.44), COPY)),
+    "table2": Table(
+        title="Table 2: depth of the flow head C_l",
+        cells=(*(Cell(key=f"depth-{depth}", label=f"depth {depth}",
+                      flags=("--model.flow-depth", str(depth))) for depth in range(1, 6)),
+               replace(OURS, label="depth 6 (ours)", paper={}), COPY),
+        remark="Of the paper's Table 2 only its range is quoted here, l1 from 33.31 to 15.52, so "
+               "there is no column of its numbers."),
+    "table3": Table(
+        title="Table 3: without the refinement network",
+        cells=(_WITH, Cell(key="no-refine", label="without refinement",
+                           flags=("--model.no-refine",), paper=_WITHOUT), COPY),
+        remark=_SAME),
+    "table4": Table(
+        title="Table 4: without the affine preserving loss",
+        cells=(_WITH, Cell(key="no-affine", label="without affine loss",
+                           flags=("--loss.affine-weight", "0"), paper=_WITHOUT), COPY),
+        refined=True, remark=_SAME),
+    "appendix-e": Table(
+        title="Appendix E: with skip connections",
+        cells=(replace(OURS, paper={}),
+               Cell(key="skip", label="with skip connections", flags=("--model.skip",)), COPY),
+        refined=True, remark="The paper shows pictures here, and no numbers."),
+}
+
+
+def with_images(table: Table) -> Table:
+    """The same with the other methods of Table 1 looking at the source image, too."""
+    return replace(table, cells=tuple(
+        replace(cell, key=f"{cell.key}-image", label=f"{cell.label}, sees the image",
+                flags=(*cell.flags, "--model.motion-input", "keypoints+image"))
+        if "--model.flow" in cell.flags else cell for cell in table.cells))

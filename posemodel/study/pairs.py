@@ -1,0 +1,147 @@
+"""The pictures of a study: held-out pairs of runs, or image folders with the same file names."""
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from posemodel.data.images import read_image
+from posemodel.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from posemodel.config import DataConfig
+
+_KINDS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_BATCH = 8
+
+Pictures = dict[str | tuple[str, str], np.ndarray]
+
+
+def parse_methods(words: list[str]) -> dict[str, Path]:
+    """`name=path` words. Raises: `UserError`."""
+    methods: dict[str, Path] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"--methods {word}: expected NAME=RUN_OR_FOLDER")
+        if name in methods:
+            raise UserError(f"--methods: {name} is there twice")
+        if not Path(path).is_dir():
+            raise UserError(f"--methods {word}: there is no folder {path}")
+        methods[name] = Path(path)
+    if len(methods) < 2:
+        raise UserError("--methods: a comparison takes at least two")
+    return methods
+
+
+def collect_pairs(methods: dict[str, Path], *, count: int, seed: int, show: str,
+                  source: Path | None, target: Path | None, device: str) -> dict[str, Pictures]:
+    """`count` pairs, chosen at random from those that all methods have, by name.
+
+    Returns: for each pair its "source", its "target" and a `("result", method)` for each method,
+        `[H, W, 3]` uint8.
+
+    Raises: `UserError`.
+    """
+    if count < 1:
+        raise UserError(f"--pairs {count}: expected at least 1")
+    runs = {name: path for name, path in methods.items() if (path / "config.json").is_file()}
+    folders = {("result", name): path for name, path in methods.items() if name not in runs}
+    if runs and (source or target):
+        raise UserError("--source and --target are for studies without a run; here they come from "
+                        "the run's held-out pairs")
+    if not runs:
+        if source is None or target is None:
+            raise UserError("no method is a run: give the folders of the persons and of the real "
+                            "pictures with --source and --target")
+        folders |= {"source": source, "target": target}
+    files = {name: _image_files(path) for name, path in folders.items()}
+    available = _numbers(next(iter(runs.values()))) if runs else None
+    for stems in files.values():
+        available = set(stems) if available is None else available & set(stems)
+    if len(available) < count:
+        hint = ("; beside a run, images are named by the number of the held-out pair, 000000.png "
+                "and so on") if runs and files else ""
+        raise UserError(f"--pairs {count}: the methods have {len(available)} pairs in common{hint}")
+    chosen = sorted(random.Random(seed).sample(sorted(available), count))
+    pairs: dict[str, Pictures] = {
+        name: {key: read_image(stems[name]) for key, stems in files.items()} for name in chosen}
+    if runs:
+        _add_runs(pairs, runs, show, device)
+    return pairs
+
+
+def _image_files(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in _KINDS:
+            if path.stem in files:
+                raise UserError(f"{folder} has both {files[path.stem].name} and {path.name}")
+            files[path.stem] = path
+    if not files:
+        raise UserError(f"{folder} has no images and is no run folder")
+    return files
+
+
+def _numbers(run: Path) -> set[str]:
+    import torch
+
+    from posemodel.engine.data_source import HeldOutPairs
+    from posemodel.engine.run_folder import RunFolder
+
+    config = RunFolder.open_existing(run).config
+    held_out = HeldOutPairs(config, torch.device("cpu"), config.data.evaluation_pairs)
+    return {_name(pair) for batch in held_out.batches for pair in batch}
+
+
+def _add_runs(pairs: dict[str, Pictures], runs: dict[str, Path], show: str, device: str) -> None:
+    """Every run on the same held-out pairs, those of the first one."""
+    import torch
+
+    from posemodel.engine.data_source import HeldOutPairs
+    from posemodel.engine.environment import choose_device
+    from posemodel.engine.run_folder import RunFolder
+    from posemodel.engine.trained import load_trained
+
+    here, _ = choose_device(device)
+    numbers = np.array(sorted(map(int, pairs)))
+    batches = [numbers[first : first + _BATCH] for first in range(0, len(numbers), _BATCH)]
+    which: dict[tuple, str] = {}
+    for name, path in runs.items():
+        run = RunFolder.open_existing(path)
+        held_out = HeldOutPairs(run.config, here, run.config.data.evaluation_pairs)
+        which.setdefault(_which_pairs(run.config.data, held_out.fingerprint()), name)
+        if len(which) > 1:
+            raise UserError(f"the runs {' and '.join(which.values())} have different held-out "
+                            "pairs: their --data settings differ")
+        model, _ = load_trained(run, here)
+        for batch in held_out.stream(batches):
+            with torch.inference_mode():
+                made = model(batch["source"], batch["source_pose"], batch["target_pose"])
+            shown = {"source": batch["source"], "target": batch["target"],
+                     ("result", name): made.image if show == "refined" else made.warped}
+            for k, pair in enumerate(batch["pair"].tolist()):
+                pairs[_name(pair)].update({key: _picture(images[k])
+                                           for key, images in shown.items()})
+        missing = [pair for pair, pictures in pairs.items() if ("result", name) not in pictures]
+        if missing:
+            raise UserError(f"{path}: {len(missing)} of its held-out pairs cannot be read; check "
+                            "the data set with python -m posemodel.data check")
+
+
+def _which_pairs(data: "DataConfig", fingerprint: str) -> tuple:
+    return (data.kind, data.image_size, data.fit, data.turn, data.background, data.hidden_joints,
+            fingerprint)
+
+
+def _name(pair: int) -> str:
+    return f"{pair:06d}"
+
+
+def _picture(image: "Tensor") -> np.ndarray:
+    """`[3, H, W]` in [-1, 1] -> `[H, W, 3]` uint8."""
+    pixels = ((image.float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())

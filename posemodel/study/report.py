@@ -1,0 +1,157 @@
+"""Table 6 of the paper: how often volunteers prefer the first method to each other one."""
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+
+from posemodel.data.annotations import write_aside
+from posemodel.errors import UserError
+from posemodel.evaluation.statistics import compare
+from posemodel.study.plan import plan_trials
+from posemodel.study.study import QUESTIONS, Study, latest, read_answers
+
+_Z = 1.959963984540054  # 95 %, two-sided
+_FEW = 5  # volunteers; with fewer, an interval over volunteers means nothing
+
+
+def wilson(preferred: int, count: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927).
+
+    Args:
+        preferred: 0 .. count.
+        count: at least 1.
+    """
+    share, spread = preferred / count, _Z * _Z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def sign_test(preferred: int, count: int) -> float:
+    """Two-sided p of the hypothesis that both are chosen equally often (exact)."""
+    tail = sum(math.comb(count, k) for k in range(max(preferred, count - preferred), count + 1))
+    return min(1.0, float(2 * tail / 2**count))
+
+
+def summarize(study: Study) -> dict:
+    """Everything that the report says, as plain JSON values. Raises: `UserError`."""
+    rows, damaged = read_answers(study.answers_path)
+    owner = {name: (number, method) for number, pair in enumerate(study.pairs)
+             for method, name in pair.results.items()}
+    answers = list(latest(rows).values())
+    strangers = [row for row in answers
+                 if row["chosen"] not in owner or row["other"] not in owner]
+    if strangers:
+        raise UserError(f"{study.answers_path}: {len(strangers)} answers are about pictures that "
+                        "are not of this study")
+    first, *others = study.methods
+    votes = defaultdict(list)  # (other method, question) -> (volunteer, first one preferred)
+    for row in answers:
+        if not row["repeated"]:
+            pair = {owner[row["chosen"]][1], owner[row["other"]][1]}
+            (other,) = pair - {first}
+            votes[other, row["question"]].append(
+                (row["volunteer"], owner[row["chosen"]][1] == first))
+    return {
+        "method": first,
+        "table": [{"against": other, "question": question, **_share(votes[other, question])}
+                  for other in others for question in QUESTIONS],
+        "volunteers": [_volunteer(study, name, answers, owner, first)
+                       for name in sorted({row["volunteer"] for row in answers})],
+        "pairs": len(study.pairs),
+        "show": study.show,
+        "damaged_lines": damaged,
+    }
+
+
+def report_text(summary: dict) -> str:
+    """The summary for a terminal."""
+    first = summary["method"]
+    lines = [f"How often {first} is preferred (95 % Wilson intervals; p: exact sign test)", ""]
+    if not summary["volunteers"]:
+        return "no answers yet"
+    width = max(len(row["against"]) for row in summary["table"])
+    for question, text in QUESTIONS.items():
+        lines.append(text)
+        for row in summary["table"]:
+            if row["question"] == question:
+                lines.append(f"  against {row['against']:<{width}}  {_told(row)}")
+        lines.append("")
+    lines.append("The intervals take answers as independent. Those of one volunteer are not quite; "
+                 f"from {_FEW} volunteers on, a second interval draws volunteers as a whole.")
+    lines += ["", "volunteer                 done  prefers  left  consistent  seconds"]
+    for row in summary["volunteers"]:
+        lines.append(
+            f"{row['volunteer'][:24]:<24}  {row['done']:>4.0%}  {_percent(row['prefers']):>7}  "
+            f"{_percent(row['left']):>4}  {_agreement(row):>10}  {row['seconds']:>7.1f}")
+    if summary["damaged_lines"]:
+        lines += ["", f"warning: {summary['damaged_lines']} lines of answers.jsonl cannot be read "
+                  "and were left out"]
+    return "\n".join(lines)
+
+
+def write_report(path: Path, summary: dict) -> None:
+    """Raises: `UserError`."""
+    try:
+        write_aside(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _share(votes: list[tuple[str, bool]]) -> dict:
+    count, preferred = len(votes), sum(choice for _, choice in votes)
+    if not count:
+        return {"preferred": 0, "count": 0, "share": None, "low": None, "high": None, "p": None,
+                "low_by_volunteer": None, "high_by_volunteer": None}
+    low, high = wilson(preferred, count)
+    low_by_volunteer = high_by_volunteer = None
+    if len({volunteer for volunteer, _ in votes}) >= _FEW:
+        names, choices = zip(*votes, strict=True)
+        # The difference of the two shares lies in -1 .. 1.
+        found = compare([float(c) for c in choices], [float(not c) for c in choices], groups=names)
+        low_by_volunteer, high_by_volunteer = (found.low + 1) / 2, (found.high + 1) / 2
+    return {"preferred": preferred, "count": count, "share": preferred / count, "low": low,
+            "high": high, "p": sign_test(preferred, count), "low_by_volunteer": low_by_volunteer,
+            "high_by_volunteer": high_by_volunteer}
+
+
+def _volunteer(study: Study, name: str, answers: list[dict], owner: dict, first: str) -> dict:
+    mine = [row for row in answers if row["volunteer"] == name]
+    fresh = [row for row in mine if not row["repeated"]]
+    total = len(QUESTIONS) * len(plan_trials(study, name))
+    before = {(row["question"], frozenset((row["chosen"], row["other"]))): row["chosen"]
+              for row in fresh}
+    again = [before.get((row["question"], frozenset((row["chosen"], row["other"]))))
+             == row["chosen"] for row in mine if row["repeated"]]
+    return {
+        "volunteer": name,
+        "answers": len(mine),
+        "done": len(mine) / total,
+        "prefers": sum(owner[row["chosen"]][1] == first for row in fresh) / len(fresh)
+        if fresh else None,
+        "left": sum(row["choice"] == "left" for row in mine) / len(mine),
+        "repeated": len(again),
+        "repeated_alike": sum(again),
+        "seconds": median(row["seconds"] for row in mine),
+    }
+
+
+def _told(row: dict) -> str:
+    if not row["count"]:
+        return "no answers yet"
+    text = (f"{row['share']:6.1%}  [{row['low']:.1%}, {row['high']:.1%}]  "
+            f"{row['preferred']} of {row['count']}, p = {row['p']:.2g}")
+    if row["low_by_volunteer"] is not None:
+        text += (f"; over volunteers [{row['low_by_volunteer']:.1%}, "
+                 f"{row['high_by_volunteer']:.1%}]")
+    return text
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _agreement(row: dict) -> str:
+    return f"{row['repeated_alike']} of {row['repeated']}" if row["repeated"] else "-"

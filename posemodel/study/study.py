@@ -1,0 +1,172 @@
+"""A study on disk.
+
+    DIR/
+      study.json     methods, pairs, and which blinded name is whose: not for volunteers
+      images/        pictures under random names, all PNG
+      answers.jsonl  one line for each answer, on the disk before the volunteer goes on
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from posemodel.errors import UserError
+
+VERSION = 1
+
+# Two questions, as in Appendix D; the wording is ours.
+QUESTIONS = {
+    "realism": "Which one looks more realistic?",
+    "faithfulness": "Which one shows the person better in the new pose?",
+}
+SIDES = ("left", "right")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPair:
+    """A person, the real picture in the new pose, and what each method made of them."""
+
+    name: str
+    source: str
+    """blinded file name"""
+    target: str
+    """blinded file name"""
+    results: dict[str, str]
+    """blinded file name by method"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is in study.json."""
+
+    folder: Path
+    methods: dict[str, str]
+    """name -> where its pictures came from; the first one is compared with each other one"""
+    pairs: list[StudyPair]
+    seed: int
+    repeats: float
+    show: str
+
+    @property
+    def image_names(self) -> set[str]:
+        """All blinded file names."""
+        return {name for pair in self.pairs
+                for name in (pair.source, pair.target, *pair.results.values())}
+
+    @property
+    def answers_path(self) -> Path:
+        """Where the answers are."""
+        return self.folder / "answers.jsonl"
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises: `UserError` for a folder that is there already."""
+    if folder.exists():
+        raise UserError(f"{folder} exists; a study is made in a new folder, nothing was touched")
+
+
+def create_study(folder: Path, *, methods: dict[str, Path],
+                 pairs: dict[str, dict[str, np.ndarray]], seed: int, repeats: float,
+                 show: str) -> Study:
+    """Write a study; the folder appears entirely or not at all.
+
+    Args:
+        pairs: by name; the pictures `[H, W, 3]` uint8 of a pair are "source", "target" and, as
+            `("result", method)`, one for each method.
+        repeats: share of comparisons that come twice.
+
+    Raises: `UserError`.
+    """
+    if not 0 <= repeats <= 0.5:
+        raise UserError(f"--repeats {repeats:g}: expected 0 to 0.5")
+    refuse_existing(folder)
+    temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        (temporary / "images").mkdir(parents=True)
+        written = [_write_pair(temporary / "images", name, pictures, list(methods))
+                   for name, pictures in pairs.items()]
+        study = Study(folder=folder, methods={name: str(path) for name, path in methods.items()},
+                      pairs=written, seed=seed, repeats=repeats, show=show)
+        values = {"version": VERSION, **asdict(study), "questions": QUESTIONS}
+        del values["folder"]
+        (temporary / "study.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (temporary / "answers.jsonl").touch()
+        os.rename(temporary, folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return study
+
+
+def open_study(folder: Path) -> Study:
+    """Raises: `UserError`."""
+    path = folder / "study.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["version"] != VERSION or values["questions"] != QUESTIONS:
+            raise UserError(f"{path} was written by another version of this program")
+        pairs = [StudyPair(**pair) for pair in values["pairs"]]
+        study = Study(folder=folder, methods=values["methods"], pairs=pairs, seed=values["seed"],
+                      repeats=values["repeats"], show=values["show"])
+    except OSError as error:
+        raise UserError(f"{folder} is no study ({path.name}: {error.strerror}); make one with "
+                        "python -m posemodel.study new") from error
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error!r})") from error
+    return study
+
+
+def append_answer(path: Path, answer: dict) -> None:
+    """Add a line; it is on the disk when this returns. Safe for several threads and processes."""
+    line = json.dumps(answer, allow_nan=False) + "\n"
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            # A line that a power cut left torn must not swallow this one.
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_answers(path: Path) -> tuple[list[dict], int]:
+    """All answers in the order they came, and the number of lines that cannot be read."""
+    answers, damaged = [], 0
+    for line in path.read_bytes().splitlines():
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            damaged += 1
+        else:
+            answers.append(answer)
+    return answers, damaged
+
+
+def latest(answers: list[dict]) -> dict[tuple[str, int, str], dict]:
+    """By volunteer, trial and question, the last answer: volunteers may go back."""
+    return {(row["volunteer"], row["trial"], row["question"]): row for row in answers}
+
+
+def _write_pair(folder: Path, name: str, pictures: dict, methods: list[str]) -> StudyPair:
+    def write(picture: np.ndarray) -> str:
+        blinded = secrets.token_hex(8) + ".png"
+        Image.fromarray(picture).save(folder / blinded)
+        return blinded
+
+    sizes = {method: pictures["result", method].shape[:2] for method in methods}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{method} {size[1]} x {size[0]}" for method, size in sizes.items())
+        raise UserError(f"pair {name}: pictures of different sizes would not be blinded ({told})")
+    return StudyPair(name=name, source=write(pictures["source"]), target=write(pictures["target"]),
+                     results={method: write(pictures["result", method]) for method in methods})

@@ -1,0 +1,33 @@
+"""A run folder as training leaves it, of a tiny model whose flow is not the identity."""
+
+from pathlib import Path
+
+import torch
+
+from posemodel.config import to_dict
+from posemodel.engine import checkpoint
+from posemodel.engine.run_folder import RunFolder
+from posemodel.model.pose_transfer import PoseTransfer, build_generator
+from tests.tiny import tiny_config
+
+
+def tiny_generator(**changes) -> PoseTransfer:
+    """In evaluation mode; the same one for the same changes of `tiny_config`."""
+    torch.manual_seed(0)
+    config = tiny_config(**changes)
+    generator = build_generator(config.model, config.data.image_size)
+    if config.model.flow == "ours":
+        # The last layer starts at zero, and then every pose would give much the same flow.
+        torch.nn.init.normal_(generator.warping.head.layers[-1].weight, std=0.05)
+    return generator.eval()
+
+
+def write_tiny_run(path: Path, *, step: int = 7, **changes) -> Path:
+    """A run folder with one checkpoint of `tiny_generator`."""
+    config = tiny_config(**changes)
+    config.out = str(path)
+    with RunFolder.open(config, []) as run:
+        weights = {"averaged": tiny_generator(**changes).state_dict()}
+        checkpoint.save(run.checkpoints, step, weights=weights, state={}, config=to_dict(config),
+                        keep=2)
+    return path

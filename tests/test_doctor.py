@@ -1,0 +1,220 @@
+"""What the doctor finds, what it makes of it, and that it tells nobody's secrets."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from posemodel import doctor
+from posemodel.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def found():
+    return doctor.Checkup()
+
+
+@pytest.fixture
+def quick_examinations(monkeypatch):
+    """Those that compute are left out."""
+    for name in ("torch_and_devices", "kernels", "training_steps", "two_processes", "weights"):
+        monkeypatch.setattr(doctor, name, lambda found: None)
+
+
+def told(found):
+    return "\n".join(line for lines in found.sections.values() for line in lines)
+
+
+def test_everything(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    code = doctor.main(["--json", str(tmp_path / "found.json")])
+    printed = capsys.readouterr().out
+    assert code == 0, printed
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["losses"]["loss_affine"] > 0 and found["kernels"]["passed"]
+    assert [title for title in found["sections"]][:4] == ["packages", "machine", "torch", "kernels"]
+    for text in ("gloo works; losses as with one process", "guided_correlation_conv2d  cpp",
+                 "memory:", "needed: torch", "optional: tensorboard", "vgg19-dcbb9e9d.pth",
+                 "alexnet-owt-7be5be79.pth", "inception"):
+        assert text in printed, text
+    assert not (tmp_path / "hub").exists(), "something was downloaded"
+    assert "hunter2" not in printed and str(Path.home()) + os.sep not in printed
+    if found["well"]:
+        assert re.search(r"\nall well\n\(\d+ s\)\n$", printed)
+    else:
+        assert "\nproblems\n1. " in printed
+
+
+def test_problems_are_numbered_with_what_to_do(quick_examinations, monkeypatch, capsys):
+    def broken(found):
+        found.problem("no wheels", "mend them", stops=False)
+        raise RuntimeError("gave way\nin two lines")
+
+    monkeypatch.setattr(doctor, "kernels", broken)
+    monkeypatch.setattr(doctor, "weights", lambda found: found.say("still examined"))
+    assert doctor.main([]) == 2
+    printed = capsys.readouterr().out
+    last = printed[printed.index("\nproblems\n"):].splitlines()
+    assert "still examined" in printed and "all well" not in printed
+    assert last[2:6] == ["1. no wheels", "   do: mend them",
+                         "2. stops training: kernels: RuntimeError: gave way", last[5]]
+    assert last[5].startswith("   do: install again")
+
+
+def test_what_does_not_stop_training_is_no_failure(quick_examinations, monkeypatch, capsys):
+    monkeypatch.setattr(
+        doctor, "weights", lambda found: found.problem("damaged", "delete it", stops=False))
+    assert doctor.main([]) == 0
+    assert "1. damaged\n   do: delete it" in capsys.readouterr().out
+
+
+def test_without_torch_nothing_more_is_tried(quick_examinations, monkeypatch, capsys):
+    def absent(found):
+        raise ModuleNotFoundError("No module named 'torch'")
+
+    monkeypatch.setattr(doctor, "torch_and_devices", absent)
+    monkeypatch.setattr(doctor, "kernels", lambda found: pytest.fail("tried"))
+    assert doctor.main([]) == 2
+    assert "stops training: torch: ModuleNotFoundError" in capsys.readouterr().out
+
+
+def test_packages(found, monkeypatch):
+    versions = {"torch": "2.9.1", "numpy": "2.0.0"}
+
+    def version(name):
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "requires", lambda name: [
+        "torch>=2.10", "numpy", "tyro", "lpips; extra == 'eval'"])
+    assert found.examine("packages", doctor.packages)
+    problem, = found.problems
+    assert problem.stops and "torch>=2.10 (here: 2.9.1), tyro (here: none)" in problem.what
+    assert "numpy" not in problem.what and "lpips" not in problem.what
+    assert "optional: lpips not installed, for the metric LPIPS" in told(found)
+
+
+@pytest.mark.parametrize("what", ["disk", "memory", "folder"])
+def test_too_little_room(what, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "_memory", lambda: (2**35, 2**35))
+    if what == "disk":
+        monkeypatch.setattr(doctor, "_LEAST_DISK", 2**80)
+    elif what == "memory":
+        monkeypatch.setattr(doctor, "_memory", lambda: (2**35, 2**29))
+    else:
+        def refused(dir):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refused)
+    found.examine("machine", doctor.machine)
+    problem, = found.problems
+    assert problem.stops
+    assert {"disk": "free in", "memory": "0.5 GiB of memory", "folder": "cannot write into"
+            }[what] in problem.what
+
+
+def test_a_wrong_kernel_stops(found, monkeypatch):
+    from pose_kernels import __main__ as self_check
+
+    monkeypatch.setattr(self_check, "TOLERANCE", (0.0, 0.0))
+    found.examine("kernels", doctor.kernels)
+    wrong = [problem for problem in found.problems if "flow_sample as reference" in problem.what]
+    assert len(wrong) == 1 and wrong[0].stops and "result or gradient is wrong" in wrong[0].what
+
+
+@pytest.mark.parametrize("capability, built, runs", [
+    ((9, 0), "8.0;8.6;9.0", True),
+    ((8, 9), "8.0;8.6;9.0", True),
+    ((7, 5), "8.0;8.6;9.0+PTX", False),
+    ((10, 0), "8.0;9.0", False),
+    ((12, 0), "8.0;10.0+PTX", True),
+    ((8, 0), "8.6", False),
+    ((9, 0), "8.0 9.0a", True),
+])
+def test_which_gpus_the_kernels_run_on(capability, built, runs):
+    assert doctor.runs_on(capability, built) is runs
+
+
+def test_a_step_that_fails_stops(found, monkeypatch):
+    def fails(device, world=None):
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(doctor, "training_step", fails)
+    found.examine("a training step", doctor.training_steps)
+    assert found.stopped and "on cpu: RuntimeError: no kernel image" in found.problems[0].what
+
+
+def test_a_pair_that_hangs_or_fails_ends():
+    start = time.monotonic()
+    assert doctor.run_pair("import time; time.sleep(60)", seconds=0.5) == \
+        ([], "no answer within 0.5 s")
+    # The partner of a process that fails is not waited for.
+    answers, complaint = doctor.run_pair(
+        "import os, time; time.sleep(60) if os.environ['RANK'] == '0' else 1 / 0", seconds=50)
+    assert answers == [] and complaint == "ZeroDivisionError: division by zero"
+    assert time.monotonic() - start < 40
+    answers, complaint = doctor.run_pair(
+        "import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'])", seconds=50)
+    assert (answers, complaint) == (["0 2\n", "1 2\n"], "")
+
+
+@pytest.mark.parametrize("total, loss, works", [(3.0, 1.0, True), (2.0, 1.0, False),
+                                                (3.0, 1.01, False), (3.0, float("nan"), False)])
+def test_what_a_pair_answers_is_judged(total, loss, works, found, monkeypatch):
+    answer = json.dumps({"sum": total, "losses": {"loss": loss}})
+    monkeypatch.setattr(doctor, "run_pair", lambda code, seconds: ([answer, answer], ""))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    found.losses = {"loss": 1.0}
+    found.examine("two processes", doctor.two_processes)
+    assert (not found.problems) is works and not found.stopped
+
+
+def test_damaged_weights(found, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "vgg19-dcbb9e9d.pth").write_bytes(b"half a file")
+    found.examine("weights", doctor.weights)
+    problem, = found.problems
+    assert "vgg19-dcbb9e9d.pth is damaged" in problem.what and not problem.stops
+    assert "download.pytorch.org" in problem.remedy
+    assert "no alexnet-owt-7be5be79.pth in" in told(found)
+
+
+def test_data(found, tmp_path):
+    found.examine("data", lambda found: doctor.data(found, str(tmp_path)))
+    assert found.stopped and "posemodel.data check" in found.problems[0].remedy
+
+
+def test_home_is_hidden(monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/anna"))
+    assert doctor.hide_home("in /home/anna/x, /home/anna") == "in ~/x, ~"
+    assert doctor.hide_home("/home/annabel /home/anna.b") == "/home/annabel /home/anna.b"
+    monkeypatch.setattr(Path, "home", lambda: Path("/"))
+    assert doctor.hide_home("/data") == "/data"
+
+
+def test_no_folder_for_the_findings(tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        doctor.main(["--json", str(tmp_path / "no" / "found.json")])
+
+
+def test_help_does_not_load_torch():
+    code = ("import sys; from posemodel.doctor import main\n"
+            "try: main(['--help'])\nexcept SystemExit: pass\n"
+            "assert not {'torch', 'numpy'} & sys.modules.keys()")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True,
+                          check=False)
+    assert done.returncode == 0 and "--data" in done.stdout, done.stderr

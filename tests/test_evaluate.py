@@ -1,0 +1,211 @@
+"""`python -m posemodel.evaluate`: protocols, values of each pair, interruptions, processes."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from posemodel.engine import protocol_evaluation
+from posemodel.engine.protocol_evaluation import folder_name, protocol_for
+from posemodel.errors import UserError
+from posemodel.evaluate import main as evaluate_main
+from posemodel.evaluation import fid, records
+from posemodel.train import main as train_main
+from tests.small_datasets import make_fashion
+from tests.tiny import FLAGS, tiny_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAIRS = 40  # three batches
+CONTRACT = {
+    "step", "pairs", "copy_l1", "warped_l1", "refined_l1", "epe_zero", "epe_visible", "ssim",
+    "visibility_auc_affine", "visibility_auc_cycle", "visibility_auc_peak", "by_turn"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert train_main([*FLAGS, "--steps", "2", "--evaluate-every", "2", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(autouse=True)
+def no_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+
+
+def evaluate(run, tmp_path, *flags, name="numbers"):
+    path = tmp_path / f"{name}.json"
+    assert evaluate_main([str(run), "--device", "cpu", "--pairs", str(PAIRS), "--json", str(path),
+                          "--picture", str(tmp_path / "sheet.png"), *flags]) == 0
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    return evaluate(run, tmp_path_factory.mktemp("whole"))
+
+
+def test_the_contract_the_protocol_and_where_the_values_are(whole):
+    assert CONTRACT <= whole.keys() and whole["pairs"] == PAIRS
+    record = whole["protocol"]
+    assert record["name"] == "paper-32x32" and record["image"] == "warped"
+    assert record["pairs"] == PAIRS and record["ssim"]["ssim"]["window"] == "gaussian"
+    assert {"commit", "torch", "pillow"} <= record.keys()
+    table, _ = records.read(whole["values"])
+    assert table["pair"].tolist() == list(range(PAIRS))
+    assert whole["warped_l1"] == records.means(table)["warped_l1"]
+
+
+def test_the_protocol_measures_what_the_metrics_do(whole):
+    # Two ways to the same numbers.
+    measures, copy = whole["measures"], whole["measures_copy"]
+    assert measures["l1"] == pytest.approx(whole["warped_l1"], rel=1e-5)
+    assert measures["l1_32"] == pytest.approx(whole["warped_l1_32"], rel=1e-5)
+    assert whole["measures_refined"]["l1"] == pytest.approx(whole["refined_l1"], rel=1e-5)
+    parts = whole["by_turn"].values()
+    mean = sum(part["measures"]["ssim"] * part["pairs"] for part in parts if part["pairs"]) / PAIRS
+    assert measures["ssim"] == pytest.approx(mean, rel=1e-9)
+    assert copy["l1"] == pytest.approx(whole["copy_l1"], rel=1e-5)
+    assert whole["flow"]["visibility"]["affine"]["auc"] == whole["visibility_auc_affine"]
+    table, _ = records.read(whole["values"])
+    assert table["epe"] == pytest.approx(table["epe_visible"], nan_ok=True)
+
+
+def test_missing_weights_are_one_line_each(run, tmp_path, capsys):
+    evaluate(run, tmp_path, "--protocol", "gfla", "--pairs", "2")
+    said = capsys.readouterr().out
+    assert said.count("left out") == 2
+    assert "LPIPS-alex left out: " in said and "FID left out: generated people" in said
+    assert "protocol gfla, refined image" in said
+
+
+def test_an_interruption_changes_no_bit(run, whole, tmp_path, monkeypatch):
+    folder = Path(whole["values"])
+    copy = folder.with_name("set-aside")
+    folder.rename(copy)
+    inspected = []
+    real = protocol_evaluation.inspect
+
+    def inspect(model, batch, dtype):
+        if len(inspected) == 2 and len(batch["pair"]) == 8:
+            raise KeyboardInterrupt
+        inspected.append(batch["pair"].tolist())
+        return real(model, batch, dtype)
+
+    monkeypatch.setattr(protocol_evaluation, "inspect", inspect)
+    monkeypatch.setattr(protocol_evaluation, "_SECONDS_BETWEEN_COMMITS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, tmp_path)
+    inspected.append("again")
+    again = evaluate(run, tmp_path)
+    assert inspected[3:] == [list(range(32, 40))]
+    assert (folder / "rows-0.jsonl").read_bytes() == (copy / "rows-0.jsonl").read_bytes()
+    assert again == whole
+    # A third time there is nothing left to do.
+    assert evaluate(run, tmp_path) == whole and len(inspected) == 4
+
+
+def test_two_processes_give_the_numbers_of_one(run, whole, tmp_path):
+    folder = Path(whole["values"])
+    one, _ = records.read(folder)
+    folder.rename(folder.with_name("of-one"))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    path = tmp_path / "numbers.json"
+    command = [sys.executable, "-m", "posemodel.evaluate", str(run), "--device", "cpu", "--pairs",
+               str(PAIRS), "--json", str(path), "--picture", str(tmp_path / "sheet.png")]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={
+        **os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "RANK": str(rank),
+        "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port)}) for rank in range(2)]
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert said[1] == "" and "40 held-out pairs" in said[0]
+    two, _ = records.read(folder)
+    assert (folder / "rows-1.jsonl").stat().st_size > 0
+    assert two.keys() == one.keys()
+    for name, values in one.items():
+        np.testing.assert_allclose(two[name], values, rtol=1e-6, atol=1e-6, err_msg=name)
+    found = json.loads(path.read_text())
+    for name in ("warped_l1", "epe_visible", "visibility_auc_affine", "visibility_auc_peak"):
+        assert found[name] == pytest.approx(whole[name], rel=1e-6), name
+
+
+def test_lpips_where_it_is_at_hand(run, tmp_path, monkeypatch):
+    class Distance:
+        def __init__(self, net, device):
+            self.scale = {"alex": 1, "vgg": 3}[net]
+
+        def __call__(self, image, target):
+            return self.scale * (image - target).abs().flatten(1).mean(1)
+
+    monkeypatch.setattr("posemodel.lpips_metric.missing", lambda net: "")
+    monkeypatch.setattr("posemodel.lpips_metric.Lpips", Distance)
+    found = evaluate(run, tmp_path)
+    assert found["measures"]["lpips_vgg"] == pytest.approx(3 * found["measures"]["lpips_alex"])
+    assert found["measures"]["lpips_alex"] == pytest.approx(found["warped_l1"] / 127.5, rel=1e-5)
+    assert found["copy_lpips_alex"] == pytest.approx(found["copy_l1"] / 127.5, rel=1e-5)
+
+
+def test_masks_of_the_market_protocol(run, tmp_path):
+    found = evaluate(run, tmp_path, "--protocol", "market", "--pairs", "3")
+    assert found["protocol"]["size"] == [128, 64]
+    # Outside of the mask both images are black.
+    assert found["measures"]["mask_ssim"] > found["measures"]["ssim"]
+
+
+def test_fid_of_a_data_set_on_disk(tmp_path, monkeypatch):
+    root = make_fashion(tmp_path / "data")
+    out = tmp_path / "run"
+    assert train_main([*FLAGS, "--steps", "1", "--out", str(out), "--data.kind", "deepfashion",
+                       "--data.root", str(root), "--data.workers", "0"]) == 0
+
+    class Small(fid.FeatureStatistics):
+        def __init__(self, size=3):
+            super().__init__(size)
+
+    class Colours:
+        name, digest = "fid-inception", "colours"
+
+        def __init__(self, name, device):
+            assert name == "fid-inception"
+
+        def __call__(self, images):
+            assert images.shape[1:] == (3, 256, 256) and images.max() > 1
+            return images.mean((2, 3))
+
+    for module in (fid, protocol_evaluation):
+        monkeypatch.setattr(module, "FeatureStatistics", Small)
+    monkeypatch.setattr(fid, "InceptionFeatures", Colours)
+    monkeypatch.setattr(fid, "missing", lambda name: "")
+    found = evaluate(out, tmp_path, "--protocol", "gfla")
+    train = len(list((root / "train").glob("*.jpg")))
+    record = found["protocol"]
+    assert record["fid_reference_images"] == train
+    assert record["fid_images"] == record["pairs"] == found["pairs"] > 2
+    assert math.isfinite(found["measures"]["fid"]) and found["measures"]["fid"] > 0
+    assert found["flow"] is None and found["epe_visible"] is None
+    table, _ = records.read(found["values"])
+    # Three images of each person: their pairs belong together.
+    assert 1 < len(set(table["person"])) < len(table["person"])
+
+
+def test_a_protocol_for_other_images():
+    config = tiny_config(data_image_size=(64, 32))
+    assert protocol_for("paper", config).name == "paper-64x32"
+    with pytest.raises(UserError, match="--protocol patn: images of 64 x 32 are too narrow"):
+        protocol_for("patn", config)
+
+
+def test_other_numbers_have_another_folder():
+    about = {"protocol": {"name": "paper"}, "step": 3, "device": "cpu"}
+    assert folder_name(about) == folder_name(dict(about))
+    assert folder_name(about) != folder_name({**about, "device": "cuda"})
+    assert folder_name(about).startswith("paper-step3-")

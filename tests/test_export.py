@@ -1,0 +1,210 @@
+"""`python -m posemodel.export`: programs and weights that equal the model and load without us."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from posemodel import export as command
+from posemodel import programs
+from posemodel.cli import run_main
+from posemodel.errors import UserError
+from posemodel.export import TOLERANCE, main
+from posemodel.inference import PoseTransferModel
+from tests.small_runs import tiny_generator, write_tiny_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_tiny_run(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def program(run, tmp_path_factory):
+    """The file of an exported program."""
+    out = tmp_path_factory.mktemp("program") / "model.pt2"
+    assert main([str(run), "--out", str(out), "--device", "cpu"]) == 0
+    return out
+
+
+def in_new_process(code: str, *arguments: Path) -> dict:
+    """Runs code that may know nothing of training; returns the JSON it prints."""
+    code += ("\nimport sys"
+             "\nassert 'posemodel.engine.trainer' not in sys.modules"
+             "\nassert 'posemodel.losses' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def model_outputs(batch: int, **changes) -> tuple:
+    """What the generator itself makes of the example inputs, and these."""
+    generator = tiny_generator(**changes)
+    inputs = programs.example_inputs(
+        PoseTransferModel(generator, config=_config(**changes), name="", metadata={},
+                          device=torch.device("cpu")), batch)
+    with torch.no_grad():
+        result = generator(*inputs)
+    return inputs, (result.image, result.flow, result.warped)
+
+
+def _config(**changes):
+    from tests.tiny import tiny_config
+
+    return tiny_config(**changes)
+
+
+def differences(ours, theirs) -> list[float]:
+    return [float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_program_equals_the_model_for_any_batch(program, batch):
+    inputs, expected = model_outputs(batch)
+    found = programs.load_program(program, compiled=False)(*inputs)
+    assert [tuple(x.shape) for x in found] == [
+        (batch, 3, 32, 32), (batch, 2, 8, 8), (batch, 3, 32, 32)]
+    assert max(differences(found, expected)) <= TOLERANCE
+    assert float((found[1][0] - found[1][-1]).abs().max()) > 0.01 or batch == 1
+
+
+def test_our_operators_are_inside(program):
+    graph = torch.export.load(program).graph
+    targets = {str(node.target) for node in graph.nodes if "pose_kernels" in str(node.target)}
+    assert any("flow_sample" in name for name in targets)
+    assert any("guided_correlation" in name for name in targets)
+
+
+def test_program_needs_nothing_but_torch_and_the_operators(program, tmp_path):
+    inputs, expected = model_outputs(3)
+    torch.save([*inputs, *expected], tmp_path / "case.pt")
+    code = ("import json, sys, torch, pose_kernels\n"
+            "*inputs, image, flow, warped = torch.load(sys.argv[2], weights_only=True)\n"
+            "found = torch.export.load(sys.argv[1]).module()(*inputs)\n"
+            "pairs = zip(found, (image, flow, warped), strict=True)\n"
+            "print(json.dumps([float((a - b).abs().max()) for a, b in pairs]))\n"
+            "assert not any(name.startswith('posemodel') for name in sys.modules)")
+    assert max(in_new_process(code, program, tmp_path / "case.pt")) <= TOLERANCE
+
+
+def test_compiled_program(run, tmp_path, capsys):
+    out = tmp_path / "model.pt2"
+    assert main([str(run), "--out", str(out), "--device", "cpu", "--compile"]) == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
+    printed = capsys.readouterr().out
+    assert "batch 8: " in printed and "largest difference" in printed
+    inputs, (_, expected_flow, _) = model_outputs(5)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    code = ("import json, sys, torch, pose_kernels\n"
+            "inputs = torch.load(sys.argv[2], weights_only=True)\n"
+            "found = torch._inductor.aoti_load_package(sys.argv[1])(*inputs)\n"
+            "torch.save([output.clone() for output in found], sys.argv[3])\n"
+            "print(json.dumps([list(output.shape) for output in found]))\n"
+            "assert not any(name.startswith('posemodel') for name in sys.modules)")
+    found = tmp_path / "found.pt"
+    in_new_process(code, out, tmp_path / "inputs.pt", found)
+    image, flow, warped = torch.load(found, weights_only=True)
+    with torch.no_grad():  # an edge multiplies what the flow differs by, so at the same flow
+        expected = tiny_generator().transfer(inputs[0], flow)
+    assert max(differences((flow, image, warped),
+                           (expected_flow, expected.image, expected.warped))) <= TOLERANCE
+
+
+@pytest.mark.parametrize("changes", [
+    dict(model_stream="always"),
+    dict(model_stream="always", model_flow_parametrization="residual"),
+    dict(model_refine=False),
+    dict(model_skip=True, data_image_size=(64, 32)),
+    dict(model_flow="fomm", model_motion_input="keypoints+image"),
+])
+def test_every_kind_of_model_can_be_exported(tmp_path, changes):
+    model = PoseTransferModel(tiny_generator(**changes), config=_config(**changes), name="",
+                              metadata={}, device=torch.device("cpu"))
+    programs.write_program(model, tmp_path / "a.pt2", compiled=False)
+    inputs, expected = model_outputs(3, **changes)
+    found = programs.load_program(tmp_path / "a.pt2", compiled=False)(*inputs)
+    assert max(differences(found, expected)) <= TOLERANCE
+
+
+def test_weights_load_without_the_training_code(run, tmp_path):
+    out = tmp_path / "model.safetensors"
+    assert main([str(run), "--out", str(out), "--device", "cpu", "--about", "mannequins only"]) == 0
+    inputs, expected = model_outputs(2)
+    torch.save([*inputs, *expected], tmp_path / "case.pt")
+    code = ("import json, sys, torch\n"
+            "from posemodel.inference import PoseTransferModel\n"
+            "*inputs, image, flow, warped = torch.load(sys.argv[2], weights_only=True)\n"
+            "model = PoseTransferModel.from_file(sys.argv[1], 'cpu')\n"
+            "found = model.generator(*inputs)\n"
+            "pairs = zip((found.image, found.flow, found.warped), (image, flow, warped))\n"
+            "largest = [float((a - b).abs().max()) for a, b in pairs]\n"
+            "print(json.dumps([model.step, model.about, model.size, *largest]))")
+    step, about, size, *largest = in_new_process(code, out, tmp_path / "case.pt")
+    assert (step, about, size) == (7, "mannequins only", [32, 32]) and max(largest) == 0
+
+
+def test_weights_carry_the_configuration_but_no_paths(run, tmp_path):
+    out = tmp_path / "model.safetensors"
+    main([str(run), "--out", str(out), "--device", "cpu"])
+    metadata = metadata_of(out)
+    config = json.loads(metadata["config"])
+    assert config["model"]["feature_channels"] == 6 and config["steps"] == 20
+    assert config["out"] == config["data"]["root"] == ""
+    assert str(run.parent) not in json.dumps(config)
+    main([str(out), "--out", str(tmp_path / "again.safetensors"), "--device", "cpu"])
+    assert metadata_of(tmp_path / "again.safetensors") == metadata
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+def test_program_that_differs_is_not_kept(run, tmp_path, monkeypatch):
+    def other(path, *, compiled):
+        program = torch.export.load(path).module()
+        return lambda *inputs: [output + 2 * TOLERANCE for output in program(*inputs)]
+
+    monkeypatch.setattr(programs, "load_program", other)
+    with pytest.raises(RuntimeError, match="differs from the model"):
+        main([str(run), "--out", str(tmp_path / "a.pt2"), "--device", "cpu"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_file_is_replaced_on_demand_only(run, tmp_path):
+    out = tmp_path / "a.safetensors"
+    out.write_text("years of work")
+    with pytest.raises(UserError, match="--overwrite"):
+        main([str(run), "--out", str(out), "--device", "cpu"])
+    assert out.read_text() == "years of work"
+    main([str(run), "--out", str(out), "--device", "cpu", "--overwrite"])
+    assert PoseTransferModel.from_file(out, "cpu").step == 7
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--out", "a.bin"], "ending in .safetensors or .pt2"),
+    (["--out", "none/a.pt2"], "no folder none"),
+    (["--out", "a.safetensors", "--compile"], "ending in .pt2"),
+    (["--out", "a.pt2", "--about", "x"], "ending in .safetensors"),
+    (["--out", "a.pt2", "--device", "abacus"], "abacus"),
+])
+def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["export", str(run), *words])
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    printed = capsys.readouterr()
+    assert stop.value.code == 2
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    assert says in printed.err and not list(tmp_path.iterdir())
+
+
+def test_missing_compiler_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(command.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="C.. compiler, and there is none"):
+        main([str(run), "--out", str(tmp_path / "a.pt2"), "--compile"])

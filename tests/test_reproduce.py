@@ -1,0 +1,294 @@
+"""`python -m posemodel.reproduce`: what is trained, what is compared, what may be said."""
+
+import csv
+import json
+import subprocess
+import sys
+from concurrent import futures
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from posemodel import pictures
+from posemodel.cli import config_text, parse_train
+from posemodel.errors import UserError
+from posemodel.evaluate import main as evaluate_main
+from posemodel.reproduce import __main__ as command
+from posemodel.reproduce.results import BETTER, OPEN, WORSE, Outcome
+from posemodel.reproduce.runs import Bench, Result
+from posemodel.reproduce.tables import MEASURES, OURS, TABLES, Cell, Table, with_images
+from posemodel.train import main as train_main
+from tests.tiny import FLAGS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# --- what is in the tables ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_cell_is_a_run_that_can_be_started(name):
+    for cell in TABLES[name].cells:
+        config = parse_train(list(cell.flags)).config
+        assert (config == parse_train([]).config) == (cell.key in ("ours", "copy"))
+        assert set(cell.paper) <= set(MEASURES)
+
+
+def test_one_key_is_one_run_in_all_tables():
+    flags = {}
+    for table in (*TABLES.values(), with_images(TABLES["table1"])):
+        assert [cell.key for cell in table.cells].count("ours") == 1
+        for cell in table.cells:
+            assert flags.setdefault(cell.key, cell.flags) == cell.flags
+    assert len({key for key in flags if key.endswith("-image")}) == 5
+
+
+def test_the_papers_table_1():
+    cells = {cell.key: cell.paper for cell in TABLES["table1"].cells}
+    assert cells["tpsmm"] == {"l1_32": 13.66, "l1": 16.12, "ssim": 0.617, "lpips_alex": 0.45,
+                              "lpips_vgg": 0.41}
+    # What the paper itself prints: two methods have the better SSIM.
+    assert [key for key, row in cells.items() if row and row["ssim"] > cells["ours"]["ssim"]] \
+        == ["tpsmm", "gfla64"]
+
+
+# --- what may be said -----------------------------------------------------------------------------
+
+PROTOCOL = {"name": "paper-64x64", "size": [64, 64], "pairs": 60, "commit": None}
+
+
+def result(seed, *, l1, ssim=0.5, protocol=PROTOCOL):
+    """A run with these values of 60 pairs."""
+    pairs = {"pair": np.arange(60), "person": np.arange(60.0), "protocol_l1": l1,
+             "copy_protocol_l1": np.full(60, 20.0), "protocol_ssim": np.full(60, ssim)}
+    run = SimpleNamespace(path=Path(f"run-{seed}"),
+                          config=SimpleNamespace(seed=seed, steps=7))
+    return Result(run, {"protocol": protocol}, pairs)
+
+
+def outcome(ours, theirs, **changes):
+    """Two cells; `ours` and `theirs` are the l1 of each seed, as `[60]` arrays."""
+    table = Table(title="T", cells=(OURS, Cell(key="fomm", label="FOMM", paper=OURS.paper
+                                               | {"l1": 15.97}), Cell(key="copy", label="copy")))
+    return Outcome("t", table, {
+        "ours": [result(seed, l1=values) for seed, values in enumerate(ours)],
+        "fomm": [result(seed, l1=values, **changes) for seed, values in enumerate(theirs)]})
+
+
+def noise(seed, mean):
+    return mean + np.random.default_rng(seed).normal(0, 1, 60)
+
+
+def test_a_difference_in_all_pairs_and_seeds_is_one():
+    found = outcome([noise(1, 10), noise(2, 10)], [noise(3, 12), noise(4, 12)])
+    assert found.verdicts["fomm", "l1"].says == BETTER
+    assert found.verdicts["copy", "l1"].says == BETTER
+    assert outcome([noise(1, 12)], [noise(2, 10)]).verdicts["fomm", "l1"].says == WORSE
+
+
+def test_no_difference_is_said_where_pairs_or_seeds_do_not_show_it():
+    # The same in the mean: pairs go either way.
+    assert outcome([noise(1, 10)], [noise(2, 10)]).verdicts["fomm", "l1"].says == OPEN
+    # Clear over pairs, but one seed of ours is worse than one of theirs.
+    found = outcome([noise(1, 10), noise(2, 12.5)], [noise(3, 12), noise(4, 14)])
+    verdict = found.verdicts["fomm", "l1"]
+    assert verdict.comparison.p < found.level and not verdict.seeds_apart and verdict.says == OPEN
+
+
+def test_more_is_better_for_ssim():
+    ours, theirs = [noise(1, 10)], [noise(1, 10)]
+    assert outcome(ours, theirs, ssim=0.4).verdicts["fomm", "ssim"].says == BETTER
+    assert outcome(ours, theirs, ssim=0.6).verdicts["fomm", "ssim"].says == WORSE
+
+
+def test_one_level_for_the_whole_table():
+    found = outcome([noise(1, 10)], [noise(2, 10)])
+    # Two cells against ours in two measures.
+    assert set(found.measures) == {"l1", "ssim"} and found.level == pytest.approx(0.05 / 4)
+
+
+def test_cells_under_two_protocols_are_no_table():
+    with pytest.raises(UserError, match="under different protocols"):
+        outcome([noise(1, 10)], [noise(2, 10)], protocol={**PROTOCOL, "size": [32, 32]})
+
+
+def test_the_page_marks_the_papers_numbers_and_says_which_orders_hold():
+    about = {"command": "x", "preset": "quick", "data": "mannequins", "steps": 7, "minutes": None}
+    page = outcome([noise(1, 12)], [noise(2, 10)]).to_markdown(about)
+    assert "*paper: l1*" in page and "*15.97*" in page and "one seed" in page
+    assert f"| FOMM | l1 | {BETTER} | {WORSE} | does not hold |" in page
+    page = outcome([noise(1, 10), noise(2, 10)], [noise(3, 12), noise(4, 12)]).to_markdown(about)
+    assert f"| FOMM | l1 | {BETTER} | {BETTER} | holds |" in page
+    assert "LPIPS-Alex, LPIPS-VGG" in page and "one seed" not in page and "10.0" in page
+
+
+# --- the runs -------------------------------------------------------------------------------------
+
+
+class OneByOne(futures.Executor):
+    """Training wants the main thread, for its signals."""
+
+    def __init__(self, jobs):
+        pass
+
+    def submit(self, call, *words):
+        future = futures.Future()
+        future.set_result(call(*words))
+        return future
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """The commands in this process, whose torch is there already; says what was trained."""
+    trained = []
+
+    def call(self, module, *words):
+        words = [str(word) for word in words]
+        if module == "posemodel.train":
+            trained.append(Path(words[words.index("--out") + 1]).name)
+            assert train_main(words) == 0
+        else:
+            assert evaluate_main(words) == 0
+
+    monkeypatch.setattr(Bench, "_command", call)
+    monkeypatch.setattr("posemodel.reproduce.runs.ThreadPoolExecutor", OneByOne)
+    monkeypatch.setattr(command, "_data_flags", lambda data: tuple(FLAGS))
+    for module in ("journal", "samples"):  # sample sheets are not what is tested here
+        monkeypatch.setattr(f"posemodel.engine.{module}.write_samples", lambda *_, **__: None)
+    monkeypatch.setenv("TORCH_HOME", "/nowhere")
+    return trained
+
+
+def test_a_table_and_another_one_in_the_same_folder(in_process, tmp_path, monkeypatch, capsys):
+    sheets = []
+    real = pictures.contact_sheet
+
+    def sheet(columns, path, **options):
+        sheets.append([name for name, _ in columns])
+        real(columns, path, **options)
+
+    monkeypatch.setattr(pictures, "contact_sheet", sheet)
+    out = tmp_path / "out"
+    words = ["table4", "--budget", "2", "--seeds", "2", "--pairs", "6", "--out", str(out),
+             "--device", "cpu"]
+    assert command.main(words) == 0
+    runs = ["ours-2-0", "ours-2-1", "no-affine-2-0", "no-affine-2-1"]
+    assert sorted(in_process) == sorted(runs)
+    expected = ["source", "target pose", "target", "true flow", "ours", "... refined",
+                "without affine loss", "... refined"]
+    assert expected in sheets
+    for name in ("table4.png", "table4-curves.png"):
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 300
+
+    found = json.loads((out / "table4.json").read_text())
+    cells = {cell["key"]: cell for cell in found["cells"]}
+    assert found["protocol"]["name"] == "paper-32x32" and found["steps"] == 2
+    assert [Path(one["run"]).name for one in cells["ours"]["runs"]] == runs[:2]
+    row = json.loads((out / "runs" / "ours-2-1" / "evaluation.json").read_text())
+    assert cells["ours"]["values"]["l1"][1] == row["measures"]["l1"]
+    assert cells["ours"]["values"]["auc_cycle"][1] == row["visibility_auc_cycle"]
+    assert cells["copy"]["values"]["l1"] == [row["measures_copy"]["l1"]]
+    assert cells["ours"]["values"]["refined_ssim"][1] == row["measures_refined"]["ssim"]
+    assert cells["copy"]["values"]["epe"] == [row["epe_zero"]]
+    assert cells["no-affine"]["paper"]["l1"] == 42.13
+    lines = list(csv.DictReader((out / "table4.csv").open()))
+    assert len([one for one in lines if one["measure"] == "l1"]) == 5
+    page = (out / "table4.md").read_text()
+    assert "reproduce table4 --budget 2" in page and "6 held-out pairs" in page
+    assert page.strip() in capsys.readouterr().out
+
+    # A table that shares a run trains the other cell alone: nothing is trained twice.
+    in_process.clear()
+    words[0], words[4] = "appendix-e", "1"
+    assert command.main(words) == 0
+    assert in_process == ["skip-2-0"]
+    assert (out / "table4.md").read_text() == page
+
+    # The same folder for runs of another kind.
+    monkeypatch.setattr(command, "_data_flags", lambda data: (*FLAGS, "--optim.lr", "0.5"))
+    with pytest.raises(UserError, match=r"ours-2-0 holds another run: optim.lr: .*another --out"):
+        command.main(words)
+
+
+def bench(out, **changes):
+    return Bench(**{"out": out, "preset": "quick", "flags": tuple(FLAGS), "steps": 9,
+                    "minutes": None, "pairs": None, "device": "cpu", "jobs": 1, **changes})
+
+
+def timed(out, cell):
+    """The folder that a timing run leaves: 100 ms a step, 200 ms with the discriminator."""
+    words = ["quick", *FLAGS, *cell.flags, "--device", "cpu", "--out", str(out), "--steps", "24",
+             "--data.evaluation-pairs", "1"]
+    out.mkdir(parents=True)
+    config = parse_train(words).config
+    (out / "config.json").write_text(config_text(config))
+    (out / "DONE").touch()
+    first = config.optim.phase_one * 24
+    rows = [{"step": step, "step_ms": 5000 if step < 5 else 100 if step <= first else 200}
+            for step in range(1, 25)]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_minutes_become_steps_by_the_time_of_a_step(tmp_path):
+    timed(tmp_path / "timing" / "ours", OURS)
+    one = bench(tmp_path, minutes=2.0)
+    # 70 % of the steps without the discriminator.
+    assert one.seconds_per_step(OURS) == pytest.approx(0.7 * 0.1 + 0.3 * 0.2)
+    assert one.steps_of(OURS) == int(120 / 0.13)
+    assert bench(tmp_path).steps_of(OURS) == 9
+
+
+def test_a_dry_run_says_what_would_be_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "_data_flags", lambda data: tuple(FLAGS))
+    for cell in TABLES["table3"].cells[:2]:
+        timed(tmp_path / "timing" / cell.key, cell)
+    done = tmp_path / "runs" / "ours-600-1"
+    done.mkdir(parents=True)
+    (done / "DONE").touch()
+    assert command.main(["table3", "--budget", "600", "--seeds", "3", "--out", str(tmp_path),
+                         "--device", "cpu", "--dry-run"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].split() == ["ours", "3", "600", "0.130", "1.3", "1"]
+    # 600 steps of 0.13 s, five of six runs.
+    assert said[3].startswith("to train: 6 min with 1 at a time")
+
+
+def test_a_run_that_fails_says_why(tmp_path):
+    cell = Cell(key="broken", label="broken", flags=("--optim.lr", "-1"))
+    with pytest.raises(UserError, match="ended with code 2: error: --optim.lr is -1.0"):
+        bench(tmp_path).run([cell], seeds=2)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["--seeds", "0"], "--seeds 0: expected more than 0"),
+    (["--pairs", "1"], "--pairs 1: expected more than 1"),
+    (["--minutes", "nan"], "--minutes nan"),
+    (["--data", "/nowhere"], "/nowhere is no folder"),
+])
+def test_mistakes(words, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        command.main(["table1", "--out", str(tmp_path), *words])
+
+
+def test_help_needs_no_torch():
+    code = ("import runpy, sys\nsys.argv = ['x', '--help']\n"
+            "try:\n    runpy.run_module('posemodel.reproduce', run_name='__main__')\n"
+            "except SystemExit as stop:\n    assert stop.code in (0, None), stop.code\n"
+            "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    assert "table1" in done.stdout and "Traceback" not in done.stdout
+
+
+def test_colours_of_a_warp_are_the_images(tmp_path):
+    from posemodel.reproduce.pictures import _images
+
+    picture, = _images(torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1, 1))
+    assert picture.flatten().tolist() == [0, 128, 255]

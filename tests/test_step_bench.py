@@ -1,0 +1,188 @@
+"""The step benchmark runs, adds up, and compares what it times. Its figures are not judged here."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from posemodel.config import ConfigError
+from posemodel.presets import PRESETS
+from tests.tiny import tiny_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def bench():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import step_bench
+
+        yield step_bench
+
+
+@pytest.fixture(scope="module")
+def rows(bench):
+    """Both forms of a small model whose tasks alternate and of one that does them at once."""
+    found = {}
+    for tasks in ("alternate", "joint"):
+        config = tiny_config(optim_tasks=tasks, optim_lr=1e-6)
+        config.preset = tasks
+        config.model.stream = "always"
+        made = []
+        for form in ("ours", "eager"):
+            job = bench.Job(config=config, form=form, steps=2, seconds=60.0, rate=1e12)
+            made.append(bench.make_row(config, form, bench.measure_form(job)))
+        bench.compare(made, bench.TOLERANCE["float32"])
+        found[tasks] = made
+    return found
+
+
+def median(part):
+    return part[0]
+
+
+@pytest.mark.parametrize("tasks", ["alternate", "joint"])
+def test_both_forms_compute_the_same_and_their_parts_add_up(bench, rows, tasks):
+    for row in rows[tasks]:
+        assert row["status"] == "ok", row
+        assert row["loss_difference"] <= bench.TOLERANCE["float32"]
+        assert row["repeats"] == 2 and row["peak_mib"] > 0 and row["warping_peak_mib"] > 0
+        parts = {name: median(part) for name, part in row["parts"].items()}
+        assert tuple(parts) == bench.PARTS and min(parts.values()) > 0, parts
+        alone = [sum(parts[name] for name in bench.PARTS if task in name)
+                 for task in ("task 1", "task 2")]
+        extra = parts["D forward"] + parts["D backward"] + parts["optimiser"]
+        if tasks == "alternate":
+            # Half of the steps have D; what is left is reading the losses and the like.
+            assert row["ms"] > (sum(alone) + parts["D forward"] + parts["D backward"]) / 2
+            assert row["ms"] < 10 * (sum(alone) + extra)
+        assert abs(sum(row["shares"].values()) - 1) < 1e-6
+        assert row["shares"]["convolutions"] > 0 and row["convolution_percent"] > 0
+    ours, eager = rows[tasks]
+    assert ours["eager_ratio"] == pytest.approx(eager["ms"] / ours["ms"])
+    assert ours["shares"]["our operators"] > 0
+    assert "our operators" not in eager["shares"], "eager does not run the compiled operators"
+    names = ours["losses"].keys()
+    assert {name.partition(":")[0] for name in names} == \
+        ({"task 1", "task 2"} if tasks == "alternate" else {"both"})
+
+
+def test_another_result_and_no_figures_are_told(bench, rows):
+    ours, eager = ({**row, "losses": dict(row["losses"])} for row in rows["joint"])
+    name = next(iter(ours["losses"]))
+    ours["losses"][name] *= 1.01
+    bench.compare([ours, eager], 1e-3)
+    assert ours["status"] == bench.DIFFERENT and ours["loss_difference"] == pytest.approx(
+        0.01, rel=0.1)
+    assert eager["status"] == "ok"
+    lost = {**eager, "status": "out of memory"}
+    bench.compare([ours := {**ours, "status": "ok"}, lost], 1e-3)
+    assert ours["status"] == "ok" and ours["eager_ratio"] is None
+
+
+def test_the_step_of_a_task_is_that_task(bench):
+    config = tiny_config(optim_tasks="joint")
+    variant = bench.Variant(bench.Job(config=config, form="ours", steps=1, seconds=1.0, rate=1.0))
+    for _ in range(2):
+        found = variant.round()
+        assert "loss_reconstruction" not in found["task 1"][1]
+        assert "loss_affine" not in found["task 2"][1]
+        assert {"loss_affine", "loss_reconstruction", "loss_discriminator"} <= set(found["both"][1])
+        assert "D forward" not in found["task 1"][0]
+
+
+def test_an_error_in_a_form_is_a_row(bench):
+    config = tiny_config()
+    job = bench.Job(config=replace(config, device="cuda:99"), form="ours", steps=1, seconds=1.0,
+                    rate=1.0)
+    row = bench.make_row(config, "ours", bench.measure_form(job))
+    assert row["status"] == "error" and "cuda:99" in row["note"] and "ms" not in row
+
+
+def sleep(job, threads, answers):
+    time.sleep(30)
+
+
+def end(job, threads, answers):
+    os._exit(7)
+
+
+def answer(job, threads, answers):
+    answers.send(({"threads": threads}, None))
+
+
+def test_a_form_has_its_own_process_which_is_stopped_in_time(bench):
+    start = time.monotonic()
+    left = iter([10, 10])
+    found = bench.apart(None, threads=1, available=lambda: next(left, 1), worker=sleep, reserve=5)
+    assert found[1][0] == "out of memory" and time.monotonic() - start < 20
+    found = bench.apart(None, threads=1, available=lambda: 10, worker=end, reserve=5)
+    assert found == (None, (bench.STOPPED, "its process ended with code 7"))
+    found = bench.apart(None, threads=3, available=lambda: 10, worker=answer, reserve=5)
+    assert found == ({"threads": 3}, None)
+
+
+def test_every_preset_can_be_measured(bench):
+    options = SimpleNamespace(device="cpu", precision="auto", batch=None)
+    for name in PRESETS:
+        config = bench.benchmark_config(name, options, "file")
+        assert config.data.kind == "mannequins" and config.optim.phase_one == 0
+        assert config.optim.batch_size == PRESETS[name]().optim.batch_size
+        try:
+            config.data.__post_init__()
+        except ConfigError as error:
+            pytest.fail(f"{name}: {error}")
+
+
+def test_random_weights_are_read_as_vgg19(bench, tmp_path):
+    from posemodel.losses.perceptual import load_perceptual_loss
+
+    loss = load_perceptual_loss(str(bench.random_vgg19(tmp_path)))
+    assert sum(one.numel() for one in loss.parameters()) == 12_944_960  # to relu5_1
+
+
+def test_a_run_is_written_and_read_again(bench, rows, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "apart", lambda job, **_: next(answers))
+    monkeypatch.setattr(bench, "random_vgg19", lambda folder: "file")
+    asked = bench.make_row(tiny_config(), "ours", (None, None))
+    measured = {key: value for key, value in rows["joint"][0].items() if key not in asked}
+    answers = iter([(measured, None), (None, ("out of memory", "needs more"))])
+    file = tmp_path / "run.json"
+    import measure
+
+    monkeypatch.setattr(measure, "product_rate", lambda dtype, clock: 1e11)
+    assert bench.main(["--batch", "1", "--device", "cpu", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "out of memory: needs more" in printed and "random weights" in printed
+    found = json.loads(file.read_text())
+    assert found["data"] == "mannequins" and found["versions"]["torch"] and len(found["rows"]) == 2
+    assert bench.main(["--read", str(file)]) == 0
+    assert capsys.readouterr().out == printed
+    assert bench.main(["--json", str(file)]) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--presets", "papre"], "papre"), (["--steps", "0"], "--steps"),
+    (["--device", "cuda:99"], "cuda:99"), (["--seconds", "-1"], "--seconds"),
+])
+def test_bad_arguments_are_one_line(bench, words, says, capsys):
+    assert bench.main(words) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_help_does_not_load_torch():
+    code = ("import sys; sys.argv = ['step_bench.py', '--help']; import step_bench\n"
+            "try: step_bench.main()\nexcept SystemExit: pass\n"
+            "assert 'torch' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", text=True,
+                          capture_output=True, check=False)
+    assert done.returncode == 0 and "eager compiled" in done.stdout, done.stderr
