@@ -86,7 +86,7 @@ class ModelConfig:
     motion_input: Literal["keypoints", "keypoints+image"] = "keypoints"
     """what such a method sees: two poses, as ours, or also the source image"""
     pose_sigma: float = 6.0
-    """Gaussian of a joint, in pixels of an image 256 pixels high (6 in the paper)"""
+    """Gaussian of a joint, in pixels of an image 256 pixels high (6 in the paper); 0: a dot"""
     encoder_channels: tuple[int, ...] = (24, 48, 48, 48, 48, 48)
     """M: width of each hidden layer; the first two halve the resolution, one more layer follows"""
     feature_channels: int = 35
@@ -123,7 +123,7 @@ class ModelConfig:
     """D: every layer divided by its spectral norm"""
 
     def __post_init__(self):
-        _require(self.pose_sigma > 0, "model.pose-sigma", self.pose_sigma, "a positive number")
+        _require(self.pose_sigma >= 0, "model.pose-sigma", self.pose_sigma, "a number, 0 or more")
         _require(len(self.encoder_channels) >= 2, "model.encoder-channels", self.encoder_channels,
                  "at least two widths")
         _require(1 <= self.flow_depth <= 6, "model.flow-depth", self.flow_depth, "1 to 6")

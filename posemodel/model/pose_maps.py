@@ -5,12 +5,13 @@ from torch import Tensor
 
 
 def pose_maps(pose: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
-    """Draw each joint as a Gaussian of height 1; a missing joint is an empty map.
+    """Draw each joint as a Gaussian of height 1, or as a dot; a missing joint is an empty map.
 
     Args:
         pose: `[B, J, 3]`, (x, y, presence) with x and y in normalised [-1, 1] coordinates.
         size: (H, W) of the maps.
-        sigma: standard deviation, in pixels of an image 256 pixels high (6 in the paper).
+        sigma: standard deviation, in pixels of an image 256 pixels high (6 in the paper); 0 draws a
+            dot, the one pixel nearest to the joint (what PATN's 8-bit maps came to).
 
     Returns: `[B, J, H, W]` float32.
 
@@ -22,8 +23,13 @@ def pose_maps(pose: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     x, y, presence = pose.float().unbind(-1)                                       # [B, J] each
     columns = torch.arange(width, device=pose.device, dtype=torch.float32)
     rows = torch.arange(height, device=pose.device, dtype=torch.float32)
-    dx = columns - ((x + 1) * width / 2 - 0.5).unsqueeze(-1)                       # [B, J, W]
-    dy = rows - ((y + 1) * height / 2 - 0.5).unsqueeze(-1)                         # [B, J, H]
-    across = torch.exp(dx.square() / (-2 * pixels**2)) * presence.unsqueeze(-1)
-    along = torch.exp(dy.square() / (-2 * pixels**2))
+    column = ((x + 1) * width / 2 - 0.5).unsqueeze(-1)                             # [B, J, 1]
+    row = ((y + 1) * height / 2 - 0.5).unsqueeze(-1)
+    if sigma == 0:
+        across = (columns == column.round().clamp(0, width - 1)).float()
+        along = (rows == row.round().clamp(0, height - 1)).float()
+    else:
+        across = torch.exp((columns - column).square() / (-2 * pixels**2))         # [B, J, W]
+        along = torch.exp((rows - row).square() / (-2 * pixels**2))                # [B, J, H]
+    across = across * presence.unsqueeze(-1)
     return along.unsqueeze(-1) * across.unsqueeze(-2)                              # [B, J, H, W]

@@ -33,3 +33,10 @@ def test_missing_joint_is_an_empty_map():
 def test_a_joint_between_pixels_stays_there():
     maps = pose_maps(pose_at(0.0, 0.0), (64, 64), 6.0)[0, 4]
     assert torch.equal(maps, maps.flip(0)) and torch.equal(maps, maps.flip(1))
+
+
+@pytest.mark.parametrize(("x", "column"), [(-1.0, 0), (0.0, 16), (0.03125, 16), (1.0, 31)])
+def test_a_dot_is_the_nearest_pixel_also_at_the_edge(x, column):
+    maps = pose_maps(pose_at(x, -0.5), (16, 32), 0.0)
+    assert maps.sum() == 1 and maps[0, 4, 4, column] == 1
+    assert pose_maps(pose_at(x, -0.5, presence=0.0), (16, 32), 0.0).sum() == 0
