@@ -27,6 +27,7 @@ from pathlib import Path
 
 from posemodel.cli import run_main
 from posemodel.errors import UserError
+from posemodel.files import write_result
 
 _DISTRIBUTION = "posetransfer"
 _INSTALL = "in the project's folder: pip install -e ."
@@ -141,7 +142,7 @@ def main(argv: list[str]) -> int:
     print(conclusion(found.problems))
     print(f"({time.monotonic() - start:.0f} s)")
     if arguments.json is not None:
-        _write(arguments.json, json.dumps(found.to_dict(), indent=2) + "\n")
+        write_result(arguments.json, json.dumps(found.to_dict(), indent=2) + "\n")
     return 2 if found.stopped else 0
 
 
@@ -320,15 +321,14 @@ def two_processes(found: Checkup) -> None:
 
 def weights(found: Checkup) -> None:
     """Whether what others have published is at hand, undamaged."""
-    from torchvision.models import VGG19_Weights
-
     from posemodel import lpips_metric
     from posemodel.evaluation import fid
-    from posemodel.evaluation.weights import PublishedWeights, sha256
+    from posemodel.files import sha256
+    from posemodel.losses.perceptual import VGG19
+    from posemodel.weights import named_hash
 
-    vgg19 = PublishedWeights(what="", url=VGG19_Weights.IMAGENET1K_V1.url)
     files = {
-        "VGG-19, for --loss.reconstruction vgg19 (paper, market, hires)": vgg19,
+        "VGG-19, for --loss.reconstruction vgg19 (paper, market, hires)": VGG19,
         **{f"{net}, for LPIPS": one for net, one in lpips_metric.BACKBONES.items()},
         **{f"{name}, for FID": one for name, one in fid.FEATURES.items()},
     }
@@ -336,7 +336,7 @@ def weights(found: Checkup) -> None:
         if one.missing():
             found.say(f"{what}: {one.missing()}")
             continue
-        wanted = one.path.stem.rpartition("-")[2]
+        wanted = named_hash(one.path)
         digest = sha256(one.path)
         if digest.startswith(wanted):
             found.say(f"{what}: {one.path}, SHA-256 right")
@@ -495,15 +495,6 @@ def _output(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _write(path: Path, text: str) -> None:
-    from posemodel.data.annotations import write_aside
-
-    try:
-        write_aside(path, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

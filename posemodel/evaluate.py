@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def evaluate_run(arguments: argparse.Namespace, world) -> int:
     from posemodel.engine.samples import write_samples
     from posemodel.engine.trained import load_trained
     from posemodel.errors import UserError
-    from posemodel.evaluation.weights import sha256
+    from posemodel.files import sha256, write_result
 
     say = print if world.first else _nothing
     run = RunFolder.open_existing(arguments.run)
@@ -108,7 +107,7 @@ def evaluate_run(arguments: argparse.Namespace, world) -> int:
            "values": str(folder)}
     numbers = arguments.json or run.path / "evaluation.json"
     picture = arguments.picture or run.path / "evaluation.png"
-    _write(numbers, json.dumps(row, indent=2, allow_nan=False) + "\n")
+    write_result(numbers, json.dumps(row, indent=2, allow_nan=False) + "\n")
     write_samples(model, config, device, dtype, picture, title=f"step {found.step}")
     print(f"{evaluation_table(row)}\n\n{protocol_tables(row)}\n")
     print(f"numbers: {numbers}\npicture: {picture}\nvalues of each pair: {folder}")
@@ -147,17 +146,6 @@ def _inception(protocol, config, device, say):
 
 def _nothing(_line: str) -> None:
     """What the other processes say: the first one has said it."""
-
-
-def _write(path: Path, text: str) -> None:
-    from posemodel.errors import UserError
-
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

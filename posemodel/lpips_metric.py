@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from posemodel.errors import UserError
-from posemodel.evaluation.weights import PublishedWeights, read_weights
+from posemodel.weights import PublishedWeights, read_weights
 
 # The backbones, as torchvision publishes them. The linear layers come with the package lpips.
 BACKBONES = {

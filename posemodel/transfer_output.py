@@ -28,13 +28,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 import pose_kernels
 from posemodel import pictures
-from posemodel.data.annotations import write_aside
 from posemodel.data.flow_files import write_flo, write_npy
 from posemodel.data.images import inside
 from posemodel.data.joint_layouts import Pose
 from posemodel.data.keypoints import normalized_to_pixels
 from posemodel.data.pose_command import draw_poses
 from posemodel.errors import UserError
+from posemodel.files import write_aside
 from posemodel.inference import Crop, TransferResult
 
 _RECORD, _SHEET, _SOURCE = "transfer.json", "contact_sheet.png", "source_skeleton.png"

@@ -76,9 +76,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from posemodel.data.annotations import write_aside
     from posemodel.data.check import check, describe
     from posemodel.errors import UserError
+    from posemodel.files import write_result
 
     if arguments.sample < 0:
         raise UserError(f"--sample {arguments.sample}: expected 0 or more")
@@ -86,10 +86,7 @@ def _check(arguments: argparse.Namespace) -> int:
                   sample=arguments.sample)
     print(describe(found))
     if arguments.json is not None:
-        try:
-            write_aside(arguments.json, json.dumps(found.to_dict(), indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {arguments.json}: {error.strerror}") from error
+        write_result(arguments.json, json.dumps(found.to_dict(), indent=2) + "\n")
     return 2 if found.problems else 0
 
 

@@ -13,7 +13,6 @@ pose-based human image generation" (CVPR 2018), which all later work on Market-1
 """
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 from posemodel.data.keypoints import JOINTS
 from posemodel.errors import UserError
+from posemodel.files import write_aside
 
 MISSING = -1
 COLUMNS = ("name", "keypoints_y", "keypoints_x")
@@ -269,17 +269,6 @@ def _check_name(name: str) -> None:
 
 
 # --- files --------------------------------------------------------------------------------------
-
-
-def write_aside(path: Path, content: str | bytes) -> None:
-    """Write a file under another name, then rename it: it is there as a whole or not at all."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _read_lines(path: Path) -> list[tuple[int, str]]:

@@ -12,7 +12,6 @@ from posemodel.data.dataset_folder import (
     MANIFEST,
     read_manifest,
     read_rows,
-    sha256_of,
     sizes_in,
 )
 from posemodel.data.images import ImageError, read_image
@@ -30,6 +29,7 @@ from posemodel.data.layouts import (
     read_split,
 )
 from posemodel.errors import UserError
+from posemodel.files import sha256
 
 # Of PATN's split of DeepFashion, which the paper uses, and of Market-1501.
 PUBLISHED = {
@@ -194,7 +194,7 @@ def _check_sample(reading: Reading, count: int, digests: dict, found: Findings) 
         sizes["{} x {}".format(*shape)] += 1
         if not _fits(pairs.kind, shape):
             bad.append(f"{path}: {shape[0]} x {shape[1]} is not the shape of a {pairs.kind} image")
-        elif digests.get((pairs.split, path.name), "") not in ("", sha256_of(path)):
+        elif digests.get((pairs.split, path.name), "") not in ("", sha256(path)):
             bad.append(f"{path}: is not the file that was written")
     counts["sampled"], counts["bad"] = len(chosen), len(bad)
     counts["sizes"] = ", ".join(size for size, _ in sizes.most_common(3))
@@ -221,7 +221,7 @@ def _check_manifest(root: Path, manifest: dict, found: Findings) -> dict[tuple[s
     for name, digest in manifest["sha256"].items():
         if not (root / name).is_file():
             found.problems.append(f"{root / name} is missing; it was there when the set was made")
-        elif sha256_of(root / name) != digest:
+        elif sha256(root / name) != digest:
             found.problems.append(f"{root / name} is not the file that was written")
     rows = read_rows(root)
     sizes = {split: sizes_in(root / split) for split in SPLITS}

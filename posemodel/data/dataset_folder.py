@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from posemodel import __version__
-from posemodel.data.annotations import write_aside
 from posemodel.errors import UserError
+from posemodel.files import sha256, write_aside
 
 MANIFEST = "manifest.json"
 IMAGES = "images.jsonl"
@@ -61,7 +61,7 @@ class DatasetFolder:
         """
         rows = (json.dumps(self.rows[key]) for key in sorted(self.rows))
         write_aside(self.root / IMAGES, "".join(row + "\n" for row in rows))
-        digests = {name: sha256_of(self.root / name) for name in (*texts, IMAGES)}
+        digests = {name: sha256(self.root / name) for name in (*texts, IMAGES)}
         manifest = {"recipe": self.recipe, "complete": True, "version": __version__,
                     "counts": counts, "sha256": digests}
         write_aside(self.root / MANIFEST, json.dumps(manifest, indent=2) + "\n")
@@ -148,11 +148,6 @@ def sizes_in(folder: Path) -> dict[str, int]:
         return {}
     with os.scandir(folder) as entries:
         return {entry.name: entry.stat().st_size for entry in entries}
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _rows_of_files(root: Path) -> dict:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from posemodel.data.annotations import write_aside
 from posemodel.errors import UserError
+from posemodel.files import write_aside
 
 _MAGIC = b"PIEH"  # the float 202021.25
 _HEAD = struct.Struct("<4sii")

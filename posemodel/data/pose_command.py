@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posemodel.errors import UserError
+from posemodel.files import write_result
 
 if TYPE_CHECKING:  # `--help` needs none of these
     import numpy as np
@@ -70,10 +71,10 @@ def show_pose(arguments: argparse.Namespace) -> int:
     for warning in check_pose(chosen, size):
         print(f"warning: {warning}")
     if arguments.out:
-        _write(arguments.out, _png(draw_poses(image, poses, chosen)))
+        write_result(arguments.out, _png(draw_poses(image, poses, chosen)))
         print(f"picture: {arguments.out}")
     if arguments.json:
-        _write(arguments.json, openpose_json([chosen], size).encode())
+        write_result(arguments.json, openpose_json([chosen], size).encode())
         print(f"joints as OpenPose JSON: {arguments.json}")
     return 0
 
@@ -217,12 +218,3 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             raise UserError(f"{flag} {path}: there is no folder {path.parent}")
         if path.exists() and not arguments.overwrite:
             raise UserError(f"{flag} {path} exists; --overwrite replaces it")
-
-
-def _write(path: Path, content: bytes) -> None:
-    from posemodel.data.annotations import write_aside
-
-    try:
-        write_aside(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -19,10 +19,9 @@ from posemodel.data.annotations import (
     read_annotations,
     read_list,
     read_pairs,
-    write_aside,
 )
 from posemodel.data.archives import extract
-from posemodel.data.dataset_folder import DatasetFolder, encode_jpeg, open_folder, sha256_of
+from posemodel.data.dataset_folder import DatasetFolder, encode_jpeg, open_folder
 from posemodel.data.images import read_image
 from posemodel.data.layouts import (
     FRAMES,
@@ -34,6 +33,7 @@ from posemodel.data.layouts import (
     image_names,
 )
 from posemodel.errors import UserError
+from posemodel.files import sha256, write_aside
 
 _SIZES = {"deepfashion": ((256, 256), (256, INNER_WIDTH)), "market": ((128, 64),)}
 _UNPACKED = "unpacked"  # an archive's files, in the folder to be written, until it is complete
@@ -71,7 +71,7 @@ def prepare(
     wanted = {split: _names(texts, split) for split in SPLITS}
     copies = _texts(texts)
     recipe = {"made_by": "prepare", "kind": kind, "source": str(raw), "resized_by": "Lanczos",
-              "texts": {name: sha256_of(path) for name, path in copies.items()}}
+              "texts": {name: sha256(path) for name, path in copies.items()}}
     # Nothing is written for a download that has not what is needed.
     files = _find(raw, kind, wanted) if raw.is_dir() else None
     archive = _archive(raw, kind) if files is None else None

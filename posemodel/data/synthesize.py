@@ -24,12 +24,12 @@ from posemodel.data.annotations import (
     market_pairs,
     ordered_pairs,
     write_annotations,
-    write_aside,
     write_pairs,
 )
 from posemodel.data.dataset_folder import DatasetFolder, encode_jpeg, open_folder
 from posemodel.data.layouts import BORDER, FRAMES, INNER_WIDTH, KINDS, SPLITS
 from posemodel.errors import UserError
+from posemodel.files import write_aside
 
 _AT_ONCE = 8
 _MISSED_JOINTS = 0.15  # share of limbs and faces that the annotation misses

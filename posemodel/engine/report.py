@@ -2,7 +2,6 @@
 
 import base64
 import math
-import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import jinja2
 from posemodel.config import Config, to_dict
 from posemodel.engine.curves import line_chart, points
 from posemodel.engine.run_folder import RunFolder
+from posemodel.files import write_aside
 
 # Earlier sample sheets in the report: enough to see the course, few enough to mail.
 _EARLIER_SAMPLES = 6
@@ -149,9 +149,7 @@ def write_report(run_folder: str | Path) -> Path:
     run = RunFolder.open_existing(run_folder)
     page = _environment().get_template("report.html.j2").render(_content(run))
     path = run.path / "report.html"
-    temporary = path.with_name("report.html.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_aside(path, page)
     return path
 
 

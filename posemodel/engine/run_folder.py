@@ -32,6 +32,7 @@ from tqdm import tqdm
 from posemodel.config import Config, ConfigError, drift, free_changes, from_dict, to_dict
 from posemodel.engine import environment
 from posemodel.errors import UserError
+from posemodel.files import write_aside
 
 # What a start that was killed before it wrote config.json leaves behind.
 _FIRST_FILES = {"lock", "config.json.tmp"}
@@ -93,11 +94,11 @@ class RunFolder:
 
     def _start(self, saved: Config | None, argv: list[str], processes: int) -> None:
         # config.json comes first: with it the folder is a run and can be continued.
-        _write_atomically(self.path / "config.json", json.dumps(to_dict(self.config), indent=2))
+        write_aside(self.path / "config.json", json.dumps(to_dict(self.config), indent=2) + "\n")
         for folder in ("samples", "checkpoints"):
             (self.path / folder).mkdir(exist_ok=True)
         before, now = self.read_environment(), environment.collect(processes)
-        _write_atomically(self.path / "env.json", json.dumps(now, indent=2))
+        write_aside(self.path / "env.json", json.dumps(now, indent=2) + "\n")
         command = f"{shlex.join(['python', '-m', 'posemodel.train', *argv])}  # {_now()}"
         _append(self.path / "command.txt", command)
         _append(self.path / "log.txt", f"--- {command}")
@@ -153,15 +154,14 @@ class RunFolder:
                 path = self.path / name
                 if path.exists():
                     rows = [row for row in _read_lines(path) if row.get("step", 0) <= step]
-                    _write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows),
-                                      end="")
+                    write_aside(path, "".join(json.dumps(row) + "\n" for row in rows))
             (self.path / "DONE").unlink(missing_ok=True)
 
     def mark_done(self) -> None:
         """The run has reached its last step."""
         self._require_lock()
         with self.writing():
-            _write_atomically(self.path / "DONE", _now())
+            write_aside(self.path / "DONE", _now() + "\n")
 
     def _require_lock(self) -> None:
         if self._lock is None:
@@ -296,15 +296,6 @@ def _append(path: Path, line: str) -> None:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _write_atomically(path: Path, text: str, end: str = "\n") -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + end)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _read_json(path: Path) -> dict | None:

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posemodel.errors import UserError
-from posemodel.evaluation.weights import PublishedWeights, read_weights, sha256
+from posemodel.files import sha256
 from posemodel.protocols import Protocol, prepare
+from posemodel.weights import PublishedWeights, read_weights
 
 FEATURES = {
     # Converted from the TensorFlow network of the original FID.

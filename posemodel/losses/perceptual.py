@@ -1,8 +1,6 @@
 """The multi-resolution perceptual loss on VGG-19 (Eq. 5)."""
 
-import hashlib
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posemodel.errors import UserError
+from posemodel.weights import PublishedWeights, check_hash, read_weights
+
+VGG19 = PublishedWeights(
+    what="the perceptual loss", url="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+    otherwise="put the file there, name it by --loss.vgg-weights, or train with "
+              "--loss.reconstruction pyramid")
 
 # torchvision's `vgg19().features` up to and including relu1_1, relu2_1, relu3_1, relu4_1, relu5_1.
 _LAYER_ENDS = (2, 7, 12, 21, 30)
@@ -80,15 +84,19 @@ def load_perceptual_loss(weights: str = "") -> PerceptualLoss:
     """
     from torchvision.models import vgg19
 
-    path, origin = (Path(weights), f"--loss.vgg-weights {weights}") if weights else _cached()
-    if not path.is_file():
-        raise UserError(f"{origin}: no such file")
-    _check_hash(path, origin)
+    if weights:
+        path, origin = Path(weights), f"--loss.vgg-weights {weights}"
+        if not path.is_file():
+            raise UserError(f"{origin}: no such file")
+        check_hash(path, origin)
+    else:
+        path = VGG19.find()
+        origin = str(path)
     # On "meta", since a random start for 144 million weights would take seconds.
     with torch.device("meta"):
         features = vgg19().features
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_weights(path)
         # Only the convolutions are used; files without the classifier are fine.
         features.load_state_dict({
             name.removeprefix("features."): value for name, value in state.items()
@@ -97,41 +105,3 @@ def load_perceptual_loss(weights: str = "") -> PerceptualLoss:
         reason = str(error).splitlines()[0]
         raise UserError(f"{origin}: not torchvision's VGG-19 weights ({reason})") from error
     return PerceptualLoss(features)
-
-
-def _cached() -> tuple[Path, str]:
-    """The weights in torch hub's cache, downloaded if they are not there, and what to call them."""
-    from torchvision.models import VGG19_Weights
-
-    url = VGG19_Weights.IMAGENET1K_V1.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_in(path.name))
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"the perceptual loss needs {path.name}: not in {path.parent}, and the download "
-                f"failed ({error}); put the file there, name it by --loss.vgg-weights, or train "
-                "with --loss.reconstruction pyramid") from error
-    return path, str(path)
-
-
-def _hash_in(name: str) -> str:
-    """The beginning of the SHA-256 in a name such as `vgg19-dcbb9e9d.pth`, else empty."""
-    found = re.search(r"-([0-9a-f]{8,64})\.", name)
-    return found[1] if found else ""
-
-
-def _check_hash(path: Path, origin: str) -> None:
-    wanted = _hash_in(path.name)
-    if not wanted:
-        return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    found = digest.hexdigest()
-    if not found.startswith(wanted):
-        raise UserError(f"{origin}: its SHA-256 begins with {found[:8]} and not with {wanted}, as "
-                        "its name says: damaged or cut short; delete it and fetch it again")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from posemodel.errors import UserError
-from posemodel.evaluation.weights import PublishedWeights, read_weights
+from posemodel.weights import PublishedWeights, read_weights
 
 # Blocks of each backbone. resnet10 is for experiments on a CPU; it has no published weights.
 _BLOCKS = {"resnet50": (Bottleneck, [3, 4, 6, 3]), "resnet18": (BasicBlock, [2, 2, 2, 2]),

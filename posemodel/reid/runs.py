@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from posemodel.data.annotations import write_aside
 from posemodel.engine.environment import choose_device, choose_precision
 from posemodel.engine.progress import duration
 from posemodel.errors import UserError
+from posemodel.files import write_result
 from posemodel.reid.batches import Batches, BatchPlan, read_resized
 from posemodel.reid.export import new_folder, open_augmented
 from posemodel.reid.losses import batch_hard_triplet
@@ -182,7 +182,7 @@ def evaluate(run: Path, *, root: Path | None, device: str, workers: int,
         found = {"root": str(where), "queries": len(query.names), "gallery": len(gallery.names),
                  "queries_with_match": int((ranking.matches > 0).sum()),
                  **{name: ranking.scores(name) for name in CONVENTIONS}}
-        _write(folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
+        write_result(folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
         shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in found["step"].items())
         say(f"{folder.name}: {shown} ({duration(time.perf_counter() - start)})")
 
@@ -300,11 +300,4 @@ def _open_run(config: ReidConfig, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-    _write(path, json.dumps(asdict(config), indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_aside(path, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    write_result(path, json.dumps(asdict(config), indent=2) + "\n")

@@ -1,7 +1,6 @@
 """`python -m posemodel.reproduce table1`: the paper's tables, trained and measured again."""
 
 import argparse
-import os
 import shlex
 import signal
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from posemodel.cli import run_main
 from posemodel.errors import UserError
+from posemodel.files import write_result
 from posemodel.presets import PRESETS
 from posemodel.reproduce.tables import TABLES, with_images
 
@@ -91,7 +91,7 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> int:
     page = outcome.to_markdown(about)
     for ending, text in ((".csv", outcome.to_csv()), (".json", outcome.to_json(about)),
                          (".md", page)):
-        _write(arguments.out / f"{name}{ending}", text)
+        write_result(arguments.out / f"{name}{ending}", text)
     write_warps(outcome, arguments.out / f"{name}.png", arguments.device)
     write_curves(outcome, arguments.out / f"{name}-curves.png")
     print(f"\n{page}\nwritten: {arguments.out / name}.md, .csv, .json, .png, -curves.png")
@@ -120,15 +120,6 @@ def _forecast(bench, cells: list, seeds: int) -> str:
                  f"{bench.threads} thread{'s' if bench.threads > 1 else ''} each; the evaluations "
                  "come on top")
     return "\n".join(lines)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

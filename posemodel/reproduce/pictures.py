@@ -1,6 +1,6 @@
 """The pictures of a table: people as each method warps them (as in Fig. 2), and learning curves."""
 
-import os
+import io
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from posemodel.engine import environment
 from posemodel.engine.data_source import held_out_batches
 from posemodel.engine.evaluation import has_truth, inspect
 from posemodel.engine.trained import load_trained
+from posemodel.files import write_aside
 from posemodel.reproduce.results import Outcome
 
 ROWS = 6
@@ -70,9 +71,9 @@ def write_curves(outcome: Outcome, path: Path) -> None:
     axes.title.set_fontsize(10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_aside(path, buffer.getvalue())
 
 
 def _images(images: Tensor) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """`python -m posemodel.study new|serve|report DIR`: which of two results do people prefer?"""
 
 import argparse
+import json
 from pathlib import Path
 
 from posemodel.cli import run_main
@@ -90,13 +91,14 @@ def serve_study(arguments: argparse.Namespace) -> int:
 def report_study(arguments: argparse.Namespace) -> int:
     """Prints Table 6: how often the first method is preferred, with 95 % intervals; and what the
     answers of each volunteer look like."""
-    from posemodel.study.report import report_text, summarize, write_report
+    from posemodel.files import write_result
+    from posemodel.study.report import report_text, summarize
     from posemodel.study.study import open_study
 
     study = open_study(arguments.folder)
     summary = summarize(study)
     path = arguments.json or study.folder / "report.json"
-    write_report(path, summary)
+    write_result(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     print(report_text(summary))
     print(f"numbers: {path}")
     return 0

@@ -1,12 +1,9 @@
 """Table 6 of the paper: how often volunteers prefer the first method to each other one."""
 
-import json
 import math
 from collections import defaultdict
-from pathlib import Path
 from statistics import median
 
-from posemodel.data.annotations import write_aside
 from posemodel.errors import UserError
 from posemodel.evaluation.statistics import compare
 from posemodel.study.plan import plan_trials
@@ -90,14 +87,6 @@ def report_text(summary: dict) -> str:
         lines += ["", f"warning: {summary['damaged_lines']} lines of answers.jsonl cannot be read "
                   "and were left out"]
     return "\n".join(lines)
-
-
-def write_report(path: Path, summary: dict) -> None:
-    """Raises: `UserError`."""
-    try:
-        write_aside(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _share(votes: list[tuple[str, bool]]) -> dict:

@@ -1,8 +1,8 @@
 """Weights that others have published: in torch hub's cache, downloaded, or one line that says why
 not."""
 
-import hashlib
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from posemodel.errors import UserError
+from posemodel.files import sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,8 @@ class PublishedWeights:
     """what needs it, for messages"""
     url: str
     """its last part ends in -XXXXXXXX.pth, the start of the file's SHA-256"""
+    otherwise: str = ""
+    """what else to do where it cannot be downloaded, for messages"""
 
     @property
     def path(self) -> Path:
@@ -38,28 +41,33 @@ class PublishedWeights:
         Raises: `UserError` if it cannot be had or is damaged.
         """
         path = self.path
-        digest = path.stem.rpartition("-")[2]
         if not path.is_file():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(self.url, str(path), hash_prefix=digest)
+                torch.hub.download_url_to_file(self.url, str(path), hash_prefix=named_hash(path))
             except (OSError, RuntimeError) as error:
+                more = f"; {self.otherwise}" if self.otherwise else ""
                 raise UserError(f"{self.what} needs {path.name}: not in {path.parent}, and the "
-                                f"download from {self.url} failed ({error})") from error
-        found = sha256(path)
-        if not found.startswith(digest):
-            raise UserError(f"{path} is damaged (SHA-256 {found[:8]}..., expected {digest}...): "
-                            f"delete it and get it again from {self.url}")
+                                f"download from {self.url} failed ({error}){more}") from error
+        check_hash(path, str(path))
         return path
 
 
-def sha256(path: Path) -> str:
-    """Of the content of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def named_hash(path: Path) -> str:
+    """The start of the SHA-256 in a name such as `vgg19-dcbb9e9d.pth`; empty if there is none."""
+    found = re.search(r"-([0-9a-f]{8,64})\.", path.name)
+    return found[1] if found else ""
+
+
+def check_hash(path: Path, origin: str) -> None:
+    """Hold a file to the hash in its name, if it has one; `origin` is what messages call it.
+
+    Raises: `UserError`.
+    """
+    wanted = named_hash(path)
+    if wanted and not (found := sha256(path)).startswith(wanted):
+        raise UserError(f"{origin}: its SHA-256 begins with {found[:8]} and not with {wanted}, as "
+                        "its name says: damaged or cut short; delete it and fetch it again")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
