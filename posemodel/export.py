@@ -35,6 +35,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--compile", action="store_true",
                         help="compile the program with AOTInductor, for this kind of processor; "
                         "takes a C++ compiler and a while")
+    parser.add_argument("--half", action="store_true",
+                        help="weights in 16 bits, for half the file; says what that changes")
     parser.add_argument("--about", default="", metavar="TEXT",
                         help="what the model is, and is not, good for; kept in a .safetensors file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
@@ -58,7 +60,7 @@ def export(arguments: argparse.Namespace) -> int:
         if out.suffix == ".pt2":
             _write_program(model, temporary, compiled=arguments.compile)
         else:
-            _write_weights(model, temporary, arguments.about or model.about)
+            _write_weights(model, temporary, arguments.about or model.about, half=arguments.half)
         os.replace(temporary, out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
@@ -82,8 +84,9 @@ def _check_request(arguments: argparse.Namespace) -> None:
         raise UserError(f"--out {out} exists; --overwrite replaces a file")
     if out.suffix == ".safetensors" and arguments.compile:
         raise UserError(f"--compile makes a program: give --out a name ending in .pt2, not {out}")
-    if out.suffix == ".pt2" and arguments.about:
-        raise UserError("--about is kept with weights: give --out a name ending in .safetensors")
+    if out.suffix == ".pt2" and (arguments.about or arguments.half):
+        flag = "--about" if arguments.about else "--half"
+        raise UserError(f"{flag} is for weights: give --out a name ending in .safetensors")
     if arguments.compile and not _has_compiler():
         raise UserError("--compile takes a C++ compiler, and there is none (g++, clang++, or the "
                         "variable CXX); without --compile the program needs none")
@@ -94,15 +97,18 @@ def _has_compiler() -> bool:
     return any(name and shutil.which(name) for name in names)
 
 
-def _write_weights(model, path: Path, about: str) -> None:
+def _write_weights(model, path: Path, about: str, *, half: bool) -> None:
     from posemodel import programs
     from posemodel.inference import PoseTransferModel
 
-    programs.write_weights(model, path, about=about)
+    programs.write_weights(model, path, about=about, half=half)
     again = PoseTransferModel.from_file(path, str(model.device))
     difference = programs.largest_differences(
         model, programs.InferencePath(again.generator), batch=1)
-    if any(difference):
+    if half:
+        print(f"in 16 bits: largest difference from the model {difference.flow:.1e} (flow), "
+              f"{difference.at_its_flow:.1e} (images at the same flow)")
+    elif any(difference):
         raise RuntimeError(f"the weights that were read back differ: {difference}")
 
 

@@ -51,14 +51,18 @@ class InferencePath(nn.Module):
         return result.image, result.flow, result.warped
 
 
-def write_weights(model: PoseTransferModel, path: Path, *, about: str) -> None:
+def write_weights(model: PoseTransferModel, path: Path, *, about: str, half: bool = False) -> None:
     """Weights, and in the metadata the configuration, the training steps and what is said about
-    the model. Paths of the machine that trained it are left out."""
+    the model. Paths of the machine that trained it are left out.
+
+    Args:
+        half: float16; whoever reads the file computes in float32 again.
+    """
     config = json.loads(model.metadata["config"])
     config["out"] = config["data"]["root"] = ""
     metadata = {"config": json.dumps(config), "step": str(model.step), "about": about}
-    weights = {name: tensor.cpu().contiguous()
-               for name, tensor in model.generator.state_dict().items()}
+    weights = {name: (tensor.half() if half and tensor.is_floating_point() else tensor)
+               .cpu().contiguous() for name, tensor in model.generator.state_dict().items()}
     path.write_bytes(safetensors.torch.save(weights, metadata))
 
 

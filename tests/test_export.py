@@ -131,6 +131,22 @@ def test_every_kind_of_model_can_be_exported(tmp_path, changes):
     assert max(differences(found, expected)) <= TOLERANCE
 
 
+def test_half_weights_take_half_the_file_and_are_computed_with_in_float32(run, tmp_path, capsys):
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    for out, flags in ((whole, []), (half, ["--half"])):
+        assert main([str(run), "--out", str(out), "--device", "cpu", *flags]) == 0
+    assert "in 16 bits: largest difference from the model" in capsys.readouterr().out
+    with safe_open(half, framework="pt") as file:
+        stored = {file.get_tensor(name).dtype for name in file.keys()}
+    assert stored <= {torch.float16, torch.int64} and torch.float16 in stored
+    assert half.stat().st_size < 0.7 * whole.stat().st_size
+    generator = PoseTransferModel.from_file(half, "cpu").generator
+    for name, tensor in PoseTransferModel.from_file(whole, "cpu").generator.state_dict().items():
+        found = generator.state_dict()[name]
+        assert found.dtype == tensor.dtype
+        torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-6)
+
+
 def test_weights_load_without_the_training_code(run, tmp_path):
     out = tmp_path / "model.safetensors"
     assert main([str(run), "--out", str(out), "--device", "cpu", "--about", "mannequins only"]) == 0
@@ -190,7 +206,8 @@ def test_existing_file_is_replaced_on_demand_only(run, tmp_path):
     (["--out", "a.bin"], "ending in .safetensors or .pt2"),
     (["--out", "none/a.pt2"], "no folder none"),
     (["--out", "a.safetensors", "--compile"], "ending in .pt2"),
-    (["--out", "a.pt2", "--about", "x"], "ending in .safetensors"),
+    (["--out", "a.pt2", "--about", "x"], "--about is for weights"),
+    (["--out", "a.pt2", "--half"], "--half is for weights"),
     (["--out", "a.pt2", "--device", "abacus"], "abacus"),
 ])
 def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys, words, says):

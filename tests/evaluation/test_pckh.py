@@ -1,6 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 
+from posemodel.data.annotations import write_annotations
+from posemodel.errors import UserError
+from posemodel.evaluation.__main__ import main
 from posemodel.evaluation.pckh import pckh
 
 
@@ -67,3 +72,32 @@ def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\[N, 18, 3\]"):
         pckh(np.zeros((2, 17, 3)), np.zeros((2, 17, 3)))
     assert np.isnan(pckh(np.zeros((0, 18, 3)), np.zeros((0, 18, 3))).value)
+
+
+def write_files(folder, names):
+    """Annotations of two targets, and of images with these names in which one joint is far off."""
+    targets = np.stack([person(), person()])
+    found = np.stack([person() for _ in names])
+    found[0, 2, 0] += 30
+    write_annotations(folder / "targets.csv", ["a.jpg", "b.jpg"], targets)
+    write_annotations(folder / "found.csv", names, found)
+    return [str(folder / "found.csv"), "--targets", str(folder / "targets.csv")]
+
+
+@pytest.mark.parametrize("names", [
+    ["b.jpg", "a.jpg"],
+    ["a.jpg___b.jpg_vis.jpg", "b.jpg___a.jpg_vis.png"],
+    ["a.jpg___b.jpg", "b.jpg___a.jpg"],
+])
+def test_command(tmp_path, capsys, names):
+    files = write_files(tmp_path, names)
+    assert main(["pckh", *files, "--json", str(tmp_path / "result.json")]) == 0
+    assert capsys.readouterr().out.startswith("PCKh 0.9722: 35 of 36 joints in 2 images; 0 left")
+    numbers = json.loads((tmp_path / "result.json").read_text())
+    assert numbers["pckh"] == 35 / 36
+    assert numbers["images"][0] == {"name": names[0], "right": 17, "joints": 18}
+
+
+def test_image_of_an_unknown_target_is_named(tmp_path):
+    with pytest.raises(UserError, match="a.jpg___c.jpg_vis.jpg has the target c.jpg"):
+        main(["pckh", *write_files(tmp_path, ["a.jpg___b.jpg", "a.jpg___c.jpg_vis.jpg"])])
