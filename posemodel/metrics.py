@@ -18,11 +18,13 @@ def l1_255_at_32(image: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity, Gaussian window of sigma 1.5 (11 taps), range 2 for [-1, 1] images.
+    """Structural similarity of two images `[B, C, H, W]` in [-1, 1], Gaussian window of sigma 1.5
+    (11 taps): the paper's metric, and that of most others.
 
-    `[B, C, H, W]`, `[B, C, H, W]` -> `[B]`; the paper's metric, and that of most others.
+    Measured on [0, 1]: the index compares means, so it depends on where black is.
     """
-    return structural_similarity(image, target, data_range=2.0)
+    return structural_similarity((image.double() + 1) / 2, (target.double() + 1) / 2,
+                                 data_range=1.0)
 
 
 def structural_similarity(image: Tensor, target: Tensor, *, data_range: float | Tensor,

@@ -2,16 +2,12 @@
 
 import argparse
 import json
-import sys
-import time
-from contextlib import closing
 from pathlib import Path
 
 from posemodel.cli import run_main
+from posemodel.progress_bar import ProgressBar
 
 PROGRAM = "python -m posemodel.data"
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def main(argv: list[str]) -> int:
@@ -93,7 +89,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _prepare(arguments: argparse.Namespace) -> int:
     from posemodel.data.prepare import prepare
 
-    with closing(_Bar()) as bar:
+    with ProgressBar() as bar:
         new = prepare(arguments.raw, arguments.out, kind=arguments.kind,
                       annotations=arguments.annotations, password=arguments.password,
                       progress=bar)
@@ -109,7 +105,7 @@ def _synthesize(arguments: argparse.Namespace) -> int:
     plan = Plan(layout=arguments.layout, pairs=arguments.pairs, test_pairs=arguments.test_pairs,
                 seed=arguments.seed, held_out_seed=HELD_OUT_SEED, frame=arguments.frame,
                 image_rows=arguments.image_rows)
-    with closing(_Bar()) as bar:
+    with ProgressBar() as bar:
         new = synthesize(arguments.out, plan,
                          progress=lambda done, total: bar("pairs", done, total))
     _say_done(arguments.out, new)
@@ -119,30 +115,6 @@ def _synthesize(arguments: argparse.Namespace) -> int:
 def _say_done(out: Path, new: bool) -> None:
     print(f"{'written' if new else 'complete already'}: {out}")
     print(f"next: {PROGRAM} check {out}")
-
-
-class _Bar:
-    """A progress bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self):
-        self._bar, self._what, self._last_line = None, "", time.monotonic()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-                self._last_line = time.monotonic()
-                print(f"{what}: {done:,} of {total:,}", file=sys.stderr)
-            return
-        from tqdm import tqdm
-
-        if what != self._what:
-            self.close()
-            self._bar, self._what = tqdm(total=total, desc=what, unit_scale=True), what
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Command `python -m posemodel.reid`: the paper's Appendix C, from data set to table."""
 
 import argparse
-import sys
+from functools import partial
 from pathlib import Path
 
 from posemodel.cli import run_main
+from posemodel.progress_bar import ProgressBar
 
 PROGRAM = "python -m posemodel.reid"
 
@@ -147,8 +148,8 @@ def _synthesize(arguments: argparse.Namespace) -> int:
 
     plan = Plan(identities=arguments.identities, cameras=arguments.cameras,
                 images=arguments.images, turn=arguments.turn, seed=arguments.seed)
-    with _Bar() as bar:
-        counts = synthesize(arguments.out, plan, progress=bar)
+    with ProgressBar() as bar:
+        counts = synthesize(arguments.out, plan, progress=partial(bar, "images"))
     _print_counts(arguments.out, counts)
     return 0
 
@@ -160,9 +161,9 @@ def _augment(arguments: argparse.Namespace) -> int:
     plan = Plan(poses=arguments.poses, on_missing=arguments.on_missing, seed=arguments.seed,
                 batch_size=arguments.batch_size)
     model = PoseTransferModel.choose(arguments.run, arguments.device)
-    with _Bar() as bar:
+    with ProgressBar() as bar:
         outcome = augment(model, arguments.root, arguments.out, plan, writers=arguments.writers,
-                          progress=bar)
+                          progress=partial(bar, "images"))
     print(f"generated {outcome.generated:,}, copied {outcome.copied:,}: "
           f"{outcome.generated + outcome.copied:,} images in {arguments.out}")
     if outcome.skipped:
@@ -178,9 +179,9 @@ def _augment(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from posemodel.reid.export import export
 
-    with _Bar() as bar:
+    with ProgressBar() as bar:
         counts = export(arguments.root, arguments.out, layout=arguments.layout,
-                        augmented=arguments.augmented, progress=bar)
+                        augmented=arguments.augmented, progress=partial(bar, "images"))
     _print_counts(arguments.out, counts)
     return 0
 
@@ -230,24 +231,6 @@ def _print_counts(out: Path, counts: dict[str, int]) -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-class _Bar:
-    """A progress bar; a line every ten seconds where no terminal shows it."""
-
-    def __enter__(self):
-        from tqdm import tqdm
-
-        interval = 0.1 if sys.stderr.isatty() else 10.0
-        self._bar = tqdm(unit=" images", mininterval=interval, delay=1.0)
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
-
-    def __exit__(self, *error) -> None:
-        self._bar.close()
 
 
 if __name__ == "__main__":
