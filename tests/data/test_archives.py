@@ -5,7 +5,6 @@ import io
 import struct
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ import pytest
 from posemodel.data import archives
 from posemodel.data.archives import extract
 from posemodel.errors import UserError
+from tests.encrypted_zip import encrypted_zip_of
 
 FILES = {
     "set/a.jpg": np.random.default_rng(0).bytes(3000),
@@ -67,52 +67,6 @@ def refused(archive: Path, destination: Path, message: str, **options) -> None:
         extract(archive, destination, **options)
     assert str(archive) in str(caught.value)
     assert files_below(archive.parent) == before
-
-
-def encrypt(data: bytes, password: bytes) -> bytes:
-    """A copy of a stored zip in the classic encryption (PKWARE's appnote, 6.1)."""
-    table = [0] * 256
-    for n in range(256):
-        value = n
-        for _ in range(8):
-            value = value >> 1 ^ 0xEDB88320 * (value & 1)
-        table[n] = value
-
-    def crc(old: int, byte: int) -> int:
-        return old >> 8 ^ table[(old ^ byte) & 255]
-
-    keys = [0x12345678, 0x23456789, 0x34567890]
-
-    def update(byte: int) -> None:
-        keys[0] = crc(keys[0], byte)
-        keys[1] = ((keys[1] + (keys[0] & 255)) * 134775813 + 1) & 0xFFFFFFFF
-        keys[2] = crc(keys[2], keys[1] >> 24)
-
-    for byte in password:
-        update(byte)
-    out = bytearray()
-    for byte in bytes(11) + bytes([zlib.crc32(data) >> 24]) + data:
-        stream = keys[2] | 2
-        out.append(byte ^ (stream * (stream ^ 1) >> 8 & 255))
-        update(byte)
-    return bytes(out)
-
-
-def encrypted_zip_of(path: Path, files: dict[str, bytes], password: bytes) -> Path:
-    body, directory = b"", b""
-    for name, content in files.items():
-        data = encrypt(content, password)
-        fields = struct.pack(
-            "<HHHHHIIIHH", 20, 1, 0, 0, 33, zlib.crc32(content), len(data), len(content),
-            len(name), 0)  # fmt: skip
-        offset = len(body)
-        body += b"PK\x03\x04" + fields + name.encode() + data
-        directory += b"PK\x01\x02" + struct.pack("<H", 20) + fields
-        directory += struct.pack("<HHHII", 0, 0, 0, 0, offset) + name.encode()
-    count = len(files)
-    end = struct.pack("<HHHHIIH", 0, 0, count, count, len(directory), len(body), 0)
-    path.write_bytes(body + directory + b"PK\x05\x06" + end)
-    return path
 
 
 # What comes out

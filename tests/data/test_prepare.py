@@ -16,6 +16,7 @@ from posemodel.data.images import read_image
 from posemodel.data.layouts import find_layout, open_pairs
 from posemodel.data.prepare import prepare
 from posemodel.errors import UserError
+from tests.encrypted_zip import encrypted_zip_of
 from tests.small_datasets import make_fashion, make_market
 
 VIEWS = {"1front": "01_1_front", "2side": "01_2_side", "3back": "01_3_back"}
@@ -104,17 +105,23 @@ def test_small_files_are_preferred(tmp_path):
     assert {row["how"] for row in rows} == {"copied"}
 
 
+@pytest.mark.parametrize("password", [None, "secret"])
 @pytest.mark.parametrize("give", ["folder", "file"])
-def test_an_archive(tmp_path, give):
+def test_an_archive(tmp_path, give, password):
     make_inshop(tmp_path)
     run(tmp_path / "raw", tmp_path / "plain", annotations=tmp_path / "texts")
     archive = tmp_path / "texts" / "img.zip"
-    with zipfile.ZipFile(archive, "w") as file:
-        for path in raw_files(tmp_path):
-            file.write(path, path.relative_to(tmp_path / "raw").as_posix())
+    files = {path.relative_to(tmp_path / "raw").as_posix(): path.read_bytes()
+             for path in raw_files(tmp_path)}
+    if password:
+        encrypted_zip_of(archive, files, password.encode())
+    else:
+        with zipfile.ZipFile(archive, "w") as file:
+            for name, content in files.items():
+                file.writestr(name, content)
     shutil.rmtree(tmp_path / "raw")
     # The texts lie beside the archive.
-    run(archive if give == "file" else archive.parent, tmp_path / "out")
+    run(archive if give == "file" else archive.parent, tmp_path / "out", password=password)
     plain, out = contents(tmp_path / "plain"), contents(tmp_path / "out")
     assert plain.keys() == out.keys()
     assert all(plain[name] == out[name] for name in plain if name != "manifest.json")
