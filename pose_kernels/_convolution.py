@@ -1,13 +1,13 @@
 """A convolution with a map that exists only in bands of rows, as products of matrices.
 
-The map M has S channels and comes in bands of rows. A form of the convolution turns a band into
-`components` matrices V_c [S, columns] and the weights into U_c [n * taps, S]. Then each band adds
+The map M has S channels and comes in bands of rows. A form of the convolution keeps a band as V,
+[phases, S, columns], and makes of the weights U, [components, n * taps, S]. Each band adds
 
-    P_c = U_c V_c, put together and moved by each tap, to the output Y,
+    P = U V, put together and moved by each tap, to the output Y,
 
 and takes from the upstream gradient dY
 
-    G_c, the parts of dY that meet the taps;  dU_c += V_c G_c^T;  dV_c = U_c^T G_c.
+    G, the parts of dY that meet the taps;  dU += V G^T;  dV = U^T G.
 
 Y and dY have an edge of kh - 1 rows (and columns, where taps run along x), so that taps may reach
 over the borders; padding is "same" as torch has it: an odd one more is at the end.
@@ -15,46 +15,56 @@ over the borders; padding is "same" as torch has it: an odd one more is at the e
 
 import torch
 
+from . import _library
+
+for _schema in _library.CPU_SCHEMAS:  # they write into their arguments
+    torch.library.register_fake(f"pose_kernels::{_schema.partition('(')[0]}", lambda *_: None)
+
+
+def _multiply(a, b, wide):
+    """a @ b in `wide`, their dtype or the float32 they are summed in."""
+    return torch.bmm(a, b) if a.dtype == wide else torch.bmm(a, b, out_dtype=wide)
+
 
 class Direct:
-    """Every tap of the window by itself: V is the map, U the weight."""
+    """Every tap of the window by itself: V is the map, U the weight. In torch, on any device."""
 
-    components = 1
+    phases = 1
 
     def __init__(self, kernel: tuple[int, int], size: tuple[int, int]):
         self.kernel, self.size = kernel, size
         kh, kw = kernel
         self.taps = [(dy, dx) for dy in range(kh) for dx in range(kw)]
+        self.products = len(self.taps)  # values of U for each output and source
         self.row = size[1]  # columns of V that a row of the map has
         self.edged_size = (size[0] + kh - 1, size[1] + kw - 1)
 
-    def weight(self, weight: torch.Tensor, empty) -> torch.Tensor:
-        """[n, S, kh, kw] -> U, [1, n, taps, S]; `empty` gives the memory of a copy."""
+    def weight(self, weight: torch.Tensor, dtype: torch.dtype, empty) -> torch.Tensor:
+        """[n, S, kh, kw] -> U as `add_output` reads it; `empty(shape, dtype)` gives its memory."""
         U = weight.flatten(2).transpose(1, 2)  # a channels-last weight is that already
-        return (U if U.is_contiguous() else empty(U.shape).copy_(U))[None]
+        if U.dtype != dtype or not U.is_contiguous():
+            U = empty(U.shape, dtype).copy_(U)
+        return U.flatten(0, 1)[None]
+
+    def transposed_weight(self, weight: torch.Tensor, dtype: torch.dtype, empty) -> torch.Tensor:
+        """[n, S, kh, kw] -> U as `map_gradient` reads it."""
+        return self.weight(weight, dtype, empty).transpose(1, 2)
+
+    def weight_sums(self, outputs: int, sources: int) -> tuple[int, ...]:
+        """The shape of dU."""
+        return (1, sources, outputs * len(self.taps))  # quicker to add to than its transpose
 
     def weight_gradient(self, dU: torch.Tensor, dW: torch.Tensor) -> None:
-        """dU [1, S, n, taps], written over -> dW, [n, S, kh, kw]."""
-        dW.copy_(dU[0].transpose(0, 1).unflatten(2, self.kernel))
+        """dU -> dW, [n, S, kh, kw]."""
+        dW.copy_(dU[0].unflatten(1, (len(dW), -1)).transpose(0, 1).unflatten(2, self.kernel))
 
     def groups(self, z: torch.Tensor) -> list[torch.Tensor]:
-        """Features [B, m, h, w] -> the targets of each map that a band is made of, [B, m, h, row].
-        """
+        """Features [B, m, h, w] -> the targets of each phase of the map, [B, m, h, row]."""
         return [z]
 
     def ungroup(self, z: list[torch.Tensor]) -> torch.Tensor:
         """The adjoint of `groups`: gradients [B, m, h, row] -> [B, m, h, w]."""
         return z[0]
-
-    def maps(self, V: torch.Tensor) -> list[torch.Tensor]:
-        """The parts of V [1, S, rows, row] that hold the maps, [S, rows, row] each."""
-        return [V[0]]
-
-    def from_maps(self, V: torch.Tensor) -> None:
-        """The maps in V -> V, in place."""
-
-    def to_maps(self, dV: torch.Tensor) -> None:
-        """The adjoint of `from_maps`, in place."""
 
     def inner(self, Y: torch.Tensor) -> torch.Tensor:
         """[n, *edged_size] -> [n, h, w]."""
@@ -68,60 +78,70 @@ class Direct:
             top, left = first + kh - 1 - dy, kw - 1 - dx
             yield Y[:, top : top + rows, left : left + self.row]
 
-    def add_output(self, P: torch.Tensor, Y: torch.Tensor, first: int) -> None:
-        """Adds P [components, n, taps, rows, row], written over, to Y [n, *edged_size]."""
-        for tap, part in enumerate(self._met(Y, first, P.shape[3])):
-            part += P[0, :, tap]
+    def _gradient(self, dY: torch.Tensor, first: int, V: torch.Tensor) -> torch.Tensor:
+        """G for a band like V, in its dtype, [1, n * taps, columns]."""
+        shape = (len(dY), len(self.taps), V.shape[2] // self.row, self.row)
+        G = V.new_empty(shape)
+        for tap, part in enumerate(self._met(dY, first, shape[2])):
+            G[:, tap] = part
+        return G.flatten(2).flatten(0, 1)[None]
 
-    def gradient(self, dY: torch.Tensor, first: int, G: torch.Tensor) -> None:
-        """The adjoint of `add_output`: fills G [components, n, taps, rows, row]."""
-        for tap, part in enumerate(self._met(dY, first, G.shape[3])):
-            G[0, :, tap] = part
+    def add_output(self, U: torch.Tensor, V: torch.Tensor, first: int, Y: torch.Tensor) -> None:
+        """Adds what the band V from row `first` on gives to Y, [n, *edged_size]."""
+        rows = V.shape[2] // self.row
+        P = _multiply(U, V, Y.dtype).view(len(Y), len(self.taps), rows, self.row)
+        for tap, part in enumerate(self._met(Y, first, rows)):
+            part += P[:, tap]
+
+    def map_gradient(self, U: torch.Tensor, dY: torch.Tensor, first: int, dV: torch.Tensor) -> None:
+        """Fills dV with the gradient of the band."""
+        torch.bmm(U, self._gradient(dY, first, dV), out=dV)
+
+    def add_weight_gradient(
+        self, V: torch.Tensor, dY: torch.Tensor, first: int, dU: torch.Tensor
+    ) -> None:
+        G = self._gradient(dY, first, V).transpose(1, 2)
+        if dU.dtype == V.dtype:
+            dU.baddbmm_(V, G)
+        else:
+            dU += _multiply(V, G, dU.dtype)
 
 
 class WinogradAlongX(Direct):
-    """F(2, 3) along x (Winograd; Lavin and Gray 2016, section 4.1): 4 products for 2 columns of the
-    output instead of 6.
+    """F(2, 3) along x: 4 products for 2 columns of the output instead of 6. In C++, on a CPU; the
+    mathematics is in csrc/cpu/winograd.cpp.
 
-    With even and odd columns e_j = M(2j), o_j = M(2j + 1) and the weights g_0, g_1, g_2 of a row:
-
-        V_0 = o_{j-1} - o_j    U_0 = g_0                      Y(2j)     = P_0 + P_1 + P_2
-        V_1 = e_j + o_j        U_1 = (g_0 + g_1 + g_2) / 2    Y(2j + 1) = P_1 - P_2 - P_3
-        V_2 = o_j - e_j        U_2 = (g_0 - g_1 + g_2) / 2
-        V_3 = e_j - e_{j+1}    U_3 = g_2
-
-    An odd width gets one more column of zero features, whose map is zero.
+    V are the even and the odd columns of the map. An odd width gets one more column of zero
+    features, whose map is zero.
     """
 
-    components = 4
+    phases = 2
 
     def __init__(self, kernel: tuple[int, int], size: tuple[int, int]):
         self.kernel, self.size = kernel, size
-        kh, _ = kernel
-        self.taps = [(dy, 0) for dy in range(kh)]
+        self.products = 4 * kernel[0]
         self.row = -(-size[1] // 2)
-        self.edged_size = (size[0] + kh - 1, 2 * self.row)
+        self.edged_size = (size[0] + kernel[0] - 1, 2 * self.row)
+        self.ops = torch.ops.pose_kernels
 
-    def weight(self, weight: torch.Tensor, empty) -> torch.Tensor:
-        """[n, S, kh, 3] -> U, [4, n, kh, S]."""
-        n, S, kh, _ = weight.shape
-        g_0, g_1, g_2 = weight.permute(3, 0, 2, 1)
-        U = empty((4, n, kh, S))
-        U[0] = g_0
-        U[3] = g_2
-        U[1] = g_1
-        torch.add(U[0], U[3], out=U[2]).sub_(U[1]).mul_(0.5)
-        U[1].add_(U[2])
+    def _pack(self, weight, transposed, rows, depth, dtype, empty):
+        U = empty((4, -(-rows // 12) * 12, depth), dtype)  # every instruction set's panels fit
+        self.ops.winograd_weight(weight, transposed, U)
         return U
 
+    def weight(self, weight: torch.Tensor, dtype: torch.dtype, empty) -> torch.Tensor:
+        n, S, kh, _ = weight.shape
+        return self._pack(weight, False, n * kh, S, dtype, empty)
+
+    def transposed_weight(self, weight: torch.Tensor, dtype: torch.dtype, empty) -> torch.Tensor:
+        n, S, kh, _ = weight.shape
+        return self._pack(weight, True, S, n * kh, dtype, empty)
+
+    def weight_sums(self, outputs: int, sources: int) -> tuple[int, ...]:
+        return (4, sources, outputs * self.kernel[0])
+
     def weight_gradient(self, dU: torch.Tensor, dW: torch.Tensor) -> None:
-        dU_0, dU_1, dU_2, dU_3 = dU
-        dU_1.mul_(0.5)
-        dU_0.add_(dU_1).add_(dU_2, alpha=0.5)
-        dU_3.add_(dU_1).add_(dU_2, alpha=0.5)
-        dU_1.sub_(dU_2, alpha=0.5)
-        for part, dg in zip((dU_0, dU_1, dU_3), dW.unbind(3), strict=True):
-            dg.copy_(part.transpose(0, 1))
+        self.ops.winograd_weight_gradient(dU, dW)
 
     def groups(self, z: torch.Tensor) -> list[torch.Tensor]:
         if z.shape[3] % 2:
@@ -131,48 +151,17 @@ class WinogradAlongX(Direct):
     def ungroup(self, z: list[torch.Tensor]) -> torch.Tensor:
         return torch.stack(z, dim=-1).flatten(3)[..., : self.size[1]]
 
-    def maps(self, V: torch.Tensor) -> list[torch.Tensor]:
-        return [V[1], V[2]]
-
-    def from_maps(self, V: torch.Tensor) -> None:
-        V_0, even, odd, V_3 = V
-        torch.sub(odd[..., :-1], odd[..., 1:], out=V_0[..., 1:])
-        torch.neg(odd[..., :1], out=V_0[..., :1])
-        torch.sub(even[..., :-1], even[..., 1:], out=V_3[..., :-1])
-        V_3[..., -1:] = even[..., -1:]
-        even.add_(odd)
-        odd.mul_(2).sub_(even)
-
-    def to_maps(self, dV: torch.Tensor) -> None:
-        dV_0, even, odd, dV_3 = dV
-        odd.add_(even)
-        even.mul_(2).sub_(odd)
-        even.add_(dV_3)
-        even[..., 1:].sub_(dV_3[..., :-1])
-        odd.sub_(dV_0)
-        odd[..., :-1].add_(dV_0[..., 1:])
-
     def inner(self, Y: torch.Tensor) -> torch.Tensor:
         top = self.kernel[0] - 1 - (self.kernel[0] - 1) // 2
         return Y[:, top : top + self.size[0], : self.size[1]]
 
-    def _met(self, Y: torch.Tensor, first: int, rows: int):
-        for dy, _ in self.taps:
-            top = first + self.kernel[0] - 1 - dy
-            yield Y[:, top : top + rows, 0::2], Y[:, top : top + rows, 1::2]
+    def add_output(self, U: torch.Tensor, V: torch.Tensor, first: int, Y: torch.Tensor) -> None:
+        self.ops.winograd_add_output(U, V, first, self.kernel[0], Y)
 
-    def add_output(self, P: torch.Tensor, Y: torch.Tensor, first: int) -> None:
-        P_0, P_1, P_2, P_3 = P
-        P_0.add_(P_1).add_(P_2)
-        P_1.sub_(P_2).sub_(P_3)
-        for tap, (even, odd) in enumerate(self._met(Y, first, P.shape[3])):
-            even += P_0[:, tap]
-            odd += P_1[:, tap]
+    def map_gradient(self, U: torch.Tensor, dY: torch.Tensor, first: int, dV: torch.Tensor) -> None:
+        self.ops.winograd_map_gradient(U, dY, first, self.kernel[0], dV)
 
-    def gradient(self, dY: torch.Tensor, first: int, G: torch.Tensor) -> None:
-        for tap, (even, odd) in enumerate(self._met(dY, first, G.shape[3])):
-            G_0, G_1, G_2, G_3 = G[:, :, tap]
-            G_0.copy_(even)
-            torch.add(even, odd, out=G_1)
-            torch.sub(even, odd, out=G_2)
-            torch.neg(odd, out=G_3)
+    def add_weight_gradient(
+        self, V: torch.Tensor, dY: torch.Tensor, first: int, dU: torch.Tensor
+    ) -> None:
+        self.ops.winograd_add_weight_gradient(V, dY, first, self.kernel[0], dU)

@@ -1,9 +1,10 @@
 """The operators torch knows: their schemas, the compiled libraries behind them, Triton.
 
 Each operator exists twice, with one schema: in the namespace ``pose_kernels``, where the two
-compiled libraries implement it for CPU and CUDA tensors, and in ``pose_kernels_triton``. The
-libraries are apart because one that is linked to CUDA does not load under a CPU build of torch.
-Importing this touches no GPU and does not import Triton.
+compiled libraries implement it for CPU and CUDA tensors, and in ``pose_kernels_triton``; but for
+those of ``CPU_SCHEMAS``, which the CPU library alone has. The libraries are apart because one that
+is linked to CUDA does not load under a CPU build of torch. Importing this touches no GPU and does
+not import Triton.
 """
 
 import importlib
@@ -62,6 +63,22 @@ SCHEMAS = (
     "flow_sample_backward(Tensor grad, Tensor image, Tensor flow, bool zeros, bool image_grad,"
     " bool flow_grad) -> (Tensor image_grad, Tensor flow_grad)",
 )
+# On a CPU only: the convolution of guided_correlation_conv2d by Winograd's F(2, 3) along x, see
+# csrc/cpu/winograd.cpp; the products in float32 or float64. `maps` are the even and the odd columns
+# of a band, [2, S, rows * w/2], Y and dY are [n, h + kh - 1, w] and even in width, R = n * kh.
+CPU_SCHEMAS = (
+    # The weight [n, S, kh, 3], strided and of any floating dtype, in panels: U is
+    # [4, R to a multiple of 12, S], or transposed [4, S to a multiple of 12, R].
+    "winograd_weight(Tensor weight, bool transposed, Tensor(a!) U) -> ()",
+    # For the band from row `first` on: adds its part of the output to Y, with a U that is not
+    # transposed; its gradient, with a transposed U; adds its part to dU [4, S, R].
+    "winograd_add_output(Tensor U, Tensor maps, SymInt first, SymInt kh, Tensor(a!) Y) -> ()",
+    "winograd_map_gradient(Tensor U, Tensor dY, SymInt first, SymInt kh, Tensor(a!) maps) -> ()",
+    "winograd_add_weight_gradient(Tensor maps, Tensor dY, SymInt first, SymInt kh,"
+    " Tensor(a!) dU) -> ()",
+    # The sum dU to the gradient [n, S, kh, 3] of any floating dtype.
+    "winograd_weight_gradient(Tensor dU, Tensor(a!) weight_grad) -> ()",
+)
 NAMESPACES = ("pose_kernels", "pose_kernels_triton")
 
 #: The fragments stay referenced: torch forgets a registration together with its Library.
@@ -69,6 +86,8 @@ fragments = {namespace: torch.library.Library(namespace, "FRAGMENT") for namespa
 for _fragment in fragments.values():
     for _schema in SCHEMAS:
         _fragment.define(_schema)
+for _schema in CPU_SCHEMAS:
+    fragments["pose_kernels"].define(_schema)
 
 
 def _read_build_info() -> dict:

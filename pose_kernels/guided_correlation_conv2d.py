@@ -4,13 +4,12 @@ Eqs. 1, 9, 2 and the first layer of C_l:
 
 Y = conv2d(Qhat, weight, bias, padding="same"),  Qhat = guided_correlation(source, target).
 
-The map is made in bands of target rows, used and thrown away. The convolution of a band is a few
-products of matrices, forward and backward (`_convolution.py`); backward makes each band again. The
+The map is made in bands of target rows, used and thrown away. The convolution of a band is products
+of matrices, forward and backward (`_convolution.py`); backward makes each band again. The
 gradient of the map goes on through guided_correlation's own backward. So memory is a band and a
 copy of the weights.
 """
 
-import functools
 import math
 import mmap
 import os
@@ -25,14 +24,14 @@ from .guided_correlation import reference as guided_correlation_reference
 
 #: Bytes of one band as the products read it. On a CPU it stays in the cache between its making and
 # its use; on a GPU it keeps every multiprocessor busy.
-BAND_BYTES = {"cpu": 10 << 20, "cuda": 64 << 20}
+BAND_BYTES = {"cpu": 6 << 20, "cuda": 64 << 20}
 #: Columns of a band that a product needs to run at full speed, whatever their bytes.
 BAND_COLUMNS = 256
 #: Bytes of the weights as the products read them. Larger ones are handled in parts of the outputs,
 # and each part makes the bands again.
 WEIGHT_BYTES = {"cpu": 48 << 20, "cuda": 256 << 20}
 #: Outputs from which on fewer products pay for what they cost in additions.
-WINOGRAD_OUTPUTS = 64
+WINOGRAD_OUTPUTS = 16
 
 
 def reference(source, target, weight, bias, eps: float) -> torch.Tensor:
@@ -43,12 +42,12 @@ def reference(source, target, weight, bias, eps: float) -> torch.Tensor:
 _dispatch.register("guided_correlation_conv2d", "reference", reference)
 
 
-def _zeros(shape, dtype, device) -> torch.Tensor:
-    """Large zeros. On a CPU the system gets them back at once: malloc would keep what forward is
-    done with, and backward's peak would be the sum of both."""
+def _memory(shape, dtype, device) -> torch.Tensor:
+    """Large and uninitialised. On a CPU the system gets it back at once: malloc would keep what
+    forward is done with, and backward's peak would be the sum of both."""
     size = math.prod(shape)
     if device.type != "cpu" or size == 0:
-        return torch.zeros(shape, dtype=dtype, device=device)
+        return torch.empty(shape, dtype=dtype, device=device)
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
     memory = mmap.mmap(-1, size * dtype.itemsize, **private)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
@@ -65,66 +64,52 @@ class _Bands:
         # CPUs multiply float16 and bfloat16 no faster, GPUs sum them in float32.
         self.operand = weight.dtype if source.is_cuda else self.wide
         # On a GPU operands with fewer bits and tensor cores spare more than fewer products would.
-        fewer = kernel[1] == 3 and outputs >= WINOGRAD_OUTPUTS and not source.is_cuda
+        # Triton's interpreter may be there without the CPU library.
+        winograd = not source.is_cuda and _library.cpu_reason is None
+        fewer = winograd and kernel[1] == 3 and outputs >= WINOGRAD_OUTPUTS
         self.form = (WinogradAlongX if fewer else Direct)(kernel, size)
         self.z_s, self.z_t = (z.to(self.wide).flatten(2).contiguous() for z in (source, target))
-        # The targets of each map that a band is made of.
+        # The targets of each phase of the map.
         self.groups = [
             z.flatten(2).contiguous() for z in self.form.groups(self.z_t.unflatten(2, size))
         ]
         self.height = size[0]
-        row = self.form.components * self.sources * self.form.row * self.operand.itemsize
+        row = self.form.phases * self.sources * self.form.row * self.operand.itemsize
         fitting = BAND_BYTES[self.device.type] // row
         self.rows = min(max(fitting, -(-BAND_COLUMNS // size[1]), 1), self.height)
-        per_output = self.form.components * len(self.form.taps) * self.sources * self.wide.itemsize
+        per_output = self.form.products * self.sources * self.wide.itemsize
         step = max(1, WEIGHT_BYTES[self.device.type] // per_output)
         self.parts = [slice(at, min(at + step, outputs)) for at in range(0, outputs, step)]
 
     def __iter__(self):
-        """First row, number of rows, and memory for V, [components, S, rows * form.row]."""
-        row = self.form.components * self.sources * self.form.row
-        buffer = _zeros((row * self.rows,), self.operand, self.device)
+        """First row, and memory for V, [phases, S, rows * form.row]."""
+        row = self.form.phases * self.sources * self.form.row
+        buffer = self.memory((row * self.rows,), self.operand)
         for first in range(0, self.height, self.rows):
             rows = min(self.rows, self.height - first)
-            V = buffer[: row * rows].view(self.form.components, self.sources, -1)
-            yield first, rows, V
+            yield first, buffer[: row * rows].view(self.form.phases, self.sources, -1)
 
-    def by_rows(self, V):
-        """[components, S, rows * form.row] -> [components, S, rows, form.row]."""
-        return V.unflatten(2, (-1, self.form.row))
+    def memory(self, shape, dtype):
+        return _memory(shape, dtype, self.device)
 
     def edged(self, outputs):
         """Zeros for outputs and their edges, [n, *edged_size]."""
         shape = (outputs, *self.form.edged_size)
         return torch.zeros(shape, dtype=self.wide, device=self.device)
 
-    def weight(self, weight):
-        """U, [components, n * taps, S]."""
-        memory = functools.partial(_zeros, dtype=self.operand, device=self.device)
-        return self.form.weight(weight.to(self.operand), memory).flatten(1, 2)
+    def weight(self, weight, transposed=False):
+        """U, or U^T, as the products read it."""
+        make = self.form.transposed_weight if transposed else self.form.weight
+        return make(weight, self.operand, self.memory)
 
     def make(self, ops, b, row_max, norms, eps, tf32, first, V):
         """Fills V for a band of sample b; writes the norms of its columns."""
         one = slice(b, b + 1)
-        maps = zip(self.groups, self.form.maps(V), norms, strict=True)
-        for z_t, M, norm in maps:
+        for z_t, M, norm in zip(self.groups, V, norms, strict=True):
             ops.guided_correlation_band(
                 self.z_s[one], z_t[one], row_max[one], eps, tf32, first * self.form.row,
                 M[None], norm[one],
             )  # fmt: skip
-        self.form.from_maps(self.by_rows(V))
-
-    def gradient(self, dY, first, rows):
-        """G, [components, n * taps, columns]."""
-        shape = (self.form.components, len(dY), len(self.form.taps), rows, self.form.row)
-        G = torch.empty(shape, dtype=self.operand, device=self.device)
-        self.form.gradient(dY, first, G)
-        return G.flatten(3).flatten(1, 2)
-
-
-def _multiply(a, b, wide):
-    """a @ b of each component in `wide`, their dtype or the float32 they are summed in."""
-    return torch.bmm(a, b) if a.dtype == wide else torch.bmm(a, b, out_dtype=wide)
 
 
 def _forward(ops, source, target, weight, bias, eps, tf32):
@@ -146,11 +131,9 @@ def _convolve(ops, bands, weight, bias, row_max, norms, eps, tf32, result):
     form, U = bands.form, bands.weight(weight)
     for b in range(len(result)):
         Y = bands.edged(len(weight))
-        for first, rows, V in bands:
+        for first, V in bands:
             bands.make(ops, b, row_max, norms, eps, tf32, first, V)
-            P = _multiply(U, V, bands.wide)
-            P = P.view(form.components, len(weight), len(form.taps), rows, form.row)
-            form.add_output(P, Y, first)
+            form.add_output(U, V, first, Y)
         result[b] = form.inner(Y if bias is None else Y.add_(bias))
 
 
@@ -195,17 +178,15 @@ def _features_gradient(ops, bands, grad, weight, row_max, row_argmax, norm, eps,
 def _add_features_gradient(
     ops, bands, grad, weight, row_max, norms, eps, tf32, dz_s, dz_t, beta
 ):
-    form, U = bands.form, bands.weight(weight).transpose(1, 2)
+    form, U = bands.form, bands.weight(weight, transposed=True)
     grouped = [torch.empty_like(z) for z in bands.groups]
     for b in range(len(grad)):
         one = slice(b, b + 1)
         dY = bands.edged(len(weight))
         form.inner(dY).copy_(grad[b])
-        for first, rows, dV in bands:
-            torch.bmm(U, bands.gradient(dY, first, rows), out=dV)
-            form.to_maps(bands.by_rows(dV))
-            maps = zip(bands.groups, form.maps(dV), norms, grouped, strict=True)
-            for z_t, dM, n_t, dz in maps:
+        for first, dV in bands:
+            form.map_gradient(U, dY, first, dV)
+            for z_t, dM, n_t, dz in zip(bands.groups, dV, norms, grouped, strict=True):
                 ops.guided_correlation_band_backward(
                     dM[None], bands.z_s[one], z_t[one], row_max[one], n_t[one], eps, tf32,
                     first * form.row, dz_s[one], dz[one], beta[one],
@@ -215,21 +196,16 @@ def _add_features_gradient(
 
 def _weight_gradient(ops, bands, grad, row_max, eps, tf32, dW):
     form = bands.form
-    # [S, n * taps]: quicker to add to than its transpose.
-    shape = (form.components, bands.sources, len(dW) * len(form.taps))
-    dU = _zeros(shape, bands.wide, bands.device)
+    dU = bands.memory(form.weight_sums(len(dW), bands.sources), bands.wide)
+    dU.zero_()  # fresh pages that are first read and then written are brought in twice
     norms = [torch.empty_like(z[:, 0]) for z in bands.groups]
     for b in range(len(grad)):
         dY = bands.edged(len(dW))
         form.inner(dY).copy_(grad[b])
-        for first, rows, V in bands:
+        for first, V in bands:
             bands.make(ops, b, row_max, norms, eps, tf32, first, V)
-            G = bands.gradient(dY, first, rows).transpose(1, 2)
-            if dU.dtype == bands.operand:
-                dU.baddbmm_(V, G)
-            else:
-                dU += _multiply(V, G, bands.wide)
-    form.weight_gradient(dU.unflatten(2, (len(dW), -1)), dW)
+            form.add_weight_gradient(V, dY, first, dU)
+    form.weight_gradient(dU, dW)
 
 
 def _register_kernels() -> None:
@@ -329,7 +305,7 @@ def guided_correlation_conv2d(
         windows 3 wide are computed with fewer products (Winograd F(2, 3) along x): two neighbouring
         columns share sums, so a NaN or an infinity may reach one column further.
     Memory:
-        A band of the map (on a CPU 10 MiB, or 256 targets where that is more), a copy of the weight
+        A band of the map (on a CPU 6 MiB, or 256 targets where that is more), a copy of the weight
         (4/3 of it for windows 3 wide; 48 MiB at most), and ``O(hs*ws + ht*wt)`` saved for backward,
         which makes the map again. ``reference``: about 8 maps with gradients.
     Raises:

@@ -153,7 +153,7 @@ constexpr int kChunk = 48;  // rows whose dC stays in the first-level cache in b
 // The source gradient sums over all blocks of targets: a fixed number of partial sums, each over a fixed run of blocks,
 // added in order, gives the same bits for any number of threads.
 // They shall not be large beside the maps that this spares: `values` are those of one sum.
-static int64_t source_slots(int64_t batch, int64_t blocks, int64_t values) {
+SIMD_INLINE int64_t source_slots(int64_t batch, int64_t blocks, int64_t values) {
   constexpr int64_t kValues = 6 << 20;
   const int64_t most = std::clamp<int64_t>(kValues / values, 1, 16);
   return std::clamp<int64_t>((32 + batch - 1) / batch, 1, std::min(blocks, most));

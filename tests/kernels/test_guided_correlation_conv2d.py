@@ -1,14 +1,28 @@
 """guided_correlation_conv2d is a convolution of the guided correlation map."""
 
+import functools
 import importlib
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from kernel_helpers import features, implementations
+import torch.nn.functional as F
+from kernel_helpers import (
+    DTYPES,
+    TOLERANCE,
+    assert_same_bits_every_time,
+    features,
+    implementations,
+    relative_error,
+    value_and_gradients,
+)
 
 import pose_kernels
 
 IMPLS = implementations("guided_correlation_conv2d")
+needs_cpu_library = pytest.mark.skipif("cpp" not in IMPLS, reason="no CPU library")
 
 
 def arguments(kernel=(3, 3), dtype=torch.float64):
@@ -65,12 +79,119 @@ def test_bands_parts_and_forms_change_nothing(impl, kernel, size, monkeypatch):
             torch.testing.assert_close(ours, literal, rtol=1e-9, atol=1e-11)
 
 
-def test_fewer_products_in_single_precision():
+def winograd_problem(dtype):
+    """The fewest outputs that are computed with fewer products; nothing is a multiple of a tile."""
+    source, target = features(2, 8, (5, 7), (7, 9), dtype)
+    weight = 0.1 * torch.randn(67, 35, 3, 3, dtype=torch.float64)
+    return [source, target, weight.to(dtype), torch.randn(67).to(dtype)]
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_fewer_products_in_every_precision(dtype):
     """The sums of Winograd's form cost float32 no more than a few roundings."""
-    source, target = features(1, 8, (8, 8), (8, 9), torch.float64)
-    weight = torch.randn(64, 64, 3, 3, dtype=torch.float64)
-    exact = pose_kernels.guided_correlation_conv2d(source, target, weight, impl="reference")
-    single = pose_kernels.guided_correlation_conv2d(
-        *(x.float() for x in (source, target, weight)), impl="cpp"
+    op, inputs = pose_kernels.guided_correlation_conv2d, winograd_problem(dtype)
+    exact = value_and_gradients(
+        functools.partial(op, impl="reference"), [x.double() for x in inputs]
     )
-    assert (single - exact).norm() < 1e-6 * exact.norm()
+    inputs[2] = inputs[2].contiguous(memory_format=torch.channels_last)
+    found = value_and_gradients(functools.partial(op, impl="cpp"), inputs)
+    for i, (a, b) in enumerate(zip(found, exact, strict=True)):
+        assert a.dtype == dtype
+        assert relative_error(a, b) < 2 * TOLERANCE[dtype][min(i, 1)]
+
+
+@needs_cpu_library
+def test_fewer_products_same_bits_for_any_number_of_threads():
+    op = functools.partial(pose_kernels.guided_correlation_conv2d, impl="cpp")
+    assert_same_bits_every_time(op, winograd_problem(torch.float32))
+
+
+#: Outputs, sources, window, rows of a band and half its width: below, at and beyond the tiles and
+#: the depth that is summed at a time, some no multiple of either.
+WINOGRAD_SIZES = [
+    (1, 1, 1, 1, 1),
+    (5, 7, 3, 2, 1),
+    (8, 24, 3, 4, 8),
+    (64, 13, 3, 3, 5),
+    (7, 50, 1, 1, 33),
+    (3, 1100, 4, 2, 17),
+    (140, 49, 4, 2, 3),
+    (2, 5, 2, 7, 190),
+]
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("sizes", WINOGRAD_SIZES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_winograd_operators(dtype, sizes):
+    """Each against torch's convolution of the band and its gradients."""
+    n, S, kh, rows, row = sizes
+    ops, first = torch.ops.pose_kernels, 2
+    band = torch.randn(S, rows, 2 * row).to(dtype)
+    weight, Y = torch.randn(n, S, kh, 3).to(dtype), torch.randn(n, rows + kh + 4, 2 * row).to(dtype)
+    maps = torch.stack([band[..., 0::2], band[..., 1::2]]).flatten(2)
+
+    exact = [x.double().requires_grad_() for x in (band, weight)]
+    part = F.conv2d(exact[0][None], exact[1], padding=(kh - 1, 1))[0]
+    met = slice(first, first + rows + kh - 1)
+    band_grad, weight_grad = torch.autograd.grad(part, exact, Y[:, met].double())
+
+    def near(found, expected):
+        assert relative_error(found, expected) < TOLERANCE[dtype][0]
+
+    # What pads a panel may be anything.
+    U = torch.full((4, -(-n * kh // 12) * 12, S), float("nan"), dtype=dtype)
+    ops.winograd_weight(weight, False, U)
+    result = Y.clone()
+    ops.winograd_add_output(U, maps, first, kh, result)
+    assert torch.equal(result[:, :first], Y[:, :first])
+    assert torch.equal(result[:, met.stop :], Y[:, met.stop :])
+    near(result[:, met] - Y[:, met].double(), part)
+
+    U = torch.full((4, -(-S // 12) * 12, n * kh), float("nan"), dtype=dtype)
+    ops.winograd_weight(weight, True, U)
+    found = torch.full_like(maps, float("nan"))
+    ops.winograd_map_gradient(U, Y, first, kh, found)
+    near(found.unflatten(2, (rows, row)).movedim(0, 3).flatten(2), band_grad)
+
+    dU, dW = torch.zeros(4, S, n * kh, dtype=dtype), torch.full_like(weight, float("nan"))
+    for _ in range(2):
+        ops.winograd_add_weight_gradient(maps, Y, first, kh, dU)
+    ops.winograd_weight_gradient(dU, dW)
+    near(dW, 2 * weight_grad)
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("level", ["baseline", "avx2"])
+def test_winograd_operators_at_lower_vector_widths(level):
+    """Every fresh byte of malloc is 0x7f besides: scratch is written before it is read."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", f"{__file__}::test_winograd_operators"],
+        env={**os.environ, "POSE_KERNELS_SIMD": level, "MALLOC_PERTURB_": "128"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_cpu_library
+def test_winograd_operators_refuse_what_does_not_fit():
+    ops = torch.ops.pose_kernels
+    weight, U, dU = torch.randn(6, 12, 3, 3), torch.zeros(4, 24, 12), torch.zeros(4, 12, 18)
+    maps, Y = torch.zeros(2, 12, 6), torch.zeros(6, 6, 6)
+    for message, call in (
+        ("U: unexpected shape", lambda: ops.winograd_weight(weight, True, U)),
+        ("weight: expected", lambda: ops.winograd_weight(weight[..., :2], False, U)),
+        ("the band lies outside", lambda: ops.winograd_add_output(U, maps, 3, 3, Y)),
+        ("the band lies outside", lambda: ops.winograd_map_gradient(U, Y, -1, 3, maps)),
+        ("maps: unexpected dtype", lambda: ops.winograd_add_output(U, maps.double(), 0, 3, Y)),
+        ("U: unexpected dtype", lambda: ops.winograd_add_output(U.double(), maps, 0, 3, Y)),
+        ("even width", lambda: ops.winograd_add_output(U, maps, 0, 3, Y[..., :5].clone())),
+        ("maps: expected", lambda: ops.winograd_add_output(U, maps[..., :5].clone(), 0, 3, Y)),
+        ("contiguous", lambda: ops.winograd_add_weight_gradient(maps, Y.mT, 0, 3, dU)),
+        ("dU: unexpected shape", lambda: ops.winograd_add_weight_gradient(maps, Y, 0, 2, dU)),
+        ("dU: unexpected shape", lambda: ops.winograd_weight_gradient(dU[:3], weight)),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()

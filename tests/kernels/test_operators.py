@@ -345,6 +345,14 @@ def torch_operators():
         "guided_correlation_row_max_backward",
         (*flat, row_max, row_argmax, 1e-5, row_max.clone(), *sums[:2]),
     )
+    maps, Y, edged = torch.randn(2, 12, 6), torch.zeros(6, 6, 6), torch.randn(6, 6, 6)
+    U, U_t, dU = torch.empty(4, 24, 12), torch.empty(4, 12, 18), torch.zeros(4, 12, 18)
+    yield "winograd_weight", (weight, False, U)
+    yield "winograd_weight", (weight, True, U_t)
+    yield "winograd_add_output", (U.zero_(), maps, 1, 3, Y)
+    yield "winograd_map_gradient", (U_t.zero_(), edged, 1, 3, torch.empty_like(maps))
+    yield "winograd_add_weight_gradient", (maps, edged, 1, 3, dU)
+    yield "winograd_weight_gradient", (dU, torch.empty_like(weight))
     for bias in (None, torch.randn(6)):
         yield "guided_correlation_conv2d", (z_s, z_t, weight, bias, 1e-5, False)
     for zeros in (False, True):
@@ -353,20 +361,21 @@ def torch_operators():
 
 @pytest.mark.skipif("cpp" not in implementations("flow_sample"), reason="no CPU library")
 def test_opcheck():
-    from pose_kernels._library import SCHEMAS
+    from pose_kernels._library import CPU_SCHEMAS, SCHEMAS
 
+    names = {schema.partition("(")[0] for schema in (*SCHEMAS, *CPU_SCHEMAS)}
     seen = set()
     for name, arguments in torch_operators():
         seen.add(name)
         op = getattr(torch.ops.pose_kernels, name).default
-        differentiable = f"{name}_backward" in {schema.partition("(")[0] for schema in SCHEMAS}
+        differentiable = f"{name}_backward" in names
         if differentiable and "band" not in name and "row_max" not in name:
             arguments = tuple(
                 x.detach().clone().requires_grad_() if isinstance(x, torch.Tensor) else x
                 for x in arguments
             )
         torch.library.opcheck(op, arguments)
-    assert seen == {schema.partition("(")[0] for schema in SCHEMAS}
+    assert seen == names
 
 
 def test_bands_make_up_the_map_and_its_gradient():
