@@ -15,7 +15,8 @@ import pose_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUNNABLE = [ROOT / "docs" / "operators.md", ROOT / "docs" / "other-models.md", ROOT / "README.md"]
+RUNNABLE = [*(ROOT / "docs" / f"{name}.md" for name in ("operators", "other-models", "guide")),
+            ROOT / "README.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -46,7 +47,8 @@ def run_blocks(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
-def test_examples_run(page):
+def test_examples_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what an example writes
     torch.manual_seed(0)
     assert python_blocks(page)
     try:
