@@ -16,6 +16,7 @@ from posemodel.presets import PRESETS
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*-step.json"))
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,23 @@ def test_random_weights_are_read_as_vgg19(bench, tmp_path):
 
     loss = load_perceptual_loss(str(bench.random_vgg19(tmp_path)))
     assert sum(one.numel() for one in loss.parameters()) == 12_944_960  # to relu5_1
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_committed_results(bench, file):
+    found = json.loads(file.read_text())
+    assert (found["benchmark"], found["schema"]) == ("step", bench.SCHEMA)
+    assert found["commit"] and not found["changed"], "measured on code that is in no commit"
+    for preset in {row["preset"] for row in found["rows"]}:
+        rows = {row["form"]: row for row in found["rows"] if row["preset"] == preset}
+        eager = rows["eager"]
+        for row in rows.values():
+            assert row["status"] == bench.OK
+            assert row["eager_ratio"] == pytest.approx(eager["ms"] / row["ms"])
+            assert row["loss_difference"] <= bench.TOLERANCE[found["precision"]]
+            data = row["parts"]["data"][0]
+            assert row["images_per_s"] == pytest.approx(1e3 * row["batch"] / (row["ms"] + data))
+            assert sum(row["shares"].values()) == pytest.approx(1)
 
 
 def test_a_run_is_written_and_read_again(bench, rows, tmp_path, capsys, monkeypatch):
