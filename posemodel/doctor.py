@@ -36,8 +36,8 @@ _OPTIONAL = {
     "torch-fidelity": "the metric FID (pip install -e '.[eval]')",
     "scikit-image": "tests of SSIM (pip install -e '.[test]')",
     "tensorboard": "scalars in TensorBoard (pip install -e '.[tb]')",
-    "playwright": "tests of pages in a browser (pip install playwright)",
-    "imageio": "videos (pip install imageio)",
+    "playwright": "tests of pages in a browser (pip install -e '.[test]')",
+    "imageio-ffmpeg": "MP4 films of transfers (pip install -e '.[video]')",
 }
 # Variables of the environment that change what runs; no others are shown.
 _VARIABLES = ("POSE_KERNELS_IMPL", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",

@@ -34,6 +34,14 @@ def told(found):
     return "\n".join(line for lines in found.sections.values() for line in lines)
 
 
+def test_every_optional_package_is_known():
+    extras = dict(re.findall(r"^(eval|video|tb) = (\[.*\])$", (ROOT / "pyproject.toml").read_text(),
+                             re.MULTILINE))
+    assert extras.keys() == {"eval", "video", "tb"}
+    for names in extras.values():
+        assert set(json.loads(names)) <= doctor._OPTIONAL.keys()
+
+
 def test_everything(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
