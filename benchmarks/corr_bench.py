@@ -69,14 +69,18 @@ class Parser(argparse.ArgumentParser):
         raise Mistake(message)
 
 
-def parse(words):
-    def count(text):
-        number = int(text)
-        if number < 1:
-            raise ValueError
-        return number
+def count(text):
+    """An argument that is 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
 
-    count.__name__ = "positive number"
+
+count.__name__ = "positive number"  # as argparse calls what it expected
+
+
+def parse(words):
     parser = Parser(
         prog="corr_bench.py",
         description=__doc__,

@@ -56,7 +56,7 @@ from pathlib import Path
 # Beside an installed package the one of this checkout is a fallback.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from corr_bench import Mistake, Parser, check_output, number, write_json  # noqa: E402
+from corr_bench import Mistake, Parser, check_output, count, number, write_json  # noqa: E402
 
 from posemodel.config import Config, ConfigError  # noqa: E402
 from posemodel.errors import UserError  # noqa: E402
@@ -92,13 +92,6 @@ class Job:
 
 
 def parse(words):
-    def count(text):
-        value = int(text)
-        if value < 1:
-            raise ValueError
-        return value
-
-    count.__name__ = "positive number"
     parser = Parser(prog="step_bench.py", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument

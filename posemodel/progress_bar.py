@@ -16,8 +16,7 @@ class ProgressBar:
         return self
 
     def __exit__(self, *error) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._close()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """`done` of `total` things called `what`; another `what` begins a new bar."""
@@ -29,6 +28,10 @@ class ProgressBar:
         from tqdm import tqdm
 
         if what != self._what:
-            self.__exit__()
+            self._close()
             self._bar, self._what = tqdm(total=total, desc=what, unit_scale=True), what
         self._bar.update(done - self._bar.n)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -11,7 +11,9 @@ from PIL import Image
 
 from posemodel.config import to_dict
 from posemodel.data.annotations import read_annotations, write_annotations
+from posemodel.inference import PoseTransferModel
 from posemodel.model.pose_transfer import build_generator
+from posemodel.reid.augment import Plan, augment
 from tests.small_datasets import make_market
 from tests.tiny import tiny_config
 
@@ -46,6 +48,14 @@ def model_file(path: Path, size: tuple[int, int] = (64, 32)) -> Path:
     safetensors.torch.save_file({name: t.contiguous() for name, t in weights.items()}, path,
                                 metadata={"config": json.dumps(to_dict(config)), "step": "3"})
     return path
+
+
+def small_augmented(folder: Path, market: Path, *, poses: int, on_missing: str) -> Path:
+    """A folder of `augment`, made by that model."""
+    model = PoseTransferModel.from_file(model_file(folder / "tiny.safetensors"), "cpu")
+    plan = Plan(poses=poses, on_missing=on_missing, seed=0, batch_size=20)
+    augment(model, market, folder / "out", plan, writers=2, progress=lambda done, total: None)
+    return folder / "out"
 
 
 # --- how other programs read Market-1501, from their rules ---------------------------------------

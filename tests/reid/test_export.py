@@ -6,15 +6,13 @@ from pathlib import Path
 import pytest
 from market_helpers import (
     contents,
-    model_file,
     read_as_dgnet,
     read_as_torchreid,
+    small_augmented,
     small_market,
 )
 
 from posemodel.errors import UserError
-from posemodel.inference import PoseTransferModel
-from posemodel.reid.augment import Plan, augment
 from posemodel.reid.export import export
 
 POSES = 3
@@ -32,11 +30,7 @@ def market(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def augmented(market, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("augmented")
-    model = PoseTransferModel.from_file(model_file(folder / "tiny.safetensors"), "cpu")
-    augment(model, market, folder / "out",
-            Plan(poses=POSES, on_missing="copy", seed=0, batch_size=20), writers=2,
-            progress=nothing)
-    return folder / "out"
+    return small_augmented(folder, market, poses=POSES, on_missing="copy")
 
 
 def test_market_layout(market, augmented, tmp_path):

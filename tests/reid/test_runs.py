@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from market_helpers import model_file, small_market
+from market_helpers import small_augmented, small_market
 
 from posemodel.errors import UserError
-from posemodel.inference import PoseTransferModel
 from posemodel.reid import __main__ as command
-from posemodel.reid.augment import Plan, augment
 from posemodel.reid.batches import Batches, BatchPlan
 from posemodel.reid.losses import batch_hard_triplet
 from posemodel.reid.market import open_split
@@ -35,10 +33,7 @@ def market(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def augmented(market, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("augmented")
-    model = PoseTransferModel.from_file(model_file(folder / "tiny.safetensors"), "cpu")
-    augment(model, market, folder / "out", Plan(poses=3, on_missing="skip", seed=0, batch_size=20),
-            writers=2, progress=lambda done, total: None)
-    return folder / "out"
+    return small_augmented(folder, market, poses=3, on_missing="skip")
 
 
 @pytest.fixture(scope="module")
