@@ -80,9 +80,6 @@ def build_generator(config: ModelConfig, image_size: tuple[int, int]) -> PoseTra
     build = _build_warping if config.flow == "ours" else _build_baseline
     model = PoseTransfer(warping=build(config, image_size), refinement=_build_refinement(config))
     model.to(memory_format=torch.channels_last)
-    if config.refine and model.refinement.decoder.plain:
-        # Their input decides; weights in channels-last would decide against it.
-        model.refinement.decoder.blocks.to(memory_format=torch.contiguous_format)
     return model
 
 

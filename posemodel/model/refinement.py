@@ -7,15 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pose_kernels
-
-#: Width of residual blocks from which on a CPU takes them in plain (channels-first) layout: torch's
-# gradients of weights are slow in the other one (256 wide, 64 x 64: 0.7 times the time, measured).
-PLAIN_WIDTH = 128
+from posemodel.model.convolution import Conv2d, ConvTranspose2d
 
 
 def _conv(width_in: int, width: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(width_in, width, kernel, stride=stride, padding=kernel // 2, bias=False),
+        Conv2d(width_in, width, kernel, stride=stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
     )
@@ -24,7 +21,7 @@ def _conv(width_in: int, width: int, *, kernel: int = 3, stride: int = 1) -> nn.
 def _up(width_in: int, width: int) -> nn.Sequential:
     # A 4 x 4 transposed convolution contains "nearest, then 3 x 3" at less than half its cost.
     return nn.Sequential(
-        nn.ConvTranspose2d(width_in, width, 4, stride=2, padding=1, bias=False),
+        ConvTranspose2d(width_in, width, 4, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
     )
@@ -37,7 +34,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             _conv(width, width),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            Conv2d(width, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
         )
         # The block starts as the identity and grows from there.
@@ -74,7 +71,6 @@ class RefinementDecoder(nn.Module):
         widths = [width * 2**level for level in reversed(range(downsamplings + 1))]
         extra = 3 if skip else 0
         self.skip = skip
-        self.plain = widths[0] >= PLAIN_WIDTH
         self.blocks = nn.Sequential(*(ResidualBlock(widths[0]) for _ in range(blocks)))
         self.up = nn.Sequential(
             *(_up(before + extra, after) for before, after in itertools.pairwise(widths)))
@@ -83,9 +79,7 @@ class RefinementDecoder(nn.Module):
     def forward(self, features: Tensor, warped: Tensor | None = None) -> Tensor:
         """The encoder's output, warped, and for `skip` the warped image -> `[B, 3, H, W]`, float32,
         clamped to [-1, 1] (in training mode with a slope of 0.1 outside)."""
-        plain = self.plain and features.device.type == "cpu"
-        layout = torch.contiguous_format if plain else torch.channels_last
-        x = self.blocks(features.contiguous(memory_format=layout))
+        x = self.blocks(features.contiguous(memory_format=torch.channels_last))
         for up in self.up:
             x = up(self._joined(x, warped))
         image = self.last(self._joined(x, warped)).float()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from posemodel.errors import UserError
-from posemodel.losses.perceptual import PerceptualLoss, load_perceptual_loss
+from posemodel.losses.perceptual import PerceptualLoss, load_perceptual_loss, mean_distance
 from posemodel.losses.pyramid import PyramidLoss
 
 
@@ -45,6 +45,20 @@ def test_perceptual_is_zero_for_equal_images_and_leaves_the_network_alone(vgg):
     loss([image], other)[0].backward()
     assert other.grad is None, "the target needs no graph"
     assert not any(p.requires_grad for p in loss.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mean_distance_is_torchs_with_its_gradient(dtype):
+    x = torch.randn(3, 4, 5, 6, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    target = x + torch.randint(-2, 3, x.shape)          # also equal ones, whose gradient is zero
+    oracle, x = x.clone().requires_grad_(), x.requires_grad_()
+    found = mean_distance(x, target)
+    expected = (oracle - target).abs().mean(dtype=torch.float32)
+    torch.testing.assert_close(found, expected)
+    (5 * found).backward()
+    (5 * expected).backward()
+    assert (x.grad == 0).any()
+    torch.testing.assert_close(x.grad, oracle.grad)
 
 
 def test_perceptual_is_the_sum_over_scales_and_layers(vgg):

@@ -237,15 +237,3 @@ def test_untrained_refinement_carries_colours(width, downsamplings, skip):
     for colour in range(3):
         both = torch.stack([image[:, colour, 4:-4, 4:-4], source[:, colour, 4:-4, 4:-4]]).flatten(1)
         assert torch.corrcoef(both)[0, 1] > 0.9
-
-
-@pytest.mark.parametrize("width, plain", [(8, False), (64, True)])
-def test_wide_residual_blocks_are_in_plain_layout_on_a_cpu(width, plain):
-    decoder = small(refine_width=width).refinement.decoder
-    seen = []
-    for layer in decoder.blocks.modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            layer.register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
-    decoder(torch.randn(2, 2 * width, 16, 16))
-    assert seen and all(x.is_contiguous() == plain for x in seen)
-    assert all(x.is_contiguous(memory_format=torch.channels_last) != plain for x in seen)

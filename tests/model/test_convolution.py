@@ -1,0 +1,70 @@
+import pytest
+import torch
+from torch import nn
+
+from posemodel.model.convolution import WIDE, Conv2d, ConvTranspose2d
+
+
+def layer(kind, width_in=WIDE, width=WIDE, *, kernel=3, stride=1, bias=False):
+    torch.manual_seed(0)
+    made = kind(width_in, width, kernel, stride=stride, padding=1, bias=bias)
+    return made.to(memory_format=torch.channels_last)
+
+
+def is_split(result):
+    return "SplitBackward" in type(result.grad_fn).__name__
+
+
+@pytest.mark.parametrize("kind, exact, kernel, stride", [
+    (Conv2d, nn.Conv2d, 3, 1), (Conv2d, nn.Conv2d, 3, 2), (Conv2d, nn.Conv2d, 4, 2),
+    (ConvTranspose2d, nn.ConvTranspose2d, 4, 2),
+])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_values_and_gradients_are_torchs(kind, exact, kernel, stride, layout):
+    ours = layer(kind, WIDE, WIDE + 8, kernel=kernel, stride=stride)
+    oracle = exact(WIDE, WIDE + 8, kernel, stride=stride, padding=1, bias=False).double()
+    oracle.load_state_dict(ours.state_dict())
+    x = torch.randn(3, WIDE, 10, 7).contiguous(memory_format=layout).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    result, expected = ours(x), oracle(wide)
+    assert is_split(result)
+    # As it comes from a mean or a sum: without strides of its own.
+    for gradient in (torch.randn_like(result), torch.ones(()).expand_as(result)):
+        found = torch.autograd.grad(result, [x, ours.weight], gradient, retain_graph=True)
+        wanted = torch.autograd.grad(expected, [wide, oracle.weight], gradient.double(),
+                                     retain_graph=True)
+        for one, other in zip((result, *found), (expected, *wanted), strict=True):
+            scale = other.abs().max().item()
+            torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-5 * scale)
+
+
+def test_an_input_that_needs_no_gradient_gets_none():
+    ours, x = layer(Conv2d), torch.randn(2, WIDE, 8, 8)
+    ours(x).sum().backward()
+    assert ours.weight.grad.any()
+    assert x.grad is None
+
+
+def test_elsewhere_it_is_torchs_own_convolution():
+    x = torch.randn(2, WIDE, 8, 8, requires_grad=True)
+    assert is_split(layer(Conv2d)(x))
+    assert not is_split(layer(Conv2d, bias=True)(x))
+    assert not is_split(layer(Conv2d, width=WIDE - 1)(x))
+    assert not is_split(layer(Conv2d).double()(x.double()))
+    assert not is_split(layer(Conv2d).requires_grad_(False)(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = layer(Conv2d)(x)
+    assert half.dtype == torch.bfloat16
+    assert not is_split(half)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            layer(Conv2d)(x), nn.functional.conv2d(x, layer(Conv2d).weight, padding=1))
+
+
+def test_compiles_without_a_break():
+    ours, x = layer(Conv2d), torch.randn(2, WIDE, 8, 8, requires_grad=True)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    for one, other in zip(
+            torch.autograd.grad(compiled(x).square().sum(), [x, ours.weight]),
+            torch.autograd.grad(ours(x).square().sum(), [x, ours.weight]), strict=True):
+        torch.testing.assert_close(one, other)
