@@ -13,7 +13,7 @@ WIDE = 64
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` with zero padding; with the same weights and the same result to rounding."""
+    """`torch.nn.Conv2d`, zero padding; with the same weights and the same result to rounding."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not _split(self, x):
