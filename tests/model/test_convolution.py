@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from posemodel.model.convolution import WIDE, Conv2d, ConvTranspose2d
+from posemodel.model.convolution import WIDE, Conv2d, ConvTranspose2d, weight_gradient
 
 
 def layer(kind, width_in=WIDE, width=WIDE, *, kernel=3, stride=1, bias=False):
@@ -36,6 +36,27 @@ def test_values_and_gradients_are_torchs(kind, exact, kernel, stride, layout):
         for one, other in zip((result, *found), (expected, *wanted), strict=True):
             scale = other.abs().max().item()
             torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 4)])
+@pytest.mark.parametrize("kernel, stride, padding", [
+    ((3, 3), (1, 1), (1, 1)), ((3, 3), (2, 2), (1, 1)), ((4, 4), (2, 2), (1, 1)),
+    ((7, 7), (1, 1), (3, 3)), ((1, 1), (1, 1), (0, 0)), ((2, 3), (3, 2), (0, 2)),
+])
+def test_weight_gradient(size, kernel, stride, padding):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, *(n + 6 for n in size), dtype=torch.float64, generator=generator)
+    weight = torch.randn(5, 3, *kernel, dtype=torch.float64, requires_grad=True,
+                         generator=generator)
+    result = nn.functional.conv2d(x, weight, stride=stride, padding=padding)
+    gradient = torch.randn(result.shape, dtype=torch.float64, generator=generator)
+    expected, = torch.autograd.grad(result, weight, gradient)
+    torch.testing.assert_close(weight_gradient(gradient, x, kernel, stride, padding), expected)
+    back = nn.functional.conv_transpose2d(gradient, weight, stride=stride, padding=padding)
+    upstream = torch.randn(back.shape, dtype=torch.float64, generator=generator)
+    expected, = torch.autograd.grad(back, weight, upstream)
+    torch.testing.assert_close(
+        weight_gradient(gradient, upstream, kernel, stride, padding), expected)
 
 
 def test_an_input_that_needs_no_gradient_gets_none():
