@@ -256,7 +256,7 @@ class Config:
     tf32: bool = True
     """on a GPU, take float32 products from tensor cores, with 10 bits of mantissa (bfloat16: 7)"""
     compile: bool = False
-    """torch.compile the networks: a slow first step, then faster ones"""
+    """torch.compile the networks (D only without R1): a slow first step, then faster ones"""
     timeout: float = 600.0
     """several processes: seconds that one waits for another before the job ends"""
     evaluate_every: int = 280

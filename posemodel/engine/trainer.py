@@ -91,7 +91,8 @@ class Trainer:
         nets = (_Estimate(warping) if self.is_baseline else warping, self.generator.refinement,
                 self.discriminator)
         if config.compile:
-            for net in nets:
+            # R1 takes second derivatives of D, which compiled code does not have.
+            for net in nets[: 2 if config.loss.r1_weight else 3]:
                 net.compile()
         self._warping, self._refinement, self._judge = map(world.wrap, nets)
 

@@ -244,6 +244,20 @@ def test_compile_takes_all_networks(monkeypatch):
     assert taken == [one.generator.warping, one.generator.refinement, one.discriminator]
 
 
+def test_r1_and_compile_go_together(batches, monkeypatch):
+    """R1 is a gradient of a gradient, which compiled code refuses."""
+    compiling = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile",
+                        lambda net: compiling(net, backend="aot_eager"))
+    found = []
+    for compiled in (False, True):
+        config = tiny_config(loss_r1_weight=1.0, loss_r1_every=1)
+        config.compile = compiled
+        found.append(trainer(config).step(1, batches[0]))
+    assert found[0]["loss_r1"] > 0
+    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-3)
+
+
 def test_a_bad_loss_of_the_discriminator_changes_no_weight_either(batches, monkeypatch):
     one = trainer(tiny_config())
     before = parameters(one.generator) | parameters(one.discriminator)
