@@ -88,13 +88,15 @@ def evaluate_run(arguments: argparse.Namespace, world) -> int:
     commit = checkout.get("commit")
     if checkout.get("dirty"):
         commit += "-modified"
-    record = protocol.record(pairs=config.data.evaluation_pairs, commit=commit)
+    # What "auto" chooses depends on the machine, and the images on what it chose.
+    record = {**protocol.record(pairs=config.data.evaluation_pairs, commit=commit),
+              "device": device.type, "precision": str(dtype).removeprefix("torch.")}
     about = {
         "protocol": record, "step": found.step,
         "weights": sha256(found.path / "averaged.safetensors"),
         "data": {name: value for name, value in vars(config.data).items()
                  if name not in ("root", "workers")}, "list": held_out.fingerprint(),
-        "device": device.type, "precision": str(dtype), "lpips": sorted(measures.lpips),
+        "lpips": sorted(measures.lpips),
         "fid": measures.inception.digest if measures.inception is not None else None}
     folder = run.path / "evaluation" / folder_name(about)
     row = evaluate_under(measures, model, held_out, config, dtype, folder=folder, about=about,

@@ -58,7 +58,8 @@ def test_the_papers_table_1():
 
 # --- what may be said -----------------------------------------------------------------------------
 
-PROTOCOL = {"name": "paper-64x64", "size": [64, 64], "pairs": 60, "commit": None}
+PROTOCOL = {"name": "paper-64x64", "size": [64, 64], "pairs": 60, "commit": None,
+            "precision": "bfloat16"}
 
 
 def result(seed, *, l1, ssim=0.5, protocol=PROTOCOL):
@@ -111,15 +112,17 @@ def test_one_level_for_the_whole_table():
     assert set(found.measures) == {"l1", "ssim"} and found.level == pytest.approx(0.05 / 4)
 
 
-def test_cells_under_two_protocols_are_no_table():
+@pytest.mark.parametrize("change", [{"size": [32, 32]}, {"precision": "float32"}])
+def test_cells_under_two_protocols_are_no_table(change):
     with pytest.raises(UserError, match="under different protocols"):
-        outcome([noise(1, 10)], [noise(2, 10)], protocol={**PROTOCOL, "size": [32, 32]})
+        outcome([noise(1, 10)], [noise(2, 10)], protocol={**PROTOCOL, **change})
 
 
 def test_the_page_marks_the_papers_numbers_and_says_which_orders_hold():
     about = {"command": "x", "preset": "quick", "data": "mannequins", "steps": 7, "minutes": None}
     page = outcome([noise(1, 12)], [noise(2, 10)]).to_markdown(about)
     assert "*paper: l1*" in page and "*15.97*" in page and "one seed" in page
+    assert "in bfloat16" in page
     assert f"| FOMM | l1 | {BETTER} | {WORSE} | does not hold |" in page
     page = outcome([noise(1, 10), noise(2, 10)], [noise(3, 12), noise(4, 12)]).to_markdown(about)
     assert f"| FOMM | l1 | {BETTER} | {BETTER} | holds |" in page

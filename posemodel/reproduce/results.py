@@ -158,9 +158,9 @@ class Outcome:
             if absent else ""
         return (f"Preset `{about['preset']}` on {about['data']}, {budget} for each run, "
                 f"{seeds} seed{'s' if seeds > 1 else ''}; {protocol['pairs']} held-out pairs under "
-                f"protocol `{protocol['name']}` ({height} x {width}, l1 of 255, version "
-                f"{version}).{left_out} Numbers are means over the seeds ± the standard deviation "
-                "of single runs.")
+                f"protocol `{protocol['name']}` ({height} x {width}, l1 of 255, networks "
+                f"in {protocol['precision']}, version {version}).{left_out} Numbers are means over "
+                "the seeds ± the standard deviation of single runs.")
 
     def _grid(self, measures: tuple[Measure, ...], paper: bool) -> str:
         shown = [self.measures[one.name] for one in measures if one.name in self.measures]
