@@ -151,8 +151,35 @@ def register_fake(name: str, fake: Callable) -> None:
         torch.library.register_fake(f"{namespace}::{name}", fake)
 
 
-def register_autograd(op: str, setup_context: Callable, backward: Callable) -> None:
+@torch.library.custom_op("pose_kernels::channels_last_gradient", mutates_args=())
+def _channels_last_gradient(grad: torch.Tensor) -> torch.Tensor:
+    """An operator of its own, so that torch.compile does not look into it: the copy fused into the
+    backward of a BatchNorm before it reads memory that was never written (torch 2.14 with bfloat16
+    on a CPU with AVX-512)."""
+    return grad.clone(memory_format=torch.channels_last)
+
+
+@_channels_last_gradient.register_fake
+def _(grad):
+    return torch.empty_like(grad, memory_format=torch.channels_last)
+
+
+def _is_channels_last(value) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dim() == 4
+        and not value.is_contiguous()
+        and value.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def register_autograd(
+    op: str, setup_context: Callable, backward: Callable, *, activations: int = 2
+) -> None:
     """``backward(ops, ctx, *grads)`` gets the namespace whose operators it shall call.
+
+    The first ``activations`` inputs come from a layer of a network: where one of them is
+    channels-last, so is its gradient, as that layer wants it.
 
     The operator's own backward has no derivative: a second one raises, it is never silently zero.
     """
@@ -160,12 +187,23 @@ def register_autograd(op: str, setup_context: Callable, backward: Callable) -> N
     def no_double_backward(ctx, *grads):
         raise NotImplementedError(f"{op}: second derivatives need impl='reference'")
 
+    def set_up(ctx, inputs, output):
+        ctx.channels_last = tuple(map(_is_channels_last, inputs[:activations]))
+        setup_context(ctx, inputs, output)
+
+    def laid_out(ops, ctx, *grads):
+        found = list(backward(ops, ctx, *grads))
+        for i, wanted in enumerate(ctx.channels_last):
+            if wanted and found[i] is not None and not _is_channels_last(found[i]):
+                found[i] = _channels_last_gradient(found[i])
+        return tuple(found)
+
     for namespace in NAMESPACES:
         ops = getattr(torch.ops, namespace)
         torch.library.register_autograd(
             f"{namespace}::{op}",
-            lambda ctx, *grads, ops=ops: backward(ops, ctx, *grads),
-            setup_context=setup_context,
+            lambda ctx, *grads, ops=ops: laid_out(ops, ctx, *grads),
+            setup_context=set_up,
         )
         torch.library.register_autograd(f"{namespace}::{op}_backward", no_double_backward)
 

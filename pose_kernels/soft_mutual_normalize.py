@@ -67,7 +67,8 @@ def _backward(ops, ctx, grad, *_):
 
 _library.register_fake("soft_mutual_normalize", _fake)
 _library.register_fake("soft_mutual_normalize_backward", _fake_backward)
-_library.register_autograd("soft_mutual_normalize", _setup_context, _backward)
+# Its map comes from an operator that takes a gradient of any layout.
+_library.register_autograd("soft_mutual_normalize", _setup_context, _backward, activations=0)
 
 
 def soft_mutual_normalize(

@@ -146,6 +146,24 @@ def test_layouts_of_the_upstream_gradient(name, impl):
     assert_close(torch.autograd.grad(value.sum(), inputs), ones, 1e-12, 1e-12)
 
 
+@pytest.mark.parametrize(
+    ("name", "impl"), [pair for pair in FUSED if pair[0] != "soft_mutual_normalize"]
+)
+def test_gradients_have_the_layout_of_what_a_layer_made(name, impl):
+    inputs = INPUTS[name](2, torch.float64)
+    last = (0, 1)  # features, or image and flow; after them weights
+    inputs = [
+        (x.to(memory_format=torch.channels_last) if i in last else x).requires_grad_()
+        for i, x in enumerate(inputs)
+    ]
+    call = operator(name, impl)
+    for form in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
+        grads = torch.autograd.grad(form(*inputs).square().sum(), inputs)
+        for i, grad in enumerate(grads):
+            wanted = torch.channels_last if i in last else torch.contiguous_format
+            assert grad.is_contiguous(memory_format=wanted), i
+
+
 @pytest.mark.parametrize("name", ["correlation_4d", "guided_correlation"])
 def test_channels_last_result(name):
     for impl in implementations(name):

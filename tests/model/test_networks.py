@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -237,3 +239,27 @@ def test_untrained_refinement_carries_colours(width, downsamplings, skip):
     for colour in range(3):
         both = torch.stack([image[:, colour, 4:-4, 4:-4], source[:, colour, 4:-4, 4:-4]]).flatten(1)
         assert torch.corrcoef(both)[0, 1] > 0.9
+
+
+@torch.compiler.config.patch(force_disable_caches=True)
+def test_what_inductor_makes_of_the_encoder_and_its_warp():
+    """A gradient in another layout than the features', fused into the backward of their BatchNorm,
+    came out as NaN: bfloat16 on a CPU with AVX-512, torch 2.14."""
+    encoder = small((64, 64), refine_width=16).refinement.encoder.train()
+    source = torch.rand(8, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    flow = pose_kernels.identity_flow(16, 16).repeat(8, 1, 1, 1)
+    upstream = torch.randn(8, 32, 32, 32)
+
+    def warped(net):
+        features = net(source)
+        return pose_kernels.flow_sample(features, flow.to(features.dtype))
+
+    gradients = []
+    for call in (warped, torch.compile(warped, fullgraph=True)):
+        net = copy.deepcopy(encoder)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = call(net)
+        (result * upstream).sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    for plain, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=0.02, atol=0.02 * plain.abs().max().item())
