@@ -164,6 +164,10 @@ def _(grad):
     return torch.empty_like(grad, memory_format=torch.channels_last)
 
 
+# A second derivative passes through, to the operator's own backward, which refuses it.
+_channels_last_gradient.register_autograd(lambda ctx, grad: grad)
+
+
 def _is_channels_last(value) -> bool:
     return (
         isinstance(value, torch.Tensor)

@@ -129,6 +129,34 @@ def test_the_page_marks_the_papers_numbers_and_says_which_orders_hold():
     assert "LPIPS-Alex, LPIPS-VGG" in page and "one seed" not in page and "10.0" in page
 
 
+# --- what is committed ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_committed_tables(name):
+    """Every cell of the table, all under one protocol of one commit, and one set of numbers in the
+    three files."""
+    folder = ROOT / "docs" / "tables"
+    found = json.loads((folder / f"{name}.json").read_text())
+    assert found["table"] == name and found["protocol"]["commit"].isalnum(), "of no commit"
+    assert "/" not in found["command"].replace("python -m", ""), "not a command for everyone"
+    assert [(cell["key"], tuple(cell["flags"])) for cell in found["cells"]] \
+        == [(cell.key, cell.flags) for cell in TABLES[name].cells]
+    rows = list(csv.DictReader((folder / f"{name}.csv").open()))
+    page = (folder / f"{name}.md").read_text()
+    assert found["command"] in page
+    for cell in found["cells"]:
+        trained = cell["key"] != "copy"
+        assert len(cell["runs"]) == found["seeds"] * trained
+        assert {run["steps"] for run in cell["runs"]} == ({found["steps"]} if trained else set())
+        for measure, values in cell["values"].items():
+            assert [float(row["value"]) for row in rows
+                    if (row["cell"], row["measure"]) == (cell["key"], measure)] == values
+        shown = f"{np.mean(cell['values']['epe']):.2f}"
+        assert any(line.startswith(f"| {cell['label']} |") and shown in line
+                   for line in page.splitlines()), (cell["label"], shown)
+
+
 # --- the runs -------------------------------------------------------------------------------------
 
 

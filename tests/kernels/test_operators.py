@@ -211,8 +211,12 @@ def test_same_bits_every_time(name, impl, dtype):
 
 
 @every_fused
-def test_second_derivatives_say_no(name, impl):
-    inputs = [x.requires_grad_() for x in INPUTS[name](1, torch.float64)]
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_second_derivatives_say_no(name, impl, layout):
+    inputs = [
+        (x.to(memory_format=layout) if x.dim() == 4 else x).requires_grad_()
+        for x in INPUTS[name](1, torch.float64)
+    ]
     value = operator(name, impl)(*inputs)
     gradient = torch.autograd.grad(value.square().sum(), inputs[0], create_graph=True)[0]
     with pytest.raises(NotImplementedError, match=f"{name}: second derivatives need impl='ref"):
