@@ -6,10 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-#: Channels on both sides from which a CPU takes the weights' gradient as matrix products. It is
-# the one thing that torch is slow at in channels-last: 3 x 3, 256 -> 256 on 7 maps of 64 x 64 takes
-# it 0.58 s, the products 0.27 (two cores of AVX2; narrower layers gain nothing).
+#: Channels on both sides from which the weights' gradient is taken as matrix products.
 WIDE = 64
+#: Whether torch is slow at that gradient in channels-last, and at that alone. With AVX2 it is: for
+#: 3 x 3, 256 -> 256 on 7 maps of 64 x 64 it takes 0.58 s on two cores, the products 0.27 (narrower
+#: layers gain nothing). With AVX-512 torch is the quicker one, by a tenth at 256 channels, by half
+#: at 64.
+SLOW_GRADIENT = torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 class Conv2d(nn.Conv2d):
@@ -31,8 +34,8 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
 
 def _split(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
-    return (x.device.type == "cpu" and x.dtype == torch.float32 and torch.is_grad_enabled()
-            and layer.weight.requires_grad and layer.bias is None
+    return (SLOW_GRADIENT and x.device.type == "cpu" and x.dtype == torch.float32
+            and torch.is_grad_enabled() and layer.weight.requires_grad and layer.bias is None
             and min(layer.in_channels, layer.out_channels) >= WIDE
             and not torch.is_autocast_enabled("cpu"))
 
