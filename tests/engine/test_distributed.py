@@ -152,8 +152,9 @@ def test_shared_batch_norm_is_batch_norm(group):
         net(x).square().sum().backward()
         net(x + 1)
         outputs.append([net(x), net.eval()(x), *(p.grad for p in net.parameters())])
+    # BatchNorm cancels nearly all of the gradient before it: in float32 that is rounding.
     for mine, theirs in zip(*outputs, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-3)
     assert plain.state_dict().keys() == shared.state_dict().keys()
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(shared.state_dict()[name], value)
