@@ -244,6 +244,9 @@ def test_a_table_and_another_one_in_the_same_folder(in_process, tmp_path, monkey
     monkeypatch.setattr(command, "_data_flags", lambda data: (*FLAGS, "--optim.lr", "0.5"))
     with pytest.raises(UserError, match=r"ours-2-0 holds another run: optim.lr: .*another --out"):
         command.main(words)
+    monkeypatch.setattr(command, "_data_flags", lambda data: tuple(FLAGS))
+    with pytest.raises(UserError, match=r"data.image_size: \(32, 32\) -> \(64, 36\).*another"):
+        command.main([*words, "--image-size", "64", "36"])
 
 
 def bench(out, **changes):

@@ -33,6 +33,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="generated people, or the folder of a data set (default: mannequins)")
     parser.add_argument("--preset", choices=PRESETS, default="quick",
                         help="sizes and losses of all cells (default: quick)")
+    parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"),
+                        help="pixels of the images of all cells (default: the preset's)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--budget", type=int, metavar="STEPS",
                         help="training steps of each run (default: the preset's)")
@@ -74,7 +76,7 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> int:
     if arguments.image_input:
         name, table = f"{name}-image", with_images(table)
     steps = arguments.budget or PRESETS[arguments.preset]().steps
-    bench = Bench(out=arguments.out, preset=arguments.preset, flags=_data_flags(arguments.data),
+    bench = Bench(out=arguments.out, preset=arguments.preset, flags=_common_flags(arguments),
                   steps=steps, minutes=arguments.minutes, pairs=arguments.pairs,
                   device=arguments.device, jobs=arguments.jobs)
     cells = [cell for cell in table.cells if cell.key != "copy"]
@@ -96,6 +98,14 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> int:
     write_curves(outcome, arguments.out / f"{name}-curves.png")
     print(f"\n{page}\nwritten: {arguments.out / name}.md, .csv, .json, .png, -curves.png")
     return 0
+
+
+def _common_flags(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Flags of `posemodel.train`, the same for all cells."""
+    flags = _data_flags(arguments.data)
+    if arguments.image_size:
+        flags += ("--data.image-size", *map(str, arguments.image_size))
+    return flags
 
 
 def _data_flags(data: str) -> tuple[str, ...]:
