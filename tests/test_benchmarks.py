@@ -11,6 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import pose_kernels
+from posemodel.train import main as train_main
+from tests.tiny import FLAGS as FLAGS_OF_TINY
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = [file for file in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
            if not file.stem.endswith("-step")]  # those are step_bench's
@@ -47,7 +51,7 @@ def corr_bench(modules):
 
 
 @pytest.mark.parametrize("name", ["corr_bench.py", "data_bench.py", "experiments.py",
-                                  "loading_bench.py"])
+                                  "loading_bench.py", "visibility_study.py"])
 def test_help(name):
     done = bench(name, "--help")
     assert done.returncode == 0 and "usage" in done.stdout
@@ -62,6 +66,63 @@ def test_data_bench_measures_a_rate():
 def test_experiments_names_the_variants_when_one_is_misspelt():
     done = bench("experiments.py", "affine-zero")
     assert done.returncode == 2 and "affine-0" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def visibility_study(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import visibility_study
+
+    threads = torch.get_num_threads()
+    yield visibility_study
+    torch.set_num_threads(threads)
+
+
+def test_what_bounds_visibility(visibility_study, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["visibility_study", "--steps", "20", "--pairs", "16"])
+    visibility_study.main()
+    found = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    grids = [float(found[f"true flow, affine, grid {n} x {n}"]) for n in (16, 32, 64)]
+    # A finer grid shows more of it, and a little training with labels more than chance.
+    assert 0.5 < grids[0] < grids[1] < 0.8 and grids[2] > grids[0]
+    assert float(found["classifier with labels, 20 steps"]) > 0.52
+
+
+def test_measures_of_visibility_in_a_run(visibility_study, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    assert train_main([*FLAGS_OF_TINY, "--steps", "1", "--out", str(run)]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["visibility_study", str(run), "--pairs", "2"])
+    visibility_study.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(run) and len(lines) == 1 + 3 * 7
+    assert all(0 <= float(line.split()[-1]) <= 1 for line in lines[1:])
+    monkeypatch.setattr(sys, "argv", ["visibility_study", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="2"):
+        visibility_study.main()
+    assert "none is no run folder" in capsys.readouterr().err
+
+
+def test_arrivals_are_what_the_way_back_puts_there(visibility_study):
+    body = torch.zeros(1, 1, 12, 12, dtype=torch.bool)
+    body[..., 4:6, 4:6] = True
+    # Everything of the source is found two pixels further right in the target, but for a pixel that
+    # is found outside.
+    backward = pose_kernels.identity_flow(12, 12)[None] + torch.tensor([4 / 12, 0]).view(1, 2, 1, 1)
+    backward[0, 0, 5, 5] = 3.0
+    put = visibility_study.arrivals(backward, body)
+    expected = torch.zeros(1, 1, 12, 12)
+    expected[..., 4, 6] = expected[..., 4, 7] = expected[..., 5, 6] = 1.0
+    for _ in range(2):
+        expected = torch.nn.functional.avg_pool2d(expected, 3, 1, 1)
+    torch.testing.assert_close(put, expected)
+
+
+def test_the_depth_of_a_body(visibility_study):
+    body = torch.zeros(1, 1, 1, 20, dtype=torch.bool).expand(1, 1, 20, 20).clone()
+    body[..., 3:17, 3:17] = True
+    depth = visibility_study.body_depth(body)[0, 0]
+    assert depth[10].tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 5, 4, 3, 2, 1, 0, 0, 0]
 
 
 HEADER = {"schema": int, "date": str, "machine": str, "device": str, "threads": int,

@@ -73,6 +73,8 @@ OTHER_MEASURES = (
             higher=True),
     Measure(name="auc_cycle", title="visibility AUC, cycle", pooled="visibility_auc_cycle",
             higher=True),
+    Measure(name="auc_correlation", title="visibility AUC, correlation",
+            pooled="visibility_auc_correlation", higher=True),
     Measure(name="refined_l1", title="refined l1", column="refined_protocol_l1"),
     Measure(name="refined_ssim", title="refined SSIM", column="refined_protocol_ssim",
             higher=True),
