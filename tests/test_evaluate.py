@@ -64,6 +64,16 @@ def test_the_contract_the_protocol_and_where_the_values_are(whole):
     assert whole["warped_l1"] == records.means(table)["warped_l1"]
 
 
+def test_the_precision_is_the_runs_and_is_recorded(tmp_path, whole):
+    run = tmp_path / "half"
+    assert train_main([*FLAGS, "--steps", "2", "--evaluate-every", "2", "--precision", "bfloat16",
+                       "--out", str(run)]) == 0
+    record = evaluate(run, tmp_path)["protocol"]
+    assert record["precision"] == "bfloat16"
+    # Under another precision the numbers are others, and so is their folder.
+    assert {**record, "precision": "float32"} == whole["protocol"]
+
+
 def test_the_protocol_measures_what_the_metrics_do(whole):
     # Two ways to the same numbers.
     measures, copy = whole["measures"], whole["measures_copy"]
