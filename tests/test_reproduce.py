@@ -132,11 +132,12 @@ def test_the_page_marks_the_papers_numbers_and_says_which_orders_hold():
 # --- what is committed ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_committed_tables(name):
+@pytest.mark.parametrize(("folder", "name"), [*((".", name) for name in TABLES),
+                                              ("128px", "table1")])
+def test_committed_tables(folder, name):
     """Every cell of the table, all under one protocol of one commit, and one set of numbers in the
     three files."""
-    folder = ROOT / "docs" / "tables"
+    folder = ROOT / "docs" / "tables" / folder
     found = json.loads((folder / f"{name}.json").read_text())
     assert found["table"] == name and found["protocol"]["commit"].isalnum(), "of no commit"
     assert "/" not in found["command"].replace("python -m", ""), "not a command for everyone"
