@@ -32,6 +32,8 @@ from posemodel.model.pose_transfer import PoseTransfer
 from posemodel.presets import PRESETS
 
 CPU = torch.device("cpu")
+SIGMA = 6.0
+"""of a joint in the maps that the classifier sees, pixels of an image 256 pixels high"""
 RIM = 3
 """pixels from the background within which a pixel counts as the rim of the body"""
 
@@ -114,7 +116,7 @@ def classifier(config: Config, pairs: int, steps: int) -> Iterator[str]:
     net, data = Classifier(), mannequins(config, seed=config.seed, device=CPU)
 
     def maps(batch: dict[str, Tensor]) -> Tensor:
-        return torch.cat([pose_maps(batch[f"{view}_pose"], size, config.model.pose_sigma)
+        return torch.cat([pose_maps(batch[f"{view}_pose"], size, SIGMA)
                           for view in ("source", "target")], 1)
 
     optimizer = torch.optim.Adam(net.parameters())

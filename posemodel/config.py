@@ -85,11 +85,15 @@ class ModelConfig:
     images of 256 pixels and more in the sizes of its own paper"""
     motion_input: Literal["keypoints", "keypoints+image"] = "keypoints"
     """what such a method sees: two poses, as ours, or also the source image"""
-    pose_sigma: float = 6.0
-    """Gaussian of a joint, in pixels of an image 256 pixels high (6 in the paper); 0: a dot"""
+    flow_stride: int = 0
+    """image pixels in a row of a cell of the flow's grid, 2 or 4 (the paper's); 0: 2 for images of
+    up to 64 x 64 pixels, where a limb is hardly wider than 4, else 4"""
+    pose_sigma: float = 12.0
+    """M: Gaussian of a joint, in pixels of an image 256 pixels high (6 in the paper); 0: a dot"""
     encoder_channels: tuple[int, ...] = (24, 48, 48, 48, 48, 48)
-    """M: width of each hidden layer; the first two halve the resolution, one more layer follows"""
-    feature_channels: int = 35
+    """M: width of each hidden layer, of which the first one or two halve the resolution, as often
+    as the stride asks; one more layer follows"""
+    feature_channels: int = 64
     """m, the length of M's feature vectors (35 in the paper)"""
     feature_norm: Literal["location", "channel", "none"] = "location"
     """which vectors of M's output get unit length; the paper's text allows two readings"""
@@ -97,7 +101,7 @@ class ModelConfig:
     """eps of the soft mutual normalisation"""
     flow_depth: int = 6
     """C_l: number of conv layers, 1 to 6 (Table 2 of the paper)"""
-    flow_channels: tuple[int, ...] = (96, 96, 64, 48, 32)
+    flow_channels: tuple[int, ...] = (32, 32, 32, 32, 32)
     """C_l: widths of the hidden layers, the last flow_depth - 1 of which are used (128, 128, 96,
     64, 32 in the paper)"""
     flow_parametrization: Literal["residual", "absolute", "matching"] = "matching"
@@ -115,6 +119,8 @@ class ModelConfig:
     """R; without it the image is the warped source (Table 3)"""
     skip: bool = False
     """R: the decoder also sees the warped image at every scale (Appendix E)"""
+    discriminator_sigma: float = 6.0
+    """D: Gaussian of a joint, in the unit of pose_sigma"""
     discriminator_width: int = 16
     """D: channels of its first layer"""
     discriminator_layers: int = 3
@@ -123,7 +129,10 @@ class ModelConfig:
     """D: every layer divided by its spectral norm"""
 
     def __post_init__(self):
-        _require(self.pose_sigma >= 0, "model.pose-sigma", self.pose_sigma, "a number, 0 or more")
+        for name in ("pose_sigma", "discriminator_sigma"):
+            value = getattr(self, name)
+            _require(value >= 0, "model." + name.replace("_", "-"), value, "a number, 0 or more")
+        _require(self.flow_stride in (0, 2, 4), "model.flow-stride", self.flow_stride, "0, 2 or 4")
         _require(len(self.encoder_channels) >= 2, "model.encoder-channels", self.encoder_channels,
                  "at least two widths")
         _require(1 <= self.flow_depth <= 6, "model.flow-depth", self.flow_depth, "1 to 6")
@@ -245,7 +254,7 @@ class Config:
     """the preset that these values started from; recorded, not read"""
     out: str = ""
     """run folder; empty: runs/<preset>. The same command again continues the run"""
-    steps: int = 560
+    steps: int = 280
     """training steps"""
     seed: int = 0
     """of everything random: data, initial weights, affine maps"""
@@ -259,9 +268,9 @@ class Config:
     """torch.compile the networks (D only without R1): a slow first step, then faster ones"""
     timeout: float = 600.0
     """several processes: seconds that one waits for another before the job ends"""
-    evaluate_every: int = 280
+    evaluate_every: int = 140
     """steps between evaluations with a sample picture; the last step always has one"""
-    checkpoint_every: int = 280
+    checkpoint_every: int = 140
     """steps between checkpoints; the last step always has one"""
     keep_checkpoints: int = 2
     """newest checkpoints to keep, at least 2"""
@@ -289,13 +298,23 @@ FREE_ON_RESUME = frozenset({
 })
 
 
+# Fields that came after the first run folders, with what such a run had, from its table.
+_LATER = {
+    "model.flow_stride": lambda model: 4,
+    "model.discriminator_sigma": lambda model: model.get("pose_sigma"),
+}
+
+
 def to_dict(config: Config) -> dict:
     """Plain JSON values; tuples become lists."""
     return dataclasses.asdict(config)
 
 
 def from_dict(values: dict) -> Config:
-    """The inverse of `to_dict`; unknown or missing keys and wrong types are a `ConfigError`."""
+    """The inverse of `to_dict`; unknown or missing keys and wrong types are a `ConfigError`.
+
+    A field that came after the file was written gets what the file's run had (`_LATER`).
+    """
     return _build(Config, values, prefix="")
 
 
@@ -303,6 +322,9 @@ def _build(cls, values: dict, prefix: str):
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if not isinstance(values, dict):
         raise ConfigError(f"{prefix or 'config'} is {values!r}, expected a table of values")
+    later = {name.removeprefix(prefix): had(values) for name, had in _LATER.items()
+             if name.rpartition(".")[0] == prefix.rstrip(".")}
+    values = later | values
     unknown, missing = values.keys() - fields.keys(), fields.keys() - values.keys()
     if unknown or missing:
         raise ConfigError(

@@ -286,15 +286,14 @@ class PoseTransferModel:
         parts = [self._batch(tensor, normalized[0], batch, measures, seconds)
                  for batch in normalized[1:].split(batch_size)]
         seconds["total"] = time.perf_counter() - start
-        cells = (self.size[0] // 4, self.size[1] // 4)
         return TransferResult(
             model=self, frame=frame, source_frame=tuple(image.shape[:2]), source=source,
             source_crop=crops[0], target_crops=crops[1:], source_view=view,
-            refined_view=_joined([part[0] for part in parts], (0, *self.size, 3), np.uint8),
-            warped_view=_joined([part[1] for part in parts], (0, *self.size, 3), np.uint8),
-            coarse_flow=_joined([part[2] for part in parts], (0, 2, *cells), np.float32),
-            visibility={name: _joined([part[3][name] for part in parts], (0, *self.size),
-                                      np.float32) for name in measures},
+            refined_view=np.concatenate([part[0] for part in parts]),
+            warped_view=np.concatenate([part[1] for part in parts]),
+            coarse_flow=np.concatenate([part[2] for part in parts]),
+            visibility={name: np.concatenate([part[3][name] for part in parts])
+                        for name in measures},
             source_pose=normalized[0], target_poses=normalized[1:], seconds=seconds)
 
     def _batch(self, view: Tensor, source_pose: Tensor, targets: Tensor, measures: Sequence[str],
@@ -358,8 +357,8 @@ class TransferResult:
     warped_view: np.ndarray
     """`[N, H, W, 3]` uint8: the source view moved by the flow, nothing refined"""
     coarse_flow: np.ndarray
-    """`[N, 2, h, w]` float32, as the model gives it, ours with h = H/4: absolute sampling locations
-    (x, y) in the source view, normalised, pixel centres"""
+    """`[N, 2, h, w]` float32, as the model gives it: absolute sampling locations (x, y) in the
+    source view, normalised, pixel centres"""
     visibility: dict[str, np.ndarray]
     """`[N, H, W]` float32 by measure, 0 (invented) to 1 (visible in the source)"""
     source_pose: Tensor
@@ -433,7 +432,7 @@ class TransferResult:
 
         Returns: the place in the source image that it is sampled from, (x, y) in pixels; and the
             guided correlation (Eq. 9, 2) of the flow's cell that it lies in with all cells of the
-            source view, `[H/4, W/4]` float32.
+            source view, `[h, w]` float32.
 
         Raises: `UserError` outside of the crop, and for a model without a correlation.
         """
@@ -533,10 +532,6 @@ def _to_pictures(images: Tensor) -> np.ndarray:
     """`[B, 3, H, W]` in [-1, 1] -> `[B, H, W, 3]` uint8."""
     pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
-def _joined(parts: list[np.ndarray], empty: tuple[int, ...], dtype) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(empty, dtype)
 
 
 class _Clock:

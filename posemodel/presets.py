@@ -34,7 +34,10 @@ def paper() -> Config:
         data=DataConfig(kind="deepfashion", image_size=(256, 256), turn=180.0,
                         hidden_joints="drop"),
         model=ModelConfig(
+            flow_stride=4,
+            pose_sigma=6.0,
             encoder_channels=(64, 128, 128, 128, 128, 128, 128, 128, 128, 128),
+            feature_channels=35,
             flow_channels=(128, 128, 96, 64, 32),
             flow_parametrization="residual",
             refine_width=64,

@@ -22,11 +22,11 @@ FLAGS = """
 --data.kind --data.root --data.image-size --data.fit --data.pairs-per-epoch --data.workers
 --data.flip --data.rotate --data.scale --data.shift --data.turn --data.background
 --data.hidden-joints --data.evaluation-pairs
---model.flow --model.motion-input
+--model.flow --model.motion-input --model.flow-stride
 --model.pose-sigma --model.encoder-channels --model.feature-channels --model.feature-norm
 --model.correlation-eps --model.flow-depth --model.flow-channels --model.flow-parametrization
 --model.stream --model.refine-width --model.refine-downsamplings --model.refine-blocks
---model.refine --model.skip --model.discriminator-width --model.discriminator-layers
+--model.refine --model.skip --model.discriminator-sigma --model.discriminator-width --model.discriminator-layers
 --model.discriminator-spectral-norm
 --loss.reconstruction --loss.vgg-weights --loss.reconstruction-weight --loss.warped-weight
 --loss.affine-weight --loss.affine-unit --loss.affine-rotation --loss.affine-scale

@@ -47,6 +47,8 @@ def test_presets_share_nothing():
     (lambda: DataConfig(kind="market", workers=-1), "--data.workers"),
     (lambda: DataConfig(kind="market", fit="stretch"), "--data.fit"),
     (lambda: ModelConfig(pose_sigma=float("nan")), "--model.pose-sigma"),
+    (lambda: ModelConfig(discriminator_sigma=-1.0), "--model.discriminator-sigma"),
+    (lambda: ModelConfig(flow_stride=3), "--model.flow-stride"),
     (lambda: ModelConfig(flow_depth=7), "--model.flow-depth"),
     (lambda: ModelConfig(flow_depth=6, flow_channels=(8, 8)), "--model.flow-channels"),
     (lambda: ModelConfig(refine=False, skip=True), "--model.skip"),
@@ -103,6 +105,19 @@ def test_unknown_and_missing_fields_are_named():
     values["optim"]["momentum"] = values["optim"].pop("lr")
     with pytest.raises(ConfigError, match=r"unknown \['momentum'\], missing \['lr'\]"):
         from_dict(values)
+
+
+def test_an_older_file_has_what_its_run_had():
+    values = to_dict(quick())
+    model = values["model"]
+    del model["flow_stride"], model["discriminator_sigma"]
+    model["pose_sigma"] = 7.0
+    found = from_dict(values).model
+    assert (found.flow_stride, found.discriminator_sigma) == (4, 7.0)
+    assert "flow_stride" not in model and "discriminator_sigma" not in model
+    model |= {"flow_stride": 2, "discriminator_sigma": 3.0}
+    found = from_dict(values).model
+    assert (found.flow_stride, found.discriminator_sigma) == (2, 3.0)
 
 
 def test_drift_names_what_may_not_change():

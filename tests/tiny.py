@@ -9,7 +9,7 @@ from posemodel.config import Config, DataConfig, LossConfig, ModelConfig, OptimC
 FLAGS = (
     "--steps 6 --evaluate-every 3 --checkpoint-every 2 --log-every 1 --device cpu "
     "--precision float32 --data.image-size 32 32 --data.evaluation-pairs 4 "
-    "--model.encoder-channels 8 8 8 "
+    "--model.flow-stride 4 --model.encoder-channels 8 8 8 "
     "--model.feature-channels 6 --model.flow-channels 8 8 8 8 8 --model.refine-width 4 "
     "--model.refine-blocks 1 --model.discriminator-width 4 --optim.batch-size 2"
 ).split()
@@ -22,7 +22,7 @@ def tiny_config(**changes) -> Config:
         device="cpu",
         precision="float32",
         data=DataConfig(image_size=(32, 32), evaluation_pairs=4),
-        model=ModelConfig(encoder_channels=(8, 8, 8), feature_channels=6,
+        model=ModelConfig(flow_stride=4, encoder_channels=(8, 8, 8), feature_channels=6,
                           flow_channels=(8, 8, 8, 8, 8), refine_width=4, refine_blocks=1,
                           discriminator_width=4),
         loss=LossConfig(adversarial_weight=0.1),

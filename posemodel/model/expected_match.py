@@ -1,9 +1,11 @@
-"""Where each target position finds itself in the source, on average; no 4D map is stored."""
+"""Where each target position finds itself in the source, on average; from features, so that no 4D
+map is stored, or from a map that is."""
 
 import functools
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 import pose_kernels
@@ -50,8 +52,11 @@ def expected_match(source: Tensor, target: Tensor, eps: float) -> Tensor:
 
 def _bands(features: Tensor, others: int) -> tuple[Tensor, ...]:
     """`[1, m, h, w]` in bands `[1, m, 1, n]` whose correlation with `others` positions is small."""
-    count = max(BAND_TARGETS, BAND_BYTES[features.device.type] // (4 * others))
-    return features.flatten(2).unsqueeze(2).split(count, dim=3)
+    return features.flatten(2).unsqueeze(2).split(_band_targets(others, features.device), dim=3)
+
+
+def _band_targets(sources: int, device: torch.device) -> int:
+    return max(BAND_TARGETS, BAND_BYTES[device.type] // (4 * sources))
 
 
 def _row_max(source: Tensor, target: Tensor, eps: float) -> Tensor:
@@ -74,3 +79,57 @@ def _band(source: Tensor, target: Tensor, terms: Tensor, eps: float) -> Tensor:
     # x, y and the squared norm of Eq. 2 in one product with the squares.
     x, y, squared_norm = (terms @ u.square().flatten(2)).unbind(1)                 # [1, n] each
     return torch.stack([x, y], dim=1) / squared_norm.clamp_min(eps**2)[:, None]
+
+
+def expected_match_in(guided: Tensor, source_size: tuple[int, int]) -> Tensor:
+    """`sum_s x_s Qhat(s, t)^2` from the stored map.
+
+    Args:
+        guided: Qhat, `[B, hs*ws, ht, wt]`, of any floating type; read fastest in channels-last.
+        source_size: (hs, ws).
+
+    Returns: `[B, 2, ht, wt]` float32, (x, y), normalised, pixel centres; summed in float32, also
+        under autocast.
+
+    Memory: a band of the map; backward adds the map's gradient, in its dtype and channels-last.
+    """
+    places = pose_kernels.identity_flow(*source_size, device=guided.device).flatten(1)  # [2, S]
+    # Autocast would take the sum over all source positions in half precision.
+    with torch.autocast(guided.device.type, enabled=False):
+        return _MatchIn.apply(guided, places)
+
+
+class _MatchIn(torch.autograd.Function):
+    """The squares never exist but for a band: as a whole they and what autograd keeps of them are
+    several float32 maps, which cost more to move than all that is computed from them."""
+
+    @staticmethod
+    def forward(ctx, guided: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(guided, places)
+        rows, of_places = _rows(guided), places.T.contiguous()
+        bands = rows.split(_band_targets(rows.shape[1], rows.device))
+        match = rows.new_empty(len(rows), 2, dtype=torch.float32)
+        memory = torch.empty_like(bands[0], dtype=torch.float32)
+        for out, band in zip(match.split(len(memory)), bands, strict=True):
+            squares = memory[: len(band)].copy_(band)
+            torch.mm(squares.mul_(squares), of_places, out=out)
+        return match.view(len(guided), *guided.shape[2:], 2).permute(0, 3, 1, 2).contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        guided, places = ctx.saved_tensors
+        result = torch.empty_like(guided, memory_format=torch.channels_last)
+        twice = 2 * gradient.permute(0, 2, 3, 1).flatten(0, 2)                     # [B T, 2]
+        count = _band_targets(guided.shape[1], guided.device)
+        bands = [rows.split(count) for rows in (_rows(result), _rows(guided), twice)]
+        memory = torch.empty_like(bands[1][0], dtype=torch.float32)
+        for out, band, upstream in zip(*bands, strict=True):
+            of_squares = torch.mm(upstream, places, out=memory[: len(band)])
+            torch.mul(of_squares, band, out=out)
+        return result, None
+
+
+def _rows(guided: Tensor) -> Tensor:
+    """`[B, S, ht, wt]` -> `[B T, S]`, a view of a channels-last map."""
+    return guided.permute(0, 2, 3, 1).flatten(0, 2)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class PoseEncoder(nn.Module):
     """Fully convolutional, shared by both poses; every layer has BatchNorm.
 
-    The first two layers halve the resolution each, so maps `[B, joints, H, W]` become features
-    `[B, features, H/4, W/4]`. The last layer has no ReLU: a signed dot product tells "different"
-    from "unrelated".
+    The first `halvings` layers halve the resolution each, so maps `[B, joints, H, W]` become
+    features `[B, features, h, w]`, with 2 of them `h = H/4`. The last layer has no ReLU: a signed
+    dot product tells "different" from "unrelated".
     """
 
     def __init__(
@@ -20,6 +20,7 @@ class PoseEncoder(nn.Module):
         joints: int,
         channels: tuple[int, ...],
         features: int,
+        halvings: int,
         norm: Literal["location", "channel", "none"],
     ):
         super().__init__()
@@ -27,7 +28,8 @@ class PoseEncoder(nn.Module):
         width_in = joints
         for index, width in enumerate(channels):
             layers += [
-                nn.Conv2d(width_in, width, 3, stride=2 if index < 2 else 1, padding=1, bias=False),
+                nn.Conv2d(width_in, width, 3, stride=2 if index < halvings else 1, padding=1,
+                          bias=False),
                 nn.BatchNorm2d(width),
                 nn.ReLU(inplace=True),
             ]
@@ -37,8 +39,8 @@ class PoseEncoder(nn.Module):
         self.norm = norm
 
     def forward(self, maps: Tensor) -> Tensor:
-        """`[B, joints, H, W]` -> `[B, features, H/4, W/4]`, of unit length per location or per
-        channel, as configured."""
+        """`[B, joints, H, W]` -> `[B, features, h, w]`, of unit length per location or per channel,
+        as configured."""
         features = self.layers(maps).float()
         if self.norm == "location":
             return F.normalize(features, dim=1)

@@ -1,6 +1,7 @@
 """The generator as a whole, and how a `ModelConfig` becomes networks."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ from posemodel.model.warping import WarpingNetwork
 #: Source positions from which on the 4D map is not stored when `model.stream` is "auto": a grid of
 #: 64 x 64. A smaller map costs less to keep than to make again.
 STREAM_POSITIONS = 64 * 64
+#: Pixels of an image up to which `model.flow_stride` 0 means 2, a grid of 32 x 32.
+FINE_PIXELS = 64 * 64
 #: Rows and columns from which on a method of Table 1 has the sizes of its own paper; its network is
 #: too deep for smaller images.
 PAPER_PIXELS = 256
@@ -36,7 +39,7 @@ class Transfer(NamedTuple):
     image: Tensor
     """the refined image, `[B, 3, H, W]` in [-1, 1]"""
     flow: Tensor
-    """target -> source, `[B, 2, H/4, W/4]`, absolute, normalised"""
+    """target -> source, `[B, 2, h, w]`, absolute, normalised"""
     warped: Tensor
     """the source sampled at the flow, nothing refined, `[B, 3, H, W]`"""
 
@@ -63,7 +66,7 @@ class PoseTransfer(nn.Module):
         return self.transfer(source, self.flow(source, source_pose, target_pose))
 
     def flow(self, source: Tensor, source_pose: Tensor, target_pose: Tensor) -> Tensor:
-        """W's flow, target -> source, `[B, 2, H/4, W/4]`; W itself does not look at the image."""
+        """W's flow, target -> source, `[B, 2, h, w]`; W itself does not look at the image."""
         seen = (source,) if self.warping.uses_image else ()
         return self.warping(source_pose, target_pose, *seen)
 
@@ -83,6 +86,11 @@ def build_generator(config: ModelConfig, image_size: tuple[int, int]) -> PoseTra
     return model
 
 
+def flow_stride(config: ModelConfig, image_size: tuple[int, int]) -> int:
+    """Pixels of the image for a cell of W's flow, 2 or 4."""
+    return config.flow_stride or (2 if math.prod(image_size) <= FINE_PIXELS else 4)
+
+
 def _build_baseline(config: ModelConfig, image_size: tuple[int, int]) -> FlowEstimator:
     method = baseline_config(config.flow, paper=min(image_size) >= PAPER_PIXELS)
     return build_baseline(dataclasses.replace(method, motion_input=config.motion_input),
@@ -90,13 +98,14 @@ def _build_baseline(config: ModelConfig, image_size: tuple[int, int]) -> FlowEst
 
 
 def _build_warping(config: ModelConfig, image_size: tuple[int, int]) -> WarpingNetwork:
-    height, width = image_size
-    positions = (height // 4) * (width // 4)
+    stride = flow_stride(config, image_size)
+    positions = math.prod(image_size) // stride**2
     return WarpingNetwork(
         encoder=PoseEncoder(
             joints=len(JOINTS),
             channels=config.encoder_channels,
             features=config.feature_channels,
+            halvings=stride.bit_length() - 1,
             norm=config.feature_norm,
         ),
         head=FlowHead(
@@ -134,6 +143,6 @@ def build_discriminator(config: ModelConfig) -> Discriminator:
         joints=len(JOINTS),
         width=config.discriminator_width,
         layers=config.discriminator_layers,
-        pose_sigma=config.pose_sigma,
+        pose_sigma=config.discriminator_sigma,
         spectral=config.discriminator_spectral_norm,
     )

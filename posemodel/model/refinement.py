@@ -104,7 +104,7 @@ class RefinementNetwork(nn.Module):
         carry_colours(encoder, decoder)
 
     def forward(self, source: Tensor, flow: Tensor) -> Tensor:
-        """Image `[B, 3, H, W]` and flow `[B, 2, H/4, W/4]` -> image `[B, 3, H, W]`."""
+        """Image `[B, 3, H, W]` and flow `[B, 2, h, w]` -> image `[B, 3, H, W]`."""
         features = self.encoder(source)
         features = pose_kernels.flow_sample(features, flow.to(features.dtype))
         warped = pose_kernels.flow_sample(source, flow) if self.decoder.skip else None
@@ -120,7 +120,7 @@ class NoRefinement(nn.Module):
         self.decoder = nn.Identity()
 
     def forward(self, source: Tensor, flow: Tensor) -> Tensor:
-        """Image `[B, 3, H, W]` and flow `[B, 2, H/4, W/4]` -> image `[B, 3, H, W]`."""
+        """Image `[B, 3, H, W]` and flow `[B, 2, h, w]` -> image `[B, 3, H, W]`."""
         return pose_kernels.flow_sample(source, flow)
 
 

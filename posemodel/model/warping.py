@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import pose_kernels
-from posemodel.model.expected_match import expected_match
+from posemodel.model.expected_match import expected_match, expected_match_in
 from posemodel.model.flow_head import FlowHead
 from posemodel.model.pose_encoder import PoseEncoder
 from posemodel.model.pose_maps import pose_maps
@@ -44,13 +44,13 @@ class WarpingNetwork(nn.Module):
         self.stream = stream
 
     def features(self, pose: Tensor) -> Tensor:
-        """`[B, J, 3]` -> M's features `[B, m, H/4, W/4]`."""
+        """`[B, J, 3]` -> M's features `[B, m, h, w]`."""
         maps = pose_maps(pose, self.image_size, self.pose_sigma)
         # Convolutions run up to twice as fast in this layout, on CPUs and on tensor cores.
         return self.encoder(maps.contiguous(memory_format=torch.channels_last))
 
     def encode(self, source_pose: Tensor, target_pose: Tensor) -> tuple[Tensor, Tensor]:
-        """M's features of `[k B, J, 3]` and `[B, J, 3]` poses, both `[k B, m, H/4, W/4]`."""
+        """M's features of `[k B, J, 3]` and `[B, J, 3]` poses, both `[k B, m, h, w]`."""
         # One pass for all poses, so that BatchNorm sees source and target as the same thing.
         features = self.features(torch.cat([source_pose, target_pose]))
         source, target = features.split([len(source_pose), len(target_pose)])
@@ -59,11 +59,17 @@ class WarpingNetwork(nn.Module):
         return source, target
 
     def match(self, source: Tensor, target: Tensor) -> Tensor:
-        """Qhat, `[B, S, H/4, W/4]`: channel s of pixel t says how well source position s fits."""
-        return pose_kernels.guided_correlation(source, target, eps=self.eps)
+        """Qhat, `[B, S, h, w]`: channel s of pixel t says how well source position s fits."""
+        device = source.device.type
+        if torch.is_autocast_enabled(device):
+            # C_l reads the map in this type; made in float32 it would have to be moved twice more.
+            dtype = torch.get_autocast_dtype(device)
+            source, target = source.to(dtype), target.to(dtype)
+        return pose_kernels.guided_correlation(
+            source, target, eps=self.eps, memory_format=torch.channels_last)
 
     def forward(self, source_pose: Tensor, target_pose: Tensor) -> Tensor:
-        """Two poses -> flow `[k B, 2, H/4, W/4]`.
+        """Two poses -> flow `[k B, 2, h, w]`.
 
         Args:
             source_pose: `[k B, J, 3]`; k > 1 gives each target k sources, all first sources before
@@ -84,12 +90,7 @@ class WarpingNetwork(nn.Module):
         """Qhat -> flow: C_l and the parametrisation."""
         flow = self.head(guided)
         if self.parametrization == "matching":
-            places = pose_kernels.identity_flow(*flow.shape[-2:], device=flow.device)
-            # Autocast would take the sum over all source positions in half precision.
-            with torch.autocast(flow.device.type, enabled=False):
-                weights = guided.float().square().flatten(2)                       # [B, S, T]
-                match = places.flatten(1) @ weights                                # [B, 2, T]
-            return flow + match.view_as(flow)
+            return flow + expected_match_in(guided, flow.shape[-2:])
         return self._placed(flow)
 
     def _placed(self, flow: Tensor) -> Tensor:

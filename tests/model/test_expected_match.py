@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 import pose_kernels
 from posemodel.model import expected_match as module
-from posemodel.model.expected_match import expected_match
+from posemodel.model.expected_match import expected_match, expected_match_in
 
 
 def maps(source=(6, 5), target=(7, 4), batch=2, channels=8):
@@ -69,3 +69,50 @@ def test_no_map_is_kept_for_backward():
             or x, lambda x: x):
         expected_match(source, target, 1e-5).sum().backward()
     assert sum(kept.values()) < 32**4  # bytes; the map has four times as many
+
+
+def of_map(guided, source_size):
+    """The same by autograd, in float64."""
+    places = pose_kernels.identity_flow(*source_size, dtype=torch.float64).flatten(1)
+    return torch.einsum("cs,bsij->bcij", places, guided.double().square())
+
+
+@pytest.mark.usefixtures("bands")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_from_the_map_with_its_gradient(dtype, layout):
+    guided = pose_kernels.guided_correlation(*maps()).to(dtype)
+    guided = guided.contiguous(memory_format=layout).requires_grad_()
+    found, wanted = expected_match_in(guided, (6, 5)), of_map(guided, (6, 5))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    upstream = torch.randn_like(found)
+    gradient, = torch.autograd.grad(found, guided, upstream)
+    expected, = torch.autograd.grad(wanted, guided, upstream.double())
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_from_the_map_autocast_and_inference_change_nothing():
+    guided = pose_kernels.guided_correlation(*maps())
+    expected = expected_match_in(guided, (6, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(expected_match_in(guided, (6, 5)), expected)
+    with torch.inference_mode():
+        assert torch.equal(expected_match_in(guided, (6, 5)), expected)
+
+
+def test_from_the_map_nothing_of_it_is_kept_but_the_map():
+    guided = pose_kernels.guided_correlation(*maps()).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        expected_match_in(guided, (6, 5))
+    assert [x.data_ptr() for x in kept if x.numel() >= guided.numel()] == [guided.data_ptr()]
+
+
+def test_from_an_empty_batch():
+    guided = torch.zeros(0, 30, 7, 4, requires_grad=True)
+    match = expected_match_in(guided, (6, 5))
+    assert match.shape == (0, 2, 7, 4)
+    gradient, = torch.autograd.grad(match.sum(), guided)
+    assert gradient.shape == guided.shape

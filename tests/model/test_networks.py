@@ -9,7 +9,7 @@ from posemodel.model.pose_transfer import build_discriminator, build_generator
 
 SMALL = {
     "encoder_channels": (8, 8, 8), "feature_channels": 6, "flow_channels": (12, 12, 10, 8, 8),
-    "refine_width": 4, "refine_blocks": 1, "discriminator_width": 4,
+    "refine_width": 4, "refine_blocks": 1, "discriminator_width": 4, "flow_stride": 4,
 }
 
 
@@ -24,10 +24,10 @@ def poses(count, seed=0):
     return torch.cat([xy, torch.ones(count, 18, 1)], dim=-1)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (64, 32)])
+@pytest.mark.parametrize(("size", "stride"), [((32, 32), 4), ((64, 32), 4), ((32, 48), 2)])
 @pytest.mark.parametrize("parametrization", ["residual", "absolute", "matching"])
-def test_shapes_and_gradients_reach_every_weight(size, parametrization):
-    model = small(size, flow_parametrization=parametrization)
+def test_shapes_and_gradients_reach_every_weight(size, stride, parametrization):
+    model = small(size, flow_parametrization=parametrization, flow_stride=stride)
     # The last layer of C_l starts at zero, which would hide the rest of W from the gradient.
     torch.nn.init.normal_(model.warping.head.layers[-1].weight, std=0.1)
     # Residual blocks start as the identity, which would do the same.
@@ -37,7 +37,7 @@ def test_shapes_and_gradients_reach_every_weight(size, parametrization):
     result = model(source, poses(2), poses(2, seed=1))
     height, width = size
     assert result.image.shape == result.warped.shape == (2, 3, height, width)
-    assert result.flow.shape == (2, 2, height // 4, width // 4)
+    assert result.flow.shape == (2, 2, height // stride, width // stride)
     (result.image.sum() + (result.warped * torch.rand_like(result.warped)).sum()).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
@@ -59,6 +59,28 @@ def test_matching_flow_finds_a_planted_correspondence():
     flow = model.eval().flow_from(guided)
     expected = pose_kernels.identity_flow(8, 8)[:, 5, 2]
     assert torch.allclose(flow, expected.view(1, 2, 1, 1).expand_as(flow))
+
+
+@pytest.mark.parametrize(("size", "cells"), [
+    ((32, 32), (16, 16)), ((64, 64), (32, 32)), ((128, 32), (64, 16)),
+    ((64, 68), (16, 17)), ((128, 64), (32, 16)), ((256, 256), (64, 64))])
+def test_a_small_image_has_the_finer_grid(size, cells):
+    model = small(size, flow_stride=0).warping
+    assert model.features(poses(1)).shape[2:] == cells
+    assert model.head.layers[0].in_channels == cells[0] * cells[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_the_map_is_what_the_flow_head_reads(dtype):
+    model = small((32, 48)).warping.eval()
+    torch.nn.init.normal_(model.head.layers[-1].weight, std=0.1)
+    plain = model(poses(2), poses(2, seed=1))
+    with torch.autocast("cpu", dtype):
+        guided = model.match(*model.encode(poses(2), poses(2, seed=1)))
+        flow = model(poses(2), poses(2, seed=1))
+    assert guided.dtype == dtype and guided.is_contiguous(memory_format=torch.channels_last)
+    assert flow.dtype == torch.float32
+    assert 0 < (flow - plain).abs().max() < 0.03
 
 
 def test_flow_depends_on_poses_alone_and_on_both():
