@@ -26,7 +26,8 @@ FLAGS = """
 --model.pose-sigma --model.encoder-channels --model.feature-channels --model.feature-norm
 --model.correlation-eps --model.flow-depth --model.flow-channels --model.flow-parametrization
 --model.stream --model.refine-width --model.refine-downsamplings --model.refine-blocks
---model.refine --model.skip --model.discriminator-sigma --model.discriminator-width --model.discriminator-layers
+--model.refine --model.skip --model.discriminator-sigma --model.discriminator-width
+--model.discriminator-layers
 --model.discriminator-spectral-norm
 --loss.reconstruction --loss.vgg-weights --loss.reconstruction-weight --loss.warped-weight
 --loss.affine-weight --loss.affine-unit --loss.affine-rotation --loss.affine-scale

@@ -116,3 +116,16 @@ def test_from_an_empty_batch():
     assert match.shape == (0, 2, 7, 4)
     gradient, = torch.autograd.grad(match.sum(), guided)
     assert gradient.shape == guided.shape
+
+
+def test_from_the_map_as_a_graph_for_any_batch():
+    class Match(torch.nn.Module):
+        def forward(self, guided):
+            return expected_match_in(guided, (6, 5))
+
+    guided = pose_kernels.guided_correlation(*maps(batch=3))
+    program = torch.export.export(
+        Match(), (guided[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)).module()
+    for batch in (1, 3):
+        torch.testing.assert_close(program(guided[:batch]),
+                                   expected_match_in(guided[:batch], (6, 5)))
