@@ -18,6 +18,13 @@ from pathlib import Path
 # Name -> flags of `posemodel.train`, what is changed in the preset.
 VARIANTS = {
     "default": "",
+    # The defaults before small images had the finer grid, and each of what came with it taken back.
+    "grid-16": "--model.flow-stride 4 --model.pose-sigma 6 --model.feature-channels 35 "
+               "--model.flow-channels 96 96 64 48 32",
+    "stride-4": "--model.flow-stride 4",
+    "sigma-6": "--model.pose-sigma 6",
+    "features-35": "--model.feature-channels 35",
+    "head-wide": "--model.flow-channels 96 96 64 48 32",
     "flow-residual": "--model.flow-parametrization residual",
     "flow-absolute": "--model.flow-parametrization absolute",
     # Nothing but the paper's losses, and no match to start from: with and without the affine task.

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from posemodel import pictures
 from posemodel.cli import config_text, parse_train
 from posemodel.errors import UserError
 from posemodel.evaluate import main as evaluate_main
+from posemodel.evaluation import statistics
 from posemodel.reproduce import __main__ as command
 from posemodel.reproduce.results import BETTER, OPEN, WORSE, Outcome
 from posemodel.reproduce.runs import Bench, Result
@@ -97,7 +99,7 @@ def test_no_difference_is_said_where_pairs_or_seeds_do_not_show_it():
     # Clear over pairs, but one seed of ours is worse than one of theirs.
     found = outcome([noise(1, 10), noise(2, 12.5)], [noise(3, 12), noise(4, 14)])
     verdict = found.verdicts["fomm", "l1"]
-    assert verdict.comparison.p < found.level and not verdict.seeds_apart and verdict.says == OPEN
+    assert verdict.significant and not verdict.seeds_apart and verdict.says == OPEN
 
 
 def test_more_is_better_for_ssim():
@@ -106,10 +108,16 @@ def test_more_is_better_for_ssim():
     assert outcome(ours, theirs, ssim=0.6).verdicts["fomm", "ssim"].says == WORSE
 
 
-def test_one_level_for_the_whole_table():
-    found = outcome([noise(1, 10)], [noise(2, 10)])
-    # Two cells against ours in two measures.
-    assert set(found.measures) == {"l1", "ssim"} and found.level == pytest.approx(0.05 / 4)
+def test_one_level_for_the_whole_table(monkeypatch):
+    # Three comparisons, of which one would be a difference if it were the only one.
+    values = iter([0.04, 0.5, 0.01])
+    compare = statistics.compare
+    monkeypatch.setattr(statistics, "compare", lambda *words, **more: replace(
+        compare(*words, **more), p=next(values)))
+    found = outcome([noise(1, 10)], [noise(2, 12)])
+    assert set(found.measures) == {"l1", "ssim"}
+    assert {key: verdict.significant for key, verdict in found.verdicts.items()} == {
+        ("fomm", "l1"): False, ("fomm", "ssim"): False, ("copy", "l1"): True}
 
 
 @pytest.mark.parametrize("change", [{"size": [32, 32]}, {"precision": "float32"}])

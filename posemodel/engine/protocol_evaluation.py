@@ -39,7 +39,7 @@ from posemodel.evaluation.fid import (
     frechet_distance,
     reference_statistics,
 )
-from posemodel.evaluation.mannequin_metrics import pair_metrics
+from posemodel.evaluation.mannequin_metrics import pair_aucs, pair_metrics
 from posemodel.evaluation.pose_mask import pose_mask
 from posemodel.model.pose_transfer import PoseTransfer
 from posemodel.protocols import PROTOCOLS, Codec, Protocol, prepare
@@ -94,7 +94,7 @@ class Measures:
             found = measure_images(self.protocol, shown, target, masks, lpips=self.lpips)
             values |= {_PREFIXES[kind] + name: value for name, value in found.items()}
         if has_truth(batch):
-            values |= pair_metrics(batch, seen.flow)
+            values |= pair_metrics(batch, seen.flow) | pair_aucs(batch, seen.scores)
         return values
 
     def features(self, seen: Inspection) -> Tensor:

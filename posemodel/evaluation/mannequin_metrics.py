@@ -66,6 +66,27 @@ def pair_metrics(batch: dict[str, Tensor], flow: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def pair_aucs(batch: dict[str, Tensor], scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The area under the ROC curve of each pair by itself, `[B]` float64; NaN where the source
+    shows all of the person, or nothing.
+
+    Args:
+        scores: visibility by each measure, `[B, 1, H, W]`, higher is more visible.
+
+    Returns: by the names `pair_auc_SCORE`.
+    """
+    def area(score: Tensor, body: Tensor, visible: Tensor) -> float:
+        curve = RocAccumulator()
+        curve.update(score[body], visible[body])
+        return curve.auc()
+
+    seen = batch["target_foreground"], batch["visible"]
+    return {f"pair_auc_{name}": torch.tensor([area(*one) for one in zip(score, *seen, strict=True)],
+                                             dtype=torch.float64)
+            for name, score in scores.items()}
+
+
+@torch.no_grad()
 def part_sums(values: dict[str, tuple[Tensor, Tensor]], part: Tensor,
               ) -> dict[str, tuple[Tensor, Tensor]]:
     """Sums of values over the masked pixels of each part of the body, and how many these are.

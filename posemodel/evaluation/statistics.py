@@ -103,6 +103,25 @@ def compare(first, second, *, groups=None, seed: int = 0, resamples: int = 10_00
     return Comparison(float(mean), float(low), float(high), float(p), len(difference), len(total))
 
 
+def rejected(p, alpha: float = 0.05) -> np.ndarray:
+    """Which hypotheses of a family are rejected, so that the chance to reject any true one is at
+    most `alpha`: Holm, "A Simple Sequentially Rejective Multiple Test Procedure" (1979). The
+    smallest p is held against alpha / n, the next against alpha / (n - 1), up to the first that is
+    too large.
+
+    Args:
+        p: `[n]`.
+
+    Returns: `[n]` bool.
+    """
+    p = np.asarray(p, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    passed = np.logical_and.accumulate(p[order] <= alpha / (len(p) - np.arange(len(p))))
+    found = np.zeros(len(p), bool)
+    found[order] = passed
+    return found
+
+
 def _parts(rows: int, columns: int) -> list[int]:
     """`rows` cut so that a part of `columns` columns fits into memory."""
     step = max(1, _AT_ONCE // columns)

@@ -20,7 +20,7 @@ from posemodel.reproduce.tables import (
     Table,
 )
 
-# Chance of calling any difference of a table one where there is none.
+# Chance of calling any difference of a whole table one where there is none.
 _ALPHA = 0.05
 
 BETTER, WORSE, OPEN = "ours better", "ours worse", "not shown"
@@ -32,6 +32,8 @@ class Verdict:
 
     comparison: statistics.Comparison
     """the cell minus ours over the same pairs, each the mean over its seeds"""
+    significant: bool
+    """among all comparisons of the table"""
     seeds_apart: bool
     """whether every seed of one side lies on the same side of every seed of the other"""
     says: str
@@ -55,14 +57,16 @@ class Outcome:
         self.measures = {measure.name: measure for measure in MEASURES.values()
                          if self.values(_cell("ours", table), measure)}
         """those that these runs have"""
-        count = len([cell for cell in table.cells if not cell.is_ours]) \
-            * len([measure for measure in self.measures.values() if measure.column])
-        self.level = _ALPHA / max(1, count)
-        """of a single comparison, so that all of the table together keep 5 % (Bonferroni)"""
+        compared = [(cell, measure) for cell in table.cells for measure in self.measures.values()
+                    if not cell.is_ours and self.column(cell, measure) is not None]
+        ours = _cell("ours", table)
+        comparisons = [statistics.compare(self.column(cell, measure), self.column(ours, measure),
+                                          groups=self.people) for cell, measure in compared]
+        significant = statistics.rejected([one.p for one in comparisons], _ALPHA).tolist()
         self.verdicts = {
-            (cell.key, measure.name): self._verdict(cell, measure) for cell in table.cells
-            for measure in self.measures.values()
-            if not cell.is_ours and self.column(cell, measure) is not None}
+            (cell.key, measure.name): self._verdict(cell, measure, comparison, one)
+            for (cell, measure), comparison, one in zip(compared, comparisons, significant,
+                                                        strict=True)}
 
     def values(self, cell: Cell, measure: Measure) -> list[float]:
         """One number for each seed; empty where there is none."""
@@ -84,16 +88,14 @@ class Outcome:
             return None
         return np.mean([one.pairs[measure.column] for one in self.results[cell.key]], axis=0)
 
-    def _verdict(self, cell: Cell, measure: Measure) -> Verdict:
-        ours = _cell("ours", self.table)
-        comparison = statistics.compare(self.column(cell, measure), self.column(ours, measure),
-                                        groups=self.people)
-        theirs, own = self.values(cell, measure), self.values(ours, measure)
+    def _verdict(self, cell: Cell, measure: Measure, comparison: statistics.Comparison,
+                 significant: bool) -> Verdict:
+        theirs, own = self.values(cell, measure), self.values(_cell("ours", self.table), measure)
         apart = max(theirs) < min(own) or max(own) < min(theirs)
         says = OPEN
-        if apart and comparison.p < self.level and comparison.low * comparison.high > 0:
+        if apart and significant and comparison.low * comparison.high > 0:
             says = BETTER if (comparison.difference < 0) == measure.higher else WORSE
-        return Verdict(comparison, apart, says)
+        return Verdict(comparison, significant, apart, says)
 
     # --- files --------------------------------------------------------------------------------
 
@@ -105,12 +107,12 @@ class Outcome:
                 {"run": str(one.run.path), "seed": one.run.config.seed,
                  "steps": one.run.config.steps} for one in self.results[cell.key]]
             values = {name: self.values(cell, measure) for name, measure in self.measures.items()}
-            against = {name: {**asdict(verdict.comparison), "seeds_apart": verdict.seeds_apart,
-                              "says": verdict.says}
+            against = {name: {**asdict(verdict.comparison), "significant": verdict.significant,
+                              "seeds_apart": verdict.seeds_apart, "says": verdict.says}
                        for (key, name), verdict in self.verdicts.items() if key == cell.key}
             cells.append({"key": cell.key, "label": cell.label, "flags": cell.flags, "runs": runs,
                           "values": values, "paper": dict(cell.paper), "against_ours": against})
-        return json.dumps({"table": self.name, **about, "level": self.level,
+        return json.dumps({"table": self.name, **about, "level": _ALPHA,
                            "protocol": self.protocol, "cells": cells}, indent=2,
                           allow_nan=False) + "\n"
 
@@ -194,9 +196,11 @@ class Outcome:
                 row.append("" if verdict is None else _compared(verdict))
             rows.append(row)
         seeds = len(self.results["ours"])
-        how = (f"The method minus ours, mean over pairs [95 % interval]. *Ours better* or *worse* "
-               f"is said where p < {self.level:.2g} (5 % for the whole table) in a test of paired "
-               "differences, ")
+        of_pairs = ", of visibility the areas of single pairs" \
+            if any(MEASURES[name].pooled for name in names) else ""
+        how = (f"The method minus ours, mean over pairs [95 % interval]{of_pairs}. *Ours better* "
+               "or *worse* is said where a test of paired differences rejects that there is none "
+               f"({100 * _ALPHA:g} % for the whole table, by Holm), ")
         how += "and every seed of one lies on the same side of every seed of the other; else " \
                "the difference is *not shown*." if seeds > 1 else \
                "with **one seed** each, so another seed may say otherwise; else it is *not shown*."

@@ -48,7 +48,8 @@ class Measure:
     copy: str = ""
     """the same of the source as it is"""
     pooled: str = ""
-    """key of evaluation.json, where the measure is pooled over pixels"""
+    """key of evaluation.json, where the measure is pooled over pixels; its `column` has the same of
+    single pairs, to compare by"""
     higher: bool = False
     """whether more is better"""
 
@@ -69,12 +70,9 @@ OTHER_MEASURES = (
     Measure(name="within_3px", title="within 3 px", column="within_3px", higher=True),
     Measure(name="invented", title="made up pixels, l1", column="invented_l1",
             copy="invented_l1_copy"),
-    Measure(name="auc_affine", title="visibility AUC, affine", pooled="visibility_auc_affine",
-            higher=True),
-    Measure(name="auc_cycle", title="visibility AUC, cycle", pooled="visibility_auc_cycle",
-            higher=True),
-    Measure(name="auc_correlation", title="visibility AUC, correlation",
-            pooled="visibility_auc_correlation", higher=True),
+    *(Measure(name=f"auc_{score}", title=f"visibility AUC, {score}",
+              pooled=f"visibility_auc_{score}", column=f"pair_auc_{score}", higher=True)
+      for score in ("affine", "cycle", "correlation")),
     Measure(name="refined_l1", title="refined l1", column="refined_protocol_l1"),
     Measure(name="refined_ssim", title="refined SSIM", column="refined_protocol_ssim",
             higher=True),

@@ -8,6 +8,7 @@ from posemodel import metrics
 from posemodel.data.mannequins import PART_NAMES, Mannequins
 from posemodel.evaluation.mannequin_metrics import (
     MannequinTotals,
+    pair_aucs,
     pair_metrics,
     part_sums,
     pixel_values,
@@ -65,6 +66,23 @@ def test_where_invented_pixels_come_from(batch):
 def test_a_pair_without_such_pixels_has_no_value(batch):
     seen = {**batch, "visible": batch["target_foreground"]}
     assert pair_metrics(seen, batch["flow"])["invented_l1"].isnan().all()
+
+
+def test_area_of_each_pair_is_the_chance_that_a_visible_pixel_scores_above_an_invented_one(batch):
+    score = torch.randn(4, 1, 48, 48, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    found = pair_aucs(batch, {"some": score, "truth": batch["visible"].float()})
+    assert found.keys() == {"pair_auc_some", "pair_auc_truth"}
+    assert found["pair_auc_truth"].tolist() == [1.0] * 4
+    for index in range(4):
+        body, visible = (batch[name][index] for name in ("target_foreground", "visible"))
+        yes, no = score[index][visible & body], score[index][body & ~visible]
+        above = (yes[:, None] > no).double() + (yes[:, None] == no).double() / 2
+        assert float(found["pair_auc_some"][index]) == pytest.approx(float(above.mean()), abs=1e-12)
+
+
+def test_no_area_where_all_of_the_person_is_seen(batch):
+    seen = {**batch, "visible": batch["target_foreground"]}
+    assert pair_aucs(seen, {"some": torch.randn(4, 1, 48, 48)})["pair_auc_some"].isnan().all()
 
 
 def test_part_sums_by_hand():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from posemodel.evaluation.statistics import compare, spread
+from posemodel.evaluation.statistics import compare, rejected, spread
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -83,3 +83,17 @@ def test_a_whole_test_set_fits_into_memory(monkeypatch):
     monkeypatch.setattr(statistics, "_AT_ONCE", 1000)
     parts = compare(first, 0 * first, resamples=500)
     assert parts.low == whole.low and parts.p == whole.p
+
+
+def test_holm_by_hand():
+    # Against 0.05 / 4, / 3, / 2, / 1 from the smallest on; the first that fails ends it.
+    assert rejected([0.04, 0.001, 0.03, 0.013]).tolist() == [False, True, False, True]
+    assert rejected([0.02, 0.02, 0.02]).tolist() == [False] * 3
+    assert rejected([0.02, 0.016, 0.05]).tolist() == [True] * 3
+    assert rejected([0.06]).tolist() == [False] and rejected([]).tolist() == []
+
+
+def test_holm_keeps_the_level_of_the_family():
+    random = np.random.default_rng(0)
+    wrong = [rejected(random.uniform(size=20)).any() for _ in range(2000)]
+    assert 0.03 < np.mean(wrong) < 0.065
