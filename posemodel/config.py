@@ -298,11 +298,11 @@ FREE_ON_RESUME = frozenset({
 })
 
 
-# Fields that came after the first run folders, with what such a run had, from its table.
-_LATER = {
-    "model.flow_stride": lambda model: 4,
-    "model.discriminator_sigma": lambda model: model.get("pose_sigma"),
-}
+# By section, the fields that came after the first run folders, and what such a run had.
+_LATER = {"model": {
+    "flow_stride": lambda model: 4,
+    "discriminator_sigma": lambda model: model.get("pose_sigma", 6.0),
+}}
 
 
 def to_dict(config: Config) -> dict:
@@ -313,18 +313,22 @@ def to_dict(config: Config) -> dict:
 def from_dict(values: dict) -> Config:
     """The inverse of `to_dict`; unknown or missing keys and wrong types are a `ConfigError`.
 
-    A field that came after the file was written gets what the file's run had (`_LATER`).
+    Fields that came after the file was written: see `with_later_fields`.
     """
     return _build(Config, values, prefix="")
+
+
+def with_later_fields(section: str, values: dict) -> dict:
+    """The values of a section ("model"), with the fields that came after they were written as the
+    run of then had them."""
+    return {name: had(values) for name, had in _LATER.get(section, {}).items()} | values
 
 
 def _build(cls, values: dict, prefix: str):
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if not isinstance(values, dict):
         raise ConfigError(f"{prefix or 'config'} is {values!r}, expected a table of values")
-    later = {name.removeprefix(prefix): had(values) for name, had in _LATER.items()
-             if name.rpartition(".")[0] == prefix.rstrip(".")}
-    values = later | values
+    values = with_later_fields(prefix.rstrip("."), values)
     unknown, missing = values.keys() - fields.keys(), fields.keys() - values.keys()
     if unknown or missing:
         raise ConfigError(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import pose_kernels
 from posemodel import visibility as visibility_scores
-from posemodel.config import Config, ConfigError, from_dict, to_dict
+from posemodel.config import Config, ConfigError, from_dict, to_dict, with_later_fields
 from posemodel.data.keypoints import JOINTS, pixels_to_normalized
 from posemodel.engine import checkpoint
 from posemodel.engine.environment import choose_device
@@ -166,7 +166,7 @@ class PoseTransferModel:
         """A file of `posemodel.export`, or averaged.safetensors of a checkpoint.
 
         Fields of the model's configuration that the file does not have, since it is older than
-        they are, take their defaults.
+        they are, have what such a model had (`config.with_later_fields`), else their defaults.
 
         Raises: `UserError`.
         """
@@ -476,12 +476,13 @@ def _guided_row(source: Tensor, target: Tensor, position: int, eps: float) -> Te
 
 
 def _read_config(metadata: dict[str, str], path: Path) -> Config:
-    """The part of the stored configuration that matters here, over the defaults of today."""
+    """The part of the stored configuration that matters here; fields that it does not have are as
+    they were then (`with_later_fields`), else as they are today."""
     config = to_dict(Config())
     try:
         int(metadata.get("step", 0))
         stored = json.loads(metadata["config"])
-        config["model"].update(stored["model"])
+        config["model"].update(with_later_fields("model", stored["model"]))
         config["data"].update({name: stored["data"][name] for name in ("kind", "image_size", "fit")
                                if name in stored["data"]})
         return from_dict(config)

@@ -20,6 +20,8 @@ def test_it_says_what_it_is():
     assert "mannequins" in model.about and "photograph" in model.about
     assert "python -m posemodel.train" in model.about
     assert model.step > 0 and model.config.data.kind == "mannequins"
+    # Its file is older than these.
+    assert (model.config.model.flow_stride, model.config.model.discriminator_sigma) == (4, 6.0)
 
 
 @torch.no_grad()
