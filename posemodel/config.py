@@ -87,7 +87,7 @@ class ModelConfig:
     """what such a method sees: two poses, as ours, or also the source image"""
     flow_stride: int = 0
     """image pixels in a row of a cell of the flow's grid, 2 or 4 (the paper's); 0: 2 for images of
-    up to 64 x 64 pixels, where a limb is hardly wider than 4, else 4"""
+    up to 64 x 64 pixels, where a limb is hardly wider than 4, else 4. Of all methods but gfla"""
     pose_sigma: float = 12.0
     """M: Gaussian of a joint, in pixels of an image 256 pixels high (6 in the paper); 0: a dot"""
     encoder_channels: tuple[int, ...] = (24, 48, 48, 48, 48, 48)

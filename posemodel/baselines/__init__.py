@@ -44,6 +44,15 @@ def baseline_config(name: str, *, paper: bool = False) -> BaselineConfig:
     return dataclasses.replace(config, **sizes)
 
 
+def at_stride(config: BaselineConfig, stride: int) -> BaselineConfig:
+    """The same on cells of `stride` pixels, with so many blocks that it sees as much of the image.
+    GFLA keeps an eighth and a quarter of the image, as in its paper."""
+    if isinstance(config, GflaConfig):
+        return config
+    more = (config.stride // stride).bit_length() - 1
+    return dataclasses.replace(config, stride=stride, blocks=config.blocks + more)
+
+
 def build_baseline(config: BaselineConfig, *, image_size: tuple[int, int]) -> FlowEstimator:
     """The estimator that a configuration describes, for images of (H, W), multiples of 4."""
     return _METHODS[type(config)](config=config, image_size=image_size)

@@ -25,6 +25,9 @@ from posemodel.baselines.hourglass import Hourglass, HourglassEncoder
 class DenseMotionConfig:
     """The network that picks; defaults for 64 pixels."""
 
+    stride: int = 4
+    """image pixels in a row of a cell of the flow's grid (4 in the papers)"""
+
     motion_input: Literal["keypoints", "keypoints+image"] = "keypoints"
     """what it sees: maps of both poses, or also the source image moved by each candidate"""
     width: int = 32
@@ -37,7 +40,7 @@ class DenseMotionConfig:
     """predict an occlusion mask too, for a refinement that multiplies by it"""
 
     def __post_init__(self):
-        require(self, "positive", "width", "blocks", "max_width")
+        require(self, "positive", "stride", "width", "blocks", "max_width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,7 @@ class DenseMotionEstimator(FlowEstimator):
     ):
         super().__init__(
             image_size=image_size, uses_image=config.motion_input == "keypoints+image")
+        self.stride = config.stride
         width_in = maps + 3 * (candidates + 1) * self.uses_image
         self.hourglass = Hourglass(width_in=width_in, width=config.width, blocks=config.blocks,
                                    max_width=config.max_width)
@@ -93,8 +97,9 @@ class DenseMotionEstimator(FlowEstimator):
         self, source_pose: Tensor, target_pose: Tensor, source_image: Tensor | None
     ) -> DenseMotion:
         height, width = self.image_size
+        cells = (height // self.stride, width // self.stride)
         stretch = source_pose.new_tensor([width / height, 1.0])
-        identity = pose_kernels.identity_flow(height // 4, width // 4, device=source_pose.device)
+        identity = pose_kernels.identity_flow(*cells, device=source_pose.device)
         grid = identity * stretch.view(2, 1, 1)
         # Positions need more than the eight bits of bfloat16.
         with torch.autocast(source_pose.device.type, enabled=False):

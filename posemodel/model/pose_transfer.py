@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import pose_kernels
-from posemodel.baselines import baseline_config, build_baseline
+from posemodel.baselines import at_stride, baseline_config, build_baseline
 from posemodel.baselines.estimator import FlowEstimator
 from posemodel.config import ModelConfig
 from posemodel.data.keypoints import JOINTS
@@ -87,12 +87,13 @@ def build_generator(config: ModelConfig, image_size: tuple[int, int]) -> PoseTra
 
 
 def flow_stride(config: ModelConfig, image_size: tuple[int, int]) -> int:
-    """Pixels of the image for a cell of W's flow, 2 or 4."""
+    """Image pixels in a row of a cell of the flow's grid, 2 or 4."""
     return config.flow_stride or (2 if math.prod(image_size) <= FINE_PIXELS else 4)
 
 
 def _build_baseline(config: ModelConfig, image_size: tuple[int, int]) -> FlowEstimator:
     method = baseline_config(config.flow, paper=min(image_size) >= PAPER_PIXELS)
+    method = at_stride(method, flow_stride(config, image_size))
     return build_baseline(dataclasses.replace(method, motion_input=config.motion_input),
                           image_size=image_size)
 

@@ -150,3 +150,18 @@ def wake(model, scale=0.02):
     for layer in model.modules():
         if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)) and not layer.weight.any():
             torch.nn.init.normal_(layer.weight, std=scale)
+
+
+@pytest.mark.parametrize("name", ["fomm", "mraa", "tpsmm"])
+@pytest.mark.parametrize(("size", "stride"), [((64, 64), 2), ((128, 64), 4)])
+def test_a_rivals_grid_is_as_fine_as_ours(name, size, stride):
+    cells = (size[0] // stride, size[1] // stride)
+    ours, theirs = (build_generator(ModelConfig(flow=flow), size) for flow in ("ours", name))
+    pose, other = poses(1), poses(1, seed=1)
+    assert ours.eval().warping(pose, other).shape[2:] == cells
+    seen = []
+    blocks = theirs.eval().warping.hourglass.encoder.blocks
+    blocks[-1].register_forward_hook(lambda block, taken, given: seen.append(given.shape[2:]))
+    assert theirs.warping.estimate(pose, other).flow.shape[2:] == cells
+    # Its coarsest level sees the image as coarsely on either grid.
+    assert seen == [(size[0] // 16, size[1] // 16)]

@@ -48,11 +48,12 @@ def test_map_of_a_joint_is_its_gaussian_and_that_of_a_missing_one_is_empty():
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("size", [(32, 32), (64, 32), (40, 24)])
-def test_masks_sum_to_one_and_mix_the_candidates(name, size):
+@pytest.mark.parametrize(("size", "stride"), [((32, 32), 4), ((64, 32), 4), ((40, 24), 4),
+                                              ((36, 32), 2)])
+def test_masks_sum_to_one_and_mix_the_candidates(name, size, stride):
     source, target = poses(3, present=0.6), poses(3, seed=1, present=0.6)
-    motion = small(name, size, occlusion=True).eval().estimate(source, target)
-    height, width = size[0] // 4, size[1] // 4
+    motion = small(name, size, occlusion=True, stride=stride).eval().estimate(source, target)
+    height, width = size[0] // stride, size[1] // stride
     assert motion.flow.shape == (3, 2, height, width)
     assert motion.occlusion.shape == (3, 1, height, width)
     assert ((motion.occlusion > 0) & (motion.occlusion < 1)).all()
