@@ -141,7 +141,7 @@ def test_the_page_marks_the_papers_numbers_and_says_which_orders_hold():
 
 
 @pytest.mark.parametrize(("folder", "name"), [*((".", name) for name in TABLES),
-                                              ("128px", "table1")])
+                                              ("grid16", "table1"), ("128px", "table1")])
 def test_committed_tables(folder, name):
     """Every cell of the table, all under one protocol of one commit, and one set of numbers in the
     three files."""
