@@ -254,7 +254,7 @@ class Config:
     """the preset that these values started from; recorded, not read"""
     out: str = ""
     """run folder; empty: runs/<preset>. The same command again continues the run"""
-    steps: int = 280
+    steps: int = 320
     """training steps"""
     seed: int = 0
     """of everything random: data, initial weights, affine maps"""
@@ -268,9 +268,9 @@ class Config:
     """torch.compile the networks (D only without R1): a slow first step, then faster ones"""
     timeout: float = 600.0
     """several processes: seconds that one waits for another before the job ends"""
-    evaluate_every: int = 140
+    evaluate_every: int = 160
     """steps between evaluations with a sample picture; the last step always has one"""
-    checkpoint_every: int = 140
+    checkpoint_every: int = 160
     """steps between checkpoints; the last step always has one"""
     keep_checkpoints: int = 2
     """newest checkpoints to keep, at least 2"""
