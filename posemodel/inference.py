@@ -482,7 +482,7 @@ def _read_config(metadata: dict[str, str], path: Path) -> Config:
     try:
         int(metadata.get("step", 0))
         stored = json.loads(metadata["config"])
-        config["model"].update(with_later_fields("model", stored["model"]))
+        config["model"].update(with_later_fields("model", dict(stored["model"])))
         config["data"].update({name: stored["data"][name] for name in ("kind", "image_size", "fit")
                                if name in stored["data"]})
         return from_dict(config)

@@ -411,6 +411,7 @@ def _metadata(change) -> dict:
 
 @pytest.mark.parametrize("metadata, says", [
     ({}, "no configuration"),
+    (_metadata(lambda config: config.update(model=[1])), "metadata are damaged"),
     ({"config": "{"}, "metadata are damaged"),
     ({"config": "{}"}, "metadata are damaged"),
     ({"config": "[]"}, "metadata are damaged"),

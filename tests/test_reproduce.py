@@ -118,6 +118,8 @@ def test_one_level_for_the_whole_table(monkeypatch):
     assert set(found.measures) == {"l1", "ssim"}
     assert {key: verdict.significant for key, verdict in found.verdicts.items()} == {
         ("fomm", "l1"): False, ("fomm", "ssim"): False, ("copy", "l1"): True}
+    # Both are far apart in seeds and interval: it is the whole table's level that decides.
+    assert (found.verdicts["fomm", "l1"].says, found.verdicts["copy", "l1"].says) == (OPEN, BETTER)
 
 
 @pytest.mark.parametrize("change", [{"size": [32, 32]}, {"precision": "float32"}])

@@ -27,7 +27,6 @@ class DenseMotionConfig:
 
     stride: int = 4
     """image pixels in a row of a cell of the flow's grid (4 in the papers)"""
-
     motion_input: Literal["keypoints", "keypoints+image"] = "keypoints"
     """what it sees: maps of both poses, or also the source image moved by each candidate"""
     width: int = 32
