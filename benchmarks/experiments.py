@@ -15,12 +15,22 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+JOINTS_ALONE = "--model.limb-sigma 0 --loss.joint-weight 0 --loss.affine-background 1"
+BARE = "--model.flow-parametrization residual --loss.warped-weight 0 " + JOINTS_ALONE
+
 # Name -> flags of `posemodel.train`, what is changed in the preset.
 VARIANTS = {
     "default": "",
-    # The defaults before small images had the finer grid, and each of what came with it taken back.
+    # The defaults before the joint loss, and before the finer grid of small images; then each of
+    # what came with them taken back.
+    "joints-alone": JOINTS_ALONE,
     "grid-16": "--model.flow-stride 4 --model.pose-sigma 6 --model.feature-channels 35 "
-               "--model.flow-channels 96 96 64 48 32",
+               "--model.flow-channels 96 96 64 48 32 " + JOINTS_ALONE,
+    "joint-0": "--loss.joint-weight 0",
+    "joint-3": "--loss.joint-weight 3",
+    "background-1": "--loss.affine-background 1",
+    "limbs-0": "--model.limb-sigma 0",
+    "limbs-15": "--model.limb-sigma 15",
     "stride-4": "--model.flow-stride 4",
     "sigma-6": "--model.pose-sigma 6",
     "features-35": "--model.feature-channels 35",
@@ -28,9 +38,8 @@ VARIANTS = {
     "flow-residual": "--model.flow-parametrization residual",
     "flow-absolute": "--model.flow-parametrization absolute",
     # Nothing but the paper's losses, and no match to start from: with and without the affine task.
-    "bare": "--model.flow-parametrization residual --loss.warped-weight 0",
-    "bare-affine-0": "--model.flow-parametrization residual --loss.warped-weight 0 "
-                     "--loss.affine-weight 0",
+    "bare": BARE,
+    "bare-affine-0": BARE + " --loss.affine-weight 0",
     "affine-0": "--loss.affine-weight 0",
     "affine-3": "--loss.affine-weight 3",
     "affine-10": "--loss.affine-weight 10",

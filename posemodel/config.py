@@ -90,6 +90,9 @@ class ModelConfig:
     up to 64 x 64 pixels, where a limb is hardly wider than 4, else 4. Of all methods but gfla"""
     pose_sigma: float = 12.0
     """M: Gaussian of a joint, in pixels of an image 256 pixels high (6 in the paper); 0: a dot"""
+    limb_sigma: float = 10.0
+    """M: Gaussian of a limb, in the unit of pose_sigma, in further maps that say where along and
+    across each limb a position is; 0: joints alone (the paper)"""
     encoder_channels: tuple[int, ...] = (24, 48, 48, 48, 48, 48)
     """M: width of each hidden layer, of which the first one or two halve the resolution, as often
     as the stride asks; one more layer follows"""
@@ -129,7 +132,7 @@ class ModelConfig:
     """D: every layer divided by its spectral norm"""
 
     def __post_init__(self):
-        for name in ("pose_sigma", "discriminator_sigma"):
+        for name in ("pose_sigma", "limb_sigma", "discriminator_sigma"):
             value = getattr(self, name)
             _require(value >= 0, "model." + name.replace("_", "-"), value, "a number, 0 or more")
         _require(self.flow_stride in (0, 2, 4), "model.flow-stride", self.flow_stride, "0, 2 or 4")
@@ -167,6 +170,12 @@ class LossConfig:
     """weight of the same loss on the warped source itself (0 in the paper)"""
     affine_weight: float = 1.0
     """lambda of the affine preserving loss (Eq. 7)"""
+    joint_weight: float = 1.0
+    """weight of the distance at each joint between the flow and that joint of the source (0 in the
+    paper)"""
+    affine_background: float = 0.1
+    """weight in Eq. 7 of a position away from the person, where one on a limb has 1 (1 in the
+    paper)"""
     affine_unit: Literal["normalized", "pixel"] = "normalized"
     """unit in which Eq. 7 measures flow: [-1, 1] coordinates or cells of the flow's own grid"""
     affine_rotation: float = 30.0
@@ -191,12 +200,14 @@ class LossConfig:
 
     def __post_init__(self):
         for name in ("reconstruction_weight", "warped_weight", "affine_weight",
-                     "adversarial_weight", "feature_matching_weight", "r1_weight",
+                     "joint_weight", "adversarial_weight", "feature_matching_weight", "r1_weight",
                      "affine_rotation", "affine_shear", "affine_shift"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value >= 0, "loss." + name.replace("_", "-"), value,
                      "a finite number, 0 or more")
         _require(self.r1_every >= 1, "loss.r1-every", self.r1_every, "at least 1")
+        _require(0 <= self.affine_background <= 1, "loss.affine-background",
+                 self.affine_background, "[0, 1]")
         _require(0 <= self.affine_scale < 1, "loss.affine-scale", self.affine_scale, "[0, 1)")
         _require(self.affine_rotation < 90, "loss.affine-rotation", self.affine_rotation,
                  "less than 90 degrees: people stay upright")
@@ -299,10 +310,14 @@ FREE_ON_RESUME = frozenset({
 
 
 # By section, the fields that came after the first run folders, and what such a run had.
-_LATER = {"model": {
-    "flow_stride": lambda model: 4,
-    "discriminator_sigma": lambda model: model.get("pose_sigma", 6.0),
-}}
+_LATER = {
+    "model": {
+        "flow_stride": lambda model: 4,
+        "discriminator_sigma": lambda model: model.get("pose_sigma", 6.0),
+        "limb_sigma": lambda model: 0.0,
+    },
+    "loss": {"joint_weight": lambda loss: 0.0, "affine_background": lambda loss: 1.0},
+}
 
 
 def to_dict(config: Config) -> dict:

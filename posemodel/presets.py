@@ -36,6 +36,7 @@ def paper() -> Config:
         model=ModelConfig(
             flow_stride=4,
             pose_sigma=6.0,
+            limb_sigma=0.0,
             encoder_channels=(64, 128, 128, 128, 128, 128, 128, 128, 128, 128),
             feature_channels=35,
             flow_channels=(128, 128, 96, 64, 32),
@@ -50,6 +51,8 @@ def paper() -> Config:
             reconstruction="vgg19",
             warped_weight=0.0,
             affine_weight=0.001,
+            joint_weight=0.0,
+            affine_background=1.0,
             adversarial_weight=0.1,
         ),
         optim=OptimConfig(

@@ -22,17 +22,17 @@ FLAGS = """
 --data.kind --data.root --data.image-size --data.fit --data.pairs-per-epoch --data.workers
 --data.flip --data.rotate --data.scale --data.shift --data.turn --data.background
 --data.hidden-joints --data.evaluation-pairs
---model.flow --model.motion-input --model.flow-stride
---model.pose-sigma --model.encoder-channels --model.feature-channels --model.feature-norm
---model.correlation-eps --model.flow-depth --model.flow-channels --model.flow-parametrization
---model.stream --model.refine-width --model.refine-downsamplings --model.refine-blocks
---model.refine --model.skip --model.discriminator-sigma --model.discriminator-width
---model.discriminator-layers
---model.discriminator-spectral-norm
+--model.flow --model.motion-input --model.flow-stride --model.pose-sigma --model.limb-sigma
+--model.encoder-channels --model.feature-channels --model.feature-norm --model.correlation-eps
+--model.flow-depth --model.flow-channels --model.flow-parametrization --model.stream
+--model.refine-width --model.refine-downsamplings --model.refine-blocks --model.refine
+--model.skip --model.discriminator-sigma --model.discriminator-width
+--model.discriminator-layers --model.discriminator-spectral-norm
 --loss.reconstruction --loss.vgg-weights --loss.reconstruction-weight --loss.warped-weight
---loss.affine-weight --loss.affine-unit --loss.affine-rotation --loss.affine-scale
---loss.affine-shear --loss.affine-shift --loss.adversarial --loss.adversarial-weight
---loss.feature-matching-weight --loss.r1-weight --loss.r1-every
+--loss.affine-weight --loss.joint-weight --loss.affine-background --loss.affine-unit
+--loss.affine-rotation --loss.affine-scale --loss.affine-shear --loss.affine-shift
+--loss.adversarial --loss.adversarial-weight --loss.feature-matching-weight --loss.r1-weight
+--loss.r1-every
 --optim.batch-size --optim.accumulate --optim.tasks --optim.lr --optim.schedule --optim.betas
 --optim.phase-one --optim.phase-two-decoder --optim.phase-two-rest --optim.lr-discriminator
 --optim.ema --optim.clip

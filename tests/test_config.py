@@ -48,11 +48,14 @@ def test_presets_share_nothing():
     (lambda: DataConfig(kind="market", fit="stretch"), "--data.fit"),
     (lambda: ModelConfig(pose_sigma=float("nan")), "--model.pose-sigma"),
     (lambda: ModelConfig(discriminator_sigma=-1.0), "--model.discriminator-sigma"),
+    (lambda: ModelConfig(limb_sigma=-1.0), "--model.limb-sigma"),
     (lambda: ModelConfig(flow_stride=3), "--model.flow-stride"),
     (lambda: ModelConfig(flow_depth=7), "--model.flow-depth"),
     (lambda: ModelConfig(flow_depth=6, flow_channels=(8, 8)), "--model.flow-channels"),
     (lambda: ModelConfig(refine=False, skip=True), "--model.skip"),
     (lambda: LossConfig(affine_weight=-1.0), "--loss.affine-weight"),
+    (lambda: LossConfig(joint_weight=-1.0), "--loss.joint-weight"),
+    (lambda: LossConfig(affine_background=1.1), "--loss.affine-background"),
     (lambda: LossConfig(r1_weight=-1.0), "--loss.r1-weight"),
     (lambda: LossConfig(r1_every=0), "--loss.r1-every"),
     (lambda: LossConfig(affine_rotation=90.0), "--loss.affine-rotation"),
@@ -110,10 +113,12 @@ def test_unknown_and_missing_fields_are_named():
 def test_an_older_file_has_what_its_run_had():
     values = to_dict(quick())
     model = values["model"]
-    del model["flow_stride"], model["discriminator_sigma"]
+    del model["flow_stride"], model["discriminator_sigma"], model["limb_sigma"]
+    del values["loss"]["joint_weight"], values["loss"]["affine_background"]
     model["pose_sigma"] = 7.0
-    found = from_dict(values).model
-    assert (found.flow_stride, found.discriminator_sigma) == (4, 7.0)
+    loss, found = from_dict(values).loss, from_dict(values).model
+    assert (loss.joint_weight, loss.affine_background) == (0, 1)
+    assert (found.flow_stride, found.discriminator_sigma, found.limb_sigma) == (4, 7.0, 0)
     assert "flow_stride" not in model and "discriminator_sigma" not in model
     model |= {"flow_stride": 2, "discriminator_sigma": 3.0}
     found = from_dict(values).model

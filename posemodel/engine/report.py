@@ -101,6 +101,7 @@ def start_panel(config: Config, device, device_reason: str, precision, precision
     loss = f"{loss_name} on the refined image x {config.loss.reconstruction_weight:g}"
     for name, weight in (("on the warped one", config.loss.warped_weight),
                          ("affine", config.loss.affine_weight if ours else 0),
+                         ("joint", config.loss.joint_weight if ours else 0),
                          (f"adversarial ({config.loss.adversarial})",
                           config.loss.adversarial_weight)):
         loss += f", {name} x {weight:g}" if weight else ""
@@ -203,6 +204,7 @@ def _training_charts(metrics: list[dict]) -> list[tuple[str, str, list]]:
               "loss_reconstruction": "reconstruction, refined image",
               "loss_warped": "reconstruction, warped image",
               "loss_affine": "affine preserving",
+              "loss_joint": "joints",
               "loss_adversarial": "adversarial",
               "loss_discriminator": "discriminator"}
     others = sorted({key for row in metrics for key in row if key.startswith("loss_")}

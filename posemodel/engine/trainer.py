@@ -23,17 +23,20 @@ from posemodel.losses.adversarial import (
 )
 from posemodel.losses.affine import (
     AffineRange,
-    affine_flow,
     affine_loss,
     random_affine,
     transform_pose,
 )
+from posemodel.losses.joint import joint_loss
 from posemodel.losses.perceptual import load_perceptual_loss
 from posemodel.losses.pyramid import PyramidLoss
+from posemodel.model.limb_maps import body_map
 from posemodel.model.pose_transfer import build_discriminator, build_generator
 
 # Names for the independent random streams of a step.
 _INIT, _AFFINE, _TORCH = 1, 2, 3
+# Of the body's envelope in the affine task, in pixels of an image 256 pixels high.
+_BODY_SIGMA = 20.0
 _SMALLEST_SCALE = 2.0**-10
 
 
@@ -186,7 +189,7 @@ class Trainer:
         """Losses of the tasks whose turn it is, and the image of task 2.
 
         Both tasks have the same target poses, so where both have their turn, W works on them once.
-        A method of Table 1 has no affine task, and losses of its own.
+        A method of Table 1 has no affine task and no joint loss, but losses of its own.
         """
         loss, pose = self.config.loss, batch["target_pose"]
         joint = self.config.optim.tasks == "joint"
@@ -209,8 +212,8 @@ class Trainer:
         if affine:
             # Task 1: a random affine map of the target pose has a known flow (Eq. 7).
             flow = flows.pop()
-            values["loss_affine"] = affine_loss(flow, matrix, unit=loss.affine_unit) \
-                * _share_inside(matrices, rows, *flow.shape[-2:])
+            weight = self._affine_weights(pose, tuple(flow.shape[-2:]))
+            values["loss_affine"] = share * affine_loss(flow, matrix, weight, unit=loss.affine_unit)
         if reconstruction:
             # Task 2: transfer to the target pose and compare (Eq. 5, 6, 8).
             flow = flows.pop()
@@ -221,10 +224,19 @@ class Trainer:
             distances = self.reconstruction(list(compared.values()), batch["target"])
             values |= {name: share * distance
                        for name, distance in zip(compared, distances, strict=True)}
+            if loss.joint_weight and not self.is_baseline:
+                values["loss_joint"] = share * joint_loss(flow, batch["source_pose"], pose)
             if loss.adversarial_weight and self.in_phase_two(step):
                 values |= {name: share * value
                            for name, value in self._adversarial(image, batch).items()}
         return values, image
+
+    def _affine_weights(self, pose: Tensor, size: tuple[int, int]) -> Tensor | None:
+        """How much each position of the flow counts in Eq. 7."""
+        background = self.config.loss.affine_background
+        if background == 1:
+            return None
+        return background + (1 - background) * body_map(pose, size, _BODY_SIGMA)
 
     def _random_affine(self, step: int) -> Tensor:
         """The maps of the whole batch, on the CPU, so that each part knows all of them."""
@@ -268,6 +280,7 @@ class Trainer:
         loss = self.config.loss
         return {
             "loss_affine": loss.affine_weight,
+            "loss_joint": loss.joint_weight,
             "loss_reconstruction": loss.reconstruction_weight,
             "loss_warped": loss.warped_weight,
             "loss_adversarial": loss.adversarial_weight,
@@ -436,12 +449,3 @@ class Clock:
         now = time.perf_counter()
         elapsed, self.start = 1000 * (now - self.start), now
         return elapsed
-
-
-def _share_inside(matrices: Tensor, rows: range, height: int, width: int) -> float:
-    """The weight that some rows of a batch have in its mean of Eq. 7: their share of all positions
-    whose source is in the frame."""
-    if len(rows) == len(matrices):
-        return 1.0
-    inside = (affine_flow(matrices, height, width).abs() <= 1).all(dim=1).flatten(1).sum(dim=1)
-    return int(inside[rows.start:rows.stop].sum()) / max(1, int(inside.sum()))

@@ -63,18 +63,23 @@ def affine_flow(affine: Tensor, height: int, width: int) -> Tensor:
     return moved.view(-1, 2, height, width)
 
 
-def affine_loss(flow: Tensor, affine: Tensor, *, unit: str) -> Tensor:
-    """Eq. 7, `|W(p_st, p_t) - s_f|_1` as a mean, over the positions whose source is in the frame.
+def affine_loss(flow: Tensor, affine: Tensor, weight: Tensor | None = None, *, unit: str) -> Tensor:
+    """Eq. 7, `|W(p_st, p_t) - s_f|_1`, the mean over the positions whose source is in the frame,
+    and then over the pairs; a pair without such positions counts as 0.
 
     Args:
         flow: `[B, 2, h, w]`, W(p_st, p_t).
         affine: `[B, 2, 3]`.
+        weight: `[B, 1, h, w]`, of each position in its pair's mean; None: all the same (the paper).
         unit: "normalized" measures in [-1, 1] coordinates, "pixel" in cells of the flow's grid.
     """
     truth = affine_flow(affine, *flow.shape[-2:])
-    inside = (truth.abs() <= 1).all(dim=1, keepdim=True)
+    inside = (truth.abs() <= 1).all(dim=1, keepdim=True).to(truth.dtype)
+    if weight is not None:
+        inside = inside * weight
     error = (flow - truth).abs()
     if unit == "pixel":
         height, width = flow.shape[-2:]
         error = error * error.new_tensor([width / 2, height / 2]).view(1, 2, 1, 1)
-    return (error * inside).sum() / (2 * inside.sum()).clamp_min(1)
+    total = inside.sum((1, 2, 3))
+    return ((error * inside).mean(1).sum((1, 2)) / total.clamp_min(1e-6)).mean()

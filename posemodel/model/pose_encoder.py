@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class PoseEncoder(nn.Module):
     """Fully convolutional, shared by both poses; every layer has BatchNorm.
 
-    The first `halvings` layers halve the resolution each, so maps `[B, joints, H, W]` become
+    The first `halvings` layers halve the resolution each, so `[B, maps, H, W]` become
     features `[B, features, h, w]`, with 2 of them `h = H/4`. The last layer has no ReLU: a signed
     dot product tells "different" from "unrelated".
     """
@@ -17,7 +17,7 @@ class PoseEncoder(nn.Module):
     def __init__(
         self,
         *,
-        joints: int,
+        maps: int,
         channels: tuple[int, ...],
         features: int,
         halvings: int,
@@ -25,7 +25,7 @@ class PoseEncoder(nn.Module):
     ):
         super().__init__()
         layers = []
-        width_in = joints
+        width_in = maps
         for index, width in enumerate(channels):
             layers += [
                 nn.Conv2d(width_in, width, 3, stride=2 if index < halvings else 1, padding=1,
@@ -39,7 +39,7 @@ class PoseEncoder(nn.Module):
         self.norm = norm
 
     def forward(self, maps: Tensor) -> Tensor:
-        """`[B, joints, H, W]` -> `[B, features, h, w]`, of unit length per location or per channel,
+        """`[B, maps, H, W]` -> `[B, features, h, w]`, of unit length per location or per channel,
         as configured."""
         features = self.layers(maps).float()
         if self.norm == "location":

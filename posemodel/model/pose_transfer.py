@@ -11,7 +11,7 @@ import pose_kernels
 from posemodel.baselines import at_stride, baseline_config, build_baseline
 from posemodel.baselines.estimator import FlowEstimator
 from posemodel.config import ModelConfig
-from posemodel.data.keypoints import JOINTS
+from posemodel.data.keypoints import JOINTS, LIMBS
 from posemodel.model.discriminator import Discriminator
 from posemodel.model.flow_head import FlowHead
 from posemodel.model.pose_encoder import PoseEncoder
@@ -103,7 +103,7 @@ def _build_warping(config: ModelConfig, image_size: tuple[int, int]) -> WarpingN
     positions = math.prod(image_size) // stride**2
     return WarpingNetwork(
         encoder=PoseEncoder(
-            joints=len(JOINTS),
+            maps=len(JOINTS) + (3 * len(LIMBS) if config.limb_sigma else 0),
             channels=config.encoder_channels,
             features=config.feature_channels,
             halvings=stride.bit_length() - 1,
@@ -116,6 +116,7 @@ def _build_warping(config: ModelConfig, image_size: tuple[int, int]) -> WarpingN
         ),
         image_size=image_size,
         pose_sigma=config.pose_sigma,
+        limb_sigma=config.limb_sigma,
         parametrization=config.flow_parametrization,
         eps=config.correlation_eps,
         stream=config.stream == "always"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import pose_kernels
 from posemodel.model.expected_match import expected_match, expected_match_in
 from posemodel.model.flow_head import FlowHead
+from posemodel.model.limb_maps import limb_maps
 from posemodel.model.pose_encoder import PoseEncoder
 from posemodel.model.pose_maps import pose_maps
 
@@ -30,6 +31,7 @@ class WarpingNetwork(nn.Module):
         head: FlowHead,
         image_size: tuple[int, int],
         pose_sigma: float,
+        limb_sigma: float,
         parametrization: Literal["residual", "absolute", "matching"],
         eps: float,
         stream: bool,
@@ -39,6 +41,7 @@ class WarpingNetwork(nn.Module):
         self.head = head
         self.image_size = image_size
         self.pose_sigma = pose_sigma
+        self.limb_sigma = limb_sigma
         self.parametrization = parametrization
         self.eps = eps
         self.stream = stream
@@ -46,6 +49,8 @@ class WarpingNetwork(nn.Module):
     def features(self, pose: Tensor) -> Tensor:
         """`[B, J, 3]` -> M's features `[B, m, h, w]`."""
         maps = pose_maps(pose, self.image_size, self.pose_sigma)
+        if self.limb_sigma:
+            maps = torch.cat([maps, limb_maps(pose, self.image_size, self.limb_sigma)], dim=1)
         # Convolutions run up to twice as fast in this layout, on CPUs and on tensor cores.
         return self.encoder(maps.contiguous(memory_format=torch.channels_last))
 

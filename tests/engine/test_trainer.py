@@ -34,9 +34,9 @@ def test_both_networks_learn_and_every_loss_is_reported(batches):
     one = trainer(tiny_config())
     generator, discriminator = parameters(one.generator), parameters(one.discriminator)
     losses = [one.step(n, batch) for n, batch in enumerate(batches[:2], 1)]
-    assert set(losses[0]) == {"loss", "loss_affine", "loss_reconstruction", "loss_warped",
-                              "loss_adversarial", "loss_discriminator", "d_real", "d_fake",
-                              "d_real_accuracy", "d_fake_accuracy"}
+    assert set(losses[0]) == {"loss", "loss_affine", "loss_joint", "loss_reconstruction",
+                              "loss_warped", "loss_adversarial", "loss_discriminator",
+                              "d_real", "d_fake", "d_real_accuracy", "d_fake_accuracy"}
     # C_l starts at zero in its last layer, so what lies before it moves from the second step on.
     # A bias before a normalisation has no effect on anything.
     still = set(generator) - changed(generator, parameters(one.generator))
@@ -52,6 +52,7 @@ def test_total_loss_is_the_weighted_sum(batches):
     expected = (loss.reconstruction_weight * found["loss_reconstruction"]
                 + loss.warped_weight * found["loss_warped"]
                 + loss.affine_weight * found["loss_affine"]
+                + loss.joint_weight * found["loss_joint"]
                 + loss.adversarial_weight * found["loss_adversarial"])
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -60,7 +61,8 @@ def test_alternation_gives_each_task_its_turn(batches):
     one = trainer(tiny_config(optim_tasks="alternate"))
     first, second = one.step(1, batches[0]), one.step(2, batches[1])
     assert set(first) == {"loss", "loss_affine"}
-    assert "loss_affine" not in second and "loss_reconstruction" in second
+    assert "loss_affine" not in second
+    assert {"loss_reconstruction", "loss_joint"} <= set(second)
 
 
 def test_affine_task_does_not_touch_refinement_nor_discriminator(batches):
@@ -72,8 +74,9 @@ def test_affine_task_does_not_touch_refinement_nor_discriminator(batches):
 
 
 def test_weight_zero_leaves_a_task_out(batches):
-    found = trainer(tiny_config(loss_affine_weight=0.0, loss_warped_weight=0.0)).step(1, batches[0])
-    assert "loss_affine" not in found and "loss_warped" not in found
+    weights = {f"loss_{name}_weight": 0.0 for name in ("affine", "warped", "joint")}
+    found = trainer(tiny_config(**weights)).step(1, batches[0])
+    assert not {"loss_affine", "loss_warped", "loss_joint"} & set(found)
 
 
 def test_discriminator_waits_for_phase_two(batches):

@@ -102,3 +102,18 @@ def test_a_rotation_is_rigid_in_pixels_of_a_narrow_image():
 def test_the_same_generator_state_draws_the_same_maps():
     assert torch.equal(draw(3, seed=5), draw(3, seed=5))
     assert not torch.equal(draw(3, seed=5), draw(3, seed=6))
+
+
+def test_positions_count_by_their_weight_and_pairs_alike():
+    affine = draw(3)
+    inside = (affine_flow(affine, 8, 8).abs() <= 1).all(1, keepdim=True)
+    error = torch.rand(3, 1, 8, 8)
+    flow = affine_flow(affine, 8, 8) + error
+    weight = torch.rand(3, 1, 8, 8) + 0.1
+    weight[2] = 0
+    kept = inside * weight
+    pairs = [float((kept * error)[i].sum() / kept[i].sum()) for i in range(2)]
+    assert affine_loss(flow, affine, weight, unit="normalized") == pytest.approx(
+        sum(pairs) / 3, rel=1e-4)
+    assert affine_loss(flow, affine, torch.ones(3, 1, 8, 8), unit="normalized") == pytest.approx(
+        float(affine_loss(flow, affine, unit="normalized")), rel=1e-6)

@@ -277,11 +277,14 @@ def test_what_inductor_makes_of_the_encoder_and_its_warp():
         return pose_kernels.flow_sample(features, flow.to(features.dtype))
 
     gradients = []
-    for call in (warped, torch.compile(warped, fullgraph=True)):
+    for call, low in ((warped, False), (warped, True),
+                      (torch.compile(warped, fullgraph=True), True)):
         net = copy.deepcopy(encoder)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
             result = call(net)
         (result * upstream).sum().backward()
         gradients.append([p.grad for p in net.parameters()])
-    for plain, compiled in zip(*gradients, strict=True):
-        torch.testing.assert_close(compiled, plain, rtol=0.02, atol=0.02 * plain.abs().max().item())
+    # Eight bits make an error of a tenth in some sums; compiled code may make no larger one.
+    for exact, plain, compiled in zip(*gradients, strict=True):
+        error = (plain - exact).abs().max() + 0.02 * exact.abs().max()
+        assert (compiled - exact).abs().max() < 1.5 * error
