@@ -79,6 +79,17 @@ def test_weight_zero_leaves_a_task_out(batches):
     assert not {"loss_affine", "loss_warped", "loss_joint"} & set(found)
 
 
+def test_the_affine_task_looks_at_the_person(batches):
+    everywhere, person = (trainer(tiny_config(loss_affine_background=background))
+                          for background in (1.0, 0.2))
+    pose, size = batches[0]["target_pose"], (8, 8)
+    assert everywhere._affine_weights(pose, size) is None
+    weights = person._affine_weights(pose, size)
+    assert 0.2 <= weights.min() < 0.5 < weights.max() <= 1
+    losses = [one.step(1, batches[0])["loss_affine"] for one in (everywhere, person)]
+    assert abs(losses[0] - losses[1]) > 1e-3 * losses[0]
+
+
 def test_discriminator_waits_for_phase_two(batches):
     one = trainer(tiny_config(optim_phase_one=0.5))
     before = parameters(one.discriminator)

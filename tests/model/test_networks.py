@@ -5,6 +5,7 @@ import torch
 
 import pose_kernels
 from posemodel.config import ModelConfig
+from posemodel.data.keypoints import JOINTS, LIMBS
 from posemodel.model.pose_transfer import build_discriminator, build_generator
 
 SMALL = {
@@ -22,6 +23,16 @@ def poses(count, seed=0):
     generator = torch.Generator().manual_seed(seed)
     xy = 1.6 * torch.rand(count, 18, 2, generator=generator) - 0.8
     return torch.cat([xy, torch.ones(count, 18, 1)], dim=-1)
+
+
+def test_limb_maps_are_further_input_of_the_pose_encoder():
+    joints, limbs = (small(limb_sigma=sigma).warping for sigma in (0.0, 15.0))
+    first = [net.encoder.layers[0].in_channels for net in (joints, limbs)]
+    assert first == [len(JOINTS), len(JOINTS) + 3 * len(LIMBS)]
+    pose = poses(2)
+    found = limbs.features(pose)
+    limbs.limb_sigma = 8.0
+    assert not torch.allclose(limbs.features(pose), found, atol=1e-3)
 
 
 @pytest.mark.parametrize(("size", "stride"), [((32, 32), 4), ((64, 32), 4), ((32, 48), 2)])
