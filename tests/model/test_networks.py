@@ -278,7 +278,8 @@ def test_untrained_refinement_carries_colours(width, downsamplings, skip):
 def test_what_inductor_makes_of_the_encoder_and_its_warp():
     """A gradient in another layout than the features', fused into the backward of their BatchNorm,
     came out as NaN: bfloat16 on a CPU with AVX-512, torch 2.14."""
-    encoder = small((64, 64), refine_width=16).refinement.encoder.train()
+    # Some sums of these gradients nearly cancel: the bound below is for one draw of the weights.
+    encoder = small((64, 64), refine_width=16, limb_sigma=0.0).refinement.encoder.train()
     source = torch.rand(8, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     flow = pose_kernels.identity_flow(16, 16).repeat(8, 1, 1, 1)
     upstream = torch.randn(8, 32, 32, 32)
@@ -288,14 +289,11 @@ def test_what_inductor_makes_of_the_encoder_and_its_warp():
         return pose_kernels.flow_sample(features, flow.to(features.dtype))
 
     gradients = []
-    for call, low in ((warped, False), (warped, True),
-                      (torch.compile(warped, fullgraph=True), True)):
+    for call in (warped, torch.compile(warped, fullgraph=True)):
         net = copy.deepcopy(encoder)
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with torch.autocast("cpu", torch.bfloat16):
             result = call(net)
         (result * upstream).sum().backward()
         gradients.append([p.grad for p in net.parameters()])
-    # Eight bits make an error of a tenth in some sums; compiled code may make no larger one.
-    for exact, plain, compiled in zip(*gradients, strict=True):
-        error = (plain - exact).abs().max() + 0.02 * exact.abs().max()
-        assert (compiled - exact).abs().max() < 1.5 * error
+    for plain, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=0.02, atol=0.02 * plain.abs().max().item())
