@@ -32,9 +32,8 @@ ARCHITECTURES = {80: "8.0", 86: "8.6", 90: "9.0", 100: "10.0"}
 
 
 def run(*command: str) -> str:
-    return subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    ).stdout
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          check=False).stdout
 
 
 def cuda_root() -> str | None:
@@ -89,17 +88,22 @@ def extensions(torch):
         "py_limited_api": True,
     }
     sources, flags = find("csrc/*.cpp", "csrc/cpu/*.cpp"), {"cxx": host}
-    found = [CppExtension("pose_kernels._C_cpu", sources, extra_compile_args=flags, **common)]
+    modules = [CppExtension("pose_kernels._C_cpu", sources, extra_compile_args=flags, **common)]
     if reason is None:
         names = f'-DPOSE_KERNELS_ARCHITECTURES="{toolkit["architectures"]}"'
         device = ["-O3", "-std=c++17", "-DUSE_CUDA", TORCH_TARGET, names]
         sources, flags = find("csrc/cuda/*.cu"), {"cxx": [*host, "-DUSE_CUDA"], "nvcc": device}
         name = "pose_kernels._C_cuda"
-        found.append(CUDAExtension(name, sources, extra_compile_args=flags, **common))
+        modules.append(CUDAExtension(name, sources, extra_compile_args=flags, **common))
     cpu, cuda = {"reason": None}, {"reason": reason, **toolkit}
-    facts = {"torch": torch.__version__, "cpu": cpu, "cuda": cuda}
+    return modules, build_command(BuildExtension, {
+        "torch": torch.__version__, "cpu": cpu, "cuda": cuda})
 
-    class Build(BuildExtension):
+
+def build_command(base: type, facts: dict) -> type:
+    """torch's build command, with `facts` about what it is going to build."""
+
+    class Build(base):
         """A library at a time: a CUDA build that fails must not take the CPU library with it."""
 
         def __init__(self, *args, **kwargs):
@@ -133,7 +137,7 @@ def extensions(torch):
             verdict = f"cuda NOT built ({why})" if why else "cuda built"
             print(f"pose_kernels libraries: cpu built, {verdict}", file=sys.stderr, flush=True)
 
-    return found, Build
+    return Build
 
 
 readme = ROOT / "README.md"

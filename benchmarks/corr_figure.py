@@ -31,17 +31,14 @@ COLOURS = {
     "cuda, ch.-last": "#07484a",
 }
 NOT_DRAWN = "reference, ch.-last"
-PANELS = (
-    ("ms", "forward", "forward, ms"),
-    ("ms", "forward+backward", "forward + backward, ms"),
-    ("peak_mib", "forward+backward", "forward + backward, peak MiB"),
-)
+PANELS = (("ms", "forward", "forward, ms"), ("ms", "forward+backward", "forward + backward, ms"),
+          ("peak_mib", "forward+backward", "forward + backward, peak MiB"))
 PROBLEM = ("batch", "grid", "dtype", "image", "channels", "features", "outputs", "kernel")
 SHORT = {"guided_correlation_conv2d": "guided_correlation\n_conv2d"}
 
 
-def draw(found, file):
-    rows = [row for row in found["rows"] if row["form"] != NOT_DRAWN]
+def draw(results, file):
+    rows = [row for row in results["rows"] if row["form"] != NOT_DRAWN]
     problems = {tuple(row.get(key) for key in PROBLEM[:3]) for row in rows}
     if len(problems) == 1:
         bands = [("", group(rows, key=lambda row: (row["op"], row.get("channels"))))]
@@ -59,16 +56,16 @@ def draw(found, file):
         for axes, (key, mode, label) in zip(line, PANELS, strict=True):
             panel(axes, groups, key, mode, len(problems) == 1, varying)
             axes.set_title(f"{title}: {label}" if title else label, loc="left", fontsize=10.5)
-    legend(figure, rows, found, varying)
+    legend(figure, rows, results, varying)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
 
 def group(rows, key):
-    found = {}
+    groups = {}
     for row in rows:
-        found.setdefault(key(row), []).append(row)
-    return found
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def problem(row):
@@ -109,10 +106,8 @@ def panel(axes, groups, key, mode, labelled, varying):
                     axes.errorbar(place, value, ends, color="#222222", linewidth=0.8, zorder=3)
                 if labelled:
                     above = max(value, row["ms_p75"]) if key == "ms" else value
-                    axes.annotate(
-                        short(value), (place, above), (0, 2), textcoords="offset points",
-                        ha="center", fontsize=size, color="#222222", zorder=5,
-                    )  # fmt: skip
+                    axes.annotate(short(value), (place, above), (0, 2), textcoords="offset points",
+                                  ha="center", fontsize=size, color="#222222", zorder=5)
                 lowest = min(lowest, value)
             place += 1
         if key == "ms":
@@ -130,10 +125,8 @@ def panel(axes, groups, key, mode, labelled, varying):
     top = axes.get_ylim()[1]
     axes.set_ylim(top=top * (top / bottom) ** 0.09)  # room for the labels
     for at, status in notes:
-        axes.annotate(
-            status, (at, bottom), (0, 3), textcoords="offset points", rotation=90,
-            ha="center", va="bottom", fontsize=size, color="#a03030",
-        )  # fmt: skip
+        axes.annotate(status, (at, bottom), (0, 3), textcoords="offset points", rotation=90,
+                      ha="center", va="bottom", fontsize=size, color="#a03030")
     axes.set_xticks(ticks, names, fontsize=8.5 if labelled else 7)
     axes.tick_params(axis="x", length=0)
     axes.tick_params(axis="y", labelsize=8)
@@ -152,14 +145,14 @@ def short(value):
     return f"{value:.1f}" if value >= 0.995 else f"{value:.2g}"
 
 
-def legend(figure, rows, found, varying):
+def legend(figure, rows, results, varying):
     present = {row["form"] for row in rows}
     handles = [Patch(color=COLOURS[name], label=name) for name in COLOURS if name in present]
     handles.append(Line2D([], [], color="#c2185b", linewidth=1.6, label="floor"))
-    versions, commit = found["versions"], (found["commit"] or "unknown")[:10]
-    where = f"{found['machine']}, {found['threads']} CPU threads"
-    if found["device"] == "cuda":
-        where = found["machine"]
+    versions, commit = results["versions"], (results["commit"] or "unknown")[:10]
+    where = f"{results['machine']}, {results['threads']} CPU threads"
+    if results["device"] == "cuda":
+        where = results["machine"]
     line = f"{where}; torch {versions['torch']}; commit {commit}"
     row, common = rows[0], []
     if len({row["grid"] for row in rows}) == 1:
@@ -171,9 +164,7 @@ def legend(figure, rows, found, varying):
     line = "; ".join(filter(None, (", ".join(common), line)))
     height = figure.get_figheight()
     figure.suptitle(line, x=0.012, y=1 - 0.1 / height, ha="left", va="top", fontsize=9.5)
-    figure.legend(
-        handles=handles, loc="upper left", ncols=7, fontsize=8.5, frameon=False,
-        bbox_to_anchor=(0.004, 1 - 0.3 / height), handlelength=1.1, columnspacing=1.4,
-    )  # fmt: skip
+    figure.legend(handles=handles, loc="upper left", ncols=7, fontsize=8.5, frameon=False,
+                  bbox_to_anchor=(0.004, 1 - 0.3 / height), handlelength=1.1, columnspacing=1.4)
     lines = math.ceil(len(handles) / 7)
     figure.tight_layout(rect=(0, 0, 1, 1 - (0.3 + 0.17 * lines) / height))

@@ -53,7 +53,6 @@ VARIANTS = {
     "batch-16": "--optim.batch-size 16 --steps {half}",
     "lr-5e-4": "--optim.lr 5e-4",
     "lr-2e-3": "--optim.lr 2e-3",
-    "beta2-0.999": "--optim.betas 0.9 0.999",
     "ema-0": "--optim.ema 0",
     "depth-1": "--model.flow-depth 1",
     "depth-3": "--model.flow-depth 3",

@@ -1,12 +1,14 @@
-"""How fast pairs come from disk, and what holds them up: ``python benchmarks/loading_bench.py``.
+"""How fast pairs come, and what holds them up: ``python benchmarks/loading_bench.py``.
 
-The images are generated people written as JPEG files into a temporary folder, and read from the
-system's cache. Files of photographs hold more detail and take longer to decode.
+From disk: generated people are written as JPEG files into a temporary folder, and read from the
+system's cache. Files of photographs hold more detail and take longer to decode. ``mannequins`` are
+the same people made anew for every batch, as training on them does.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -19,12 +21,15 @@ from torch.utils.data import DataLoader
 
 from posemodel.data.augmentation import Augmentation, augment, draw
 from posemodel.data.images import read_image
-from posemodel.data.layouts import open_pairs
+from posemodel.data.layouts import LAYOUTS
 from posemodel.data.pair_loader import PairLoader
-from posemodel.data.synthesize import Plan, synthesize
-from posemodel.model.pose_maps import pose_maps
+from posemodel.data.reading import open_pairs
+from posemodel.data.synthesize import SynthesisPlan, synthesize
+from posemodel.mannequins.pairs import BACKGROUNDS, Mannequins
+from posemodel.poses.maps import pose_maps
 
-SIZES = {"deepfashion": (256, 256), "market": (128, 64)}
+#: Rows and columns of the images of a layout on disk.
+SIZES = {kind: layout.frame for kind, layout in LAYOUTS.items()}
 GFLA = Augmentation(flip=True, rotate=5.0, scale=0.05, shift=0.04)
 
 
@@ -91,12 +96,27 @@ def stream_rate(loader: PairLoader, batch_size: int, least: float) -> float:
     return count / spent
 
 
-def measure(kind: str, args: argparse.Namespace, device: torch.device) -> dict:
+def measure_mannequins(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """Pairs per second of `Mannequins.pairs`, by the side of the images."""
+    firsts = itertools.count(0, args.batch)
+    rates = {}
+    for side in args.sizes:
+        data = Mannequins(size=(side, side), background=args.background, device=device)
+
+        def make(data: Mannequins = data) -> None:
+            first = next(firsts)
+            data.pairs(range(first, first + args.batch))
+
+        rates[str(side)] = args.batch / seconds(make, args.seconds, device)
+    return rates
+
+
+def measure_layout(kind: str, args: argparse.Namespace, device: torch.device) -> dict:
     """Everything about one layout; the images are made for it and deleted again."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / kind
-        synthesize(root, Plan(layout=kind, pairs=args.pairs, test_pairs=2, seed=0,
-                              held_out_seed=1), progress=lambda done, total: None)
+        synthesize(root, SynthesisPlan(layout=kind, pairs=args.pairs, test_pairs=2, seed=0,
+                                       held_out_seed=1), progress=lambda done, total: None)
         pairs = open_pairs(root, "train")
         loaders = {workers: PairLoader(pairs, image_size=SIZES[kind], workers=workers,
                                        device=device) for workers in args.workers}
@@ -120,11 +140,11 @@ def bound(ms: dict[str, float]) -> str:
             f"than {max(1, round(worker / trainer))} workers gain nothing")
 
 
-def report(kind: str, found: dict) -> str:
+def report_layout(kind: str, figures: dict) -> str:
     """The figures of one layout as lines."""
     height, width = SIZES[kind]
-    ms, rates = found["ms_per_pair"], found["pairs_per_second"]
-    lines = [f"{kind}, {height} x {width}, files of {found['file_bytes'] / 1024:.0f} KiB"]
+    ms, rates = figures["ms_per_pair"], figures["pairs_per_second"]
+    lines = [f"{kind}, {height} x {width}, files of {figures['file_bytes'] / 1024:.0f} KiB"]
     lines += [f"  {name:<10}{value:8.3f} ms a pair" for name, value in ms.items()]
     lines += [f"  {workers} workers{rate:9.1f} pairs/s, {2 * rate:.1f} images/s"
               for workers, rate in rates.items()]
@@ -132,12 +152,22 @@ def report(kind: str, found: dict) -> str:
     return "\n".join([*lines, f"  {bound(ms)}"])
 
 
+def report_mannequins(rates: dict[str, float]) -> str:
+    return "\n".join(["mannequins, made anew", *(f"  {side} x {side}{rate:9.1f} pairs/s"
+                                                 for side, rate in rates.items())])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kinds", nargs="+", choices=SIZES, default=list(SIZES))
+    kinds = (*SIZES, "mannequins")
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--pairs", type=int, default=64, help="pairs written to disk")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256],
+                        help="sides of the images of mannequins")
+    parser.add_argument("--background", choices=BACKGROUNDS, default="white",
+                        help="of mannequins")
     parser.add_argument("--seconds", type=float, default=3.0, help="time spent on each figure")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="of the training process")
@@ -145,13 +175,17 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    found = {}
+    figures = {}
     for kind in args.kinds:
-        found[kind] = measure(kind, args, device)
-        print(report(kind, found[kind]), flush=True)
+        if kind == "mannequins":
+            figures[kind] = measure_mannequins(args, device)
+            print(report_mannequins(figures[kind]), flush=True)
+        else:
+            figures[kind] = measure_layout(kind, args, device)
+            print(report_layout(kind, figures[kind]), flush=True)
     if args.json is not None:
         settings = {name: value for name, value in vars(args).items() if name != "json"}
-        args.json.write_text(json.dumps({"settings": settings, **found}, indent=2) + "\n")
+        args.json.write_text(json.dumps({"settings": settings, **figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

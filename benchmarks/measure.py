@@ -1,18 +1,22 @@
-"""Clocks, memory, ceilings and names of the machine, shared by the benchmarks of this folder."""
+"""Clocks, memory, ceilings, and what a file of results says about its machine and its code."""
 
 import ctypes
 import gc
 import math
 import platform
 import re
+import statistics
 import subprocess
 import time
 from pathlib import Path
 
 import torch
+from command import OUT_OF_MEMORY
+
+import pose_kernels
+from pose_kernels import _library
 
 MIB = 2**20
-OUT_OF_MEMORY = "out of memory"
 ERROR = "error"
 
 
@@ -72,6 +76,12 @@ def product_rate(dtype: torch.dtype, clock: Clock) -> float:
     return best
 
 
+def quartiles(values: list[float]) -> list[float]:
+    """Median, 25th, 75th percentile."""
+    ends = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values
+    return [statistics.median(values), ends[0], ends[-1]]
+
+
 def attempt(call):
     """(result, None), or (None, (status, reason)) where the call does not get through."""
     try:
@@ -96,18 +106,18 @@ def available_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    found = [math.inf]
+    limits = [math.inf]
     try:
-        found.append(1024 * _field("/proc/meminfo", "MemAvailable"))
+        limits.append(1024 * _field("/proc/meminfo", "MemAvailable"))
     except (OSError, StopIteration):
         pass
     try:  # a container's own limit
         group = Path("/sys/fs/cgroup")
         limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
-        found.append(int(limit) - int(used))
+        limits.append(int(limit) - int(used))
     except (OSError, ValueError):
         pass
-    return min(found)
+    return min(limits)
 
 
 def _field(path: str, name: str) -> int:
@@ -158,8 +168,8 @@ def _output(*command: str) -> str | None:
 
 
 def driver() -> str | None:
-    found = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return found.splitlines()[0] if found else None
+    versions = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return versions.splitlines()[0] if versions else None
 
 
 def commit(folder: Path, paths: tuple[str, ...]) -> tuple[str | None, bool | None]:
@@ -167,3 +177,27 @@ def commit(folder: Path, paths: tuple[str, ...]) -> tuple[str | None, bool | Non
     head = _output("git", "-C", str(folder), "rev-parse", "HEAD")
     changed = _output("git", "-C", str(folder), "status", "--porcelain", "--", *paths)
     return head, None if changed is None else bool(changed)
+
+
+def triton_version() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    return triton.__version__
+
+
+def origin(options, device: torch.device, packages: tuple[str, ...]) -> dict:
+    """When, where, and with which code and options a benchmark of these packages runs."""
+    head, changed = commit(Path(pose_kernels.__file__).resolve().parents[1],
+                           (*packages, "csrc", "setup.py", "benchmarks", ":!benchmarks/results"))
+    return {
+        "date": time.strftime("%Y-%m-%d"), "machine": machine(device), "device": device.type,
+        "driver": driver() if device.type == "cuda" else None, "threads": torch.get_num_threads(),
+        "versions": {"pose_kernels": pose_kernels.__version__, "torch": torch.__version__,
+                     "triton": triton_version(), "cuda": torch.version.cuda,
+                     "python": platform.python_version()},
+        "commit": options.commit or head, "changed": None if options.commit else changed,
+        "build": _library.build_info,
+        "options": {k: v for k, v in vars(options).items() if not isinstance(v, Path)},
+    }

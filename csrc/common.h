@@ -1,62 +1,19 @@
-// Shared by every operator: checks, dtype dispatch, allocation. Only the LibTorch stable ABI, never ATen.
+// Shared by every operator: tensors and what the loops get of them. Only the LibTorch stable ABI, never ATen.
 #pragma once
 
 #include <cstdint>
 #include <initializer_list>
-#include <type_traits>
+#include <tuple>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
+
+#include "types.h"
 
 namespace pose_kernels {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// float16 and bfloat16 are storage formats: everything is computed in float32.
-template <class In>
-using compute_t = std::conditional_t<std::is_same_v<In, double>, double, float>;
-
-inline ScalarType compute_type(ScalarType type) {
-  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// Calls f with a value of the C++ type that `type` names. The public functions have checked the dtypes; this guards
-// callers that come through torch.ops.
-template <class F>
-void dispatch_floating(ScalarType type, const char* name, F&& f) {
-  switch (type) {
-    case ScalarType::Float:
-      return f(float{});
-    case ScalarType::Double:
-      return f(double{});
-    case ScalarType::Half:
-      return f(Half{});
-    case ScalarType::BFloat16:
-      return f(BFloat16{});
-    default:
-      STD_TORCH_CHECK(false, name, ": expected a floating dtype");
-  }
-}
-
-inline void check_shape(const Tensor& x, const char* name, std::initializer_list<int64_t> expected) {
-  bool ok = x.dim() == static_cast<int64_t>(expected.size());
-  int64_t d = 0;
-  for (int64_t size : expected) {
-    ok = ok && x.size(d++) == size;
-  }
-  STD_TORCH_CHECK(ok, name, ": unexpected shape");
-}
-
-inline void check_type(const Tensor& x, const char* name, ScalarType expected) {
-  STD_TORCH_CHECK(x.scalar_type() == expected, name, ": unexpected dtype");
-}
 
 template <class T>
 const T* const_data(const Tensor& x) {
@@ -70,6 +27,16 @@ T* mutable_data(const Tensor& x) {
 
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+}
+
+// An uninitialised tensor as x, but contiguous; one without elements where it is not wanted.
+inline Tensor new_like(const Tensor& x, bool wanted = true) {
+  return wanted ? torch::stable::new_empty(x, x.sizes(), x.scalar_type()) : empty(x, {0}, x.scalar_type());
+}
+
+template <class T>
+T* data_or_null(const Tensor& x, bool wanted) {
+  return wanted ? mutable_data<T>(x) : nullptr;
 }
 
 // An uninitialised 4D tensor [B, S, ht, wt] as a correlation map is returned.
@@ -103,44 +70,56 @@ inline Tensor with_map_strides(const Tensor& map, MapStrides& strides) {
   return copy;
 }
 
-inline void check_features(const Tensor& source, const Tensor& target) {
-  STD_TORCH_CHECK(source.dim() == 4, "source: expected [B, m, hs, ws]");
-  STD_TORCH_CHECK(target.dim() == 4, "target: expected [B, m, ht, wt]");
-  STD_TORCH_CHECK(
-      source.size(0) == target.size(0) && source.size(1) == target.size(1),
-      "target: expected the batch and channels of source");
-  STD_TORCH_CHECK(
-      source.size(1) * source.size(2) * source.size(3) * target.size(2) * target.size(3) > 0,
-      "source, target: expected no empty dimension but B");
-  check_type(target, "target", source.scalar_type());
+// Positions of features [B, m, h, w] or [B, m, positions].
+inline int64_t positions(const Tensor& x) {
+  return x.dim() == 4 ? x.size(2) * x.size(3) : x.size(2);
 }
 
-// What a band of the map is made of: features [B, m, S] and [B, m, T] in the compute type.
-inline void check_band_features(const Tensor& source, const Tensor& target) {
-  STD_TORCH_CHECK(source.dim() == 3 && target.dim() == 3, "source, target: expected [B, m, positions]");
-  STD_TORCH_CHECK(
-      source.size(0) == target.size(0) && source.size(1) == target.size(1),
-      "target: expected the batch and channels of source");
-  STD_TORCH_CHECK(
-      source.size(1) * source.size(2) * target.size(2) > 0, "source, target: expected no empty dimension but B");
-  check_type(target, "target", source.scalar_type());
-  STD_TORCH_CHECK(
-      source.scalar_type() == ScalarType::Float || source.scalar_type() == ScalarType::Double,
-      "source: expected float32 or float64");
+// Contiguous features.
+template <class In>
+Features<In> features_of(const Tensor& source, const Tensor& target) {
+  return {source.size(0), source.size(1), positions(source), positions(target), const_data<In>(source),
+          const_data<In>(target), 0, positions(target)};
 }
 
-inline void check_map(const Tensor& map) {
-  STD_TORCH_CHECK(
-      map.dim() == 4 && map.size(1) * map.size(2) * map.size(3) > 0,
-      "correlation: expected [B, hs*ws, ht, wt] with no empty dimension but B");
+template <class In>
+Features<In> band_of(const Tensor& source, const Tensor& target, int64_t begin, int64_t count) {
+  Features<In> z = features_of<In>(source, target);
+  z.begin = begin;
+  z.count = count;
+  return z;
 }
 
-inline void check_image_and_flow(const Tensor& image, const Tensor& flow) {
-  STD_TORCH_CHECK(image.dim() == 4, "image: expected [B, C, H, W]");
-  STD_TORCH_CHECK(flow.dim() == 4 && flow.size(1) == 2 && flow.size(0) == image.size(0), "flow: expected [B, 2, h, w]");
-  STD_TORCH_CHECK(
-      image.size(1) * image.size(2) * image.size(3) * flow.size(2) * flow.size(3) > 0,
-      "image, flow: expected no empty dimension but B");
+// The statistics of a map as tensors, from one operator to its backward.
+struct StatisticsTensors {
+  Tensor row_max, row_argmax, norm;
+
+  // New ones, beside `like`.
+  StatisticsTensors(const Tensor& like, int64_t batch, int64_t sources, int64_t targets)
+      : row_max(empty(like, {batch, sources}, compute_type(like.scalar_type()))),
+        row_argmax(empty(like, {batch, sources}, ScalarType::Long)),
+        norm(empty(like, {batch, targets}, compute_type(like.scalar_type()))) {}
+  // Given ones, made contiguous.
+  StatisticsTensors(const Tensor& row_max_, const Tensor& row_argmax_, const Tensor& norm_)
+      : row_max(torch::stable::contiguous(row_max_)),
+        row_argmax(torch::stable::contiguous(row_argmax_)),
+        norm(torch::stable::contiguous(norm_)) {}
+
+  template <class T>
+  Statistics<T> of(double eps) const {
+    return {static_cast<T>(eps), mutable_data<T>(row_max), mutable_data<int64_t>(row_argmax), mutable_data<T>(norm)};
+  }
+};
+
+// What a call on bands has of them.
+template <class T>
+Statistics<T> statistics_of(double eps, const Tensor& row_max, const Tensor* row_argmax, const Tensor* norm) {
+  return {static_cast<T>(eps), mutable_data<T>(row_max),
+          row_argmax == nullptr ? nullptr : mutable_data<int64_t>(*row_argmax),
+          norm == nullptr ? nullptr : mutable_data<T>(*norm)};
 }
+
+// As an operator returns them.
+using MapAndStatistics = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 }  // namespace pose_kernels

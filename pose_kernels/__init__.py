@@ -17,15 +17,6 @@ from .soft_mutual_normalize import soft_mutual_normalize
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Implementation",
-    "correlation_4d",
-    "flow_sample",
-    "guided_correlation",
-    "guided_correlation_conv2d",
-    "identity_flow",
-    "implementations",
-    "resize_flow",
-    "soft_mutual_normalize",
-    "use_implementation",
-]
+__all__ = ["Implementation", "correlation_4d", "flow_sample", "guided_correlation",
+           "guided_correlation_conv2d", "identity_flow", "implementations", "resize_flow",
+           "soft_mutual_normalize", "use_implementation"]

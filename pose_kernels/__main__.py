@@ -20,41 +20,6 @@ from . import _library
 TOLERANCE = (2e-6, 1e-5)
 
 
-def features(device: str):
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((2, 35, 9, 7), (2, 35, 6, 11))
-    maps = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
-    return [torch.nn.functional.normalize(z, dim=1).to(device) for z in maps]
-
-
-def image_and_flow(device: str):
-    generator = torch.Generator().manual_seed(0)
-    image = torch.rand(2, 3, 24, 20, generator=generator, dtype=torch.float64)
-    noise = torch.randn(2, 2, 6, 5, generator=generator, dtype=torch.float64)
-    flow = pose_kernels.identity_flow(6, 5, dtype=torch.float64) + 0.05 * noise
-    return [image.to(device), flow.to(device)]
-
-
-def correlation_map(device: str):
-    source, target = features(device)
-    return [pose_kernels.correlation_4d(source, target, impl="reference")]
-
-
-def features_and_weight(device: str):
-    generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(8, 63, 3, 3, generator=generator, dtype=torch.float64)
-    return [*features(device), weight.to(device)]
-
-
-INPUTS = {
-    "correlation_4d": features,
-    "soft_mutual_normalize": correlation_map,
-    "guided_correlation": features,
-    "guided_correlation_conv2d": features_and_weight,
-    "flow_sample": image_and_flow,
-}
-
-
 def relative_error(value: torch.Tensor, oracle: torch.Tensor) -> float:
     return ((value.double() - oracle).norm() / oracle.norm()).item()
 
@@ -72,7 +37,7 @@ def check(op: str, impl: str, device: str) -> dict:
     """Relative errors in float32, value and worst gradient, against the reference in float64."""
     # Inputs are rounded to float32 first: the check is about the computation, not about that
     # rounding.
-    inputs = [x.float() for x in INPUTS[op](device)]
+    inputs = [x.float().to(device) for x in _library.examples[op]()]
     oracle = value_and_gradients(op, "reference", [x.double() for x in inputs])
     try:
         found = value_and_gradients(op, impl, inputs)
@@ -87,9 +52,8 @@ def check(op: str, impl: str, device: str) -> dict:
 
 
 def report() -> dict:
-    libraries = {}
-    for name, reason in (("cpu", _library.cpu_reason), ("cuda", _library.cuda_reason)):
-        libraries[name] = {"loaded": reason is None, "reason": reason}
+    libraries = {name: {"loaded": reason is None, "reason": reason} for name, reason
+                 in (("cpu", _library.cpu_reason), ("cuda", _library.cuda_reason))}
     simd = None
     if libraries["cpu"]["loaded"]:
         simd = ("baseline", "avx2", "avx512")[torch.ops.pose_kernels.simd_level()]
@@ -105,21 +69,15 @@ def report() -> dict:
                 devices = [device for device in devices if device in able]
             row["checks"] = [check(op, impl, device) for device in devices if entry.available]
             rows.append(row)
-    return {
-        "pose_kernels": pose_kernels.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_cuda": torch.version.cuda,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-        "simd": simd,
-        "compiler": _library.build_info.get("compiler"),
-        "built_with_torch": _library.build_info.get("torch"),
-        "libraries": libraries,
-        "implementations": rows,
-        "tolerance": {"error": TOLERANCE[0], "gradient_error": TOLERANCE[1]},
-        "passed": all(c["passed"] for row in rows for c in row["checks"]),
-    }
+    return {"pose_kernels": pose_kernels.__version__, "python": platform.python_version(),
+            "torch": torch.__version__, "torch_cuda": torch.version.cuda,
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "threads": torch.get_num_threads(), "simd": simd,
+            "compiler": _library.build_info.get("compiler"),
+            "built_with_torch": _library.build_info.get("torch"), "libraries": libraries,
+            "implementations": rows,
+            "tolerance": {"error": TOLERANCE[0], "gradient_error": TOLERANCE[1]},
+            "passed": all(c["passed"] for row in rows for c in row["checks"])}
 
 
 def show(found: dict) -> None:
@@ -133,10 +91,8 @@ def show(found: dict) -> None:
         else:
             print(f"{name} library: not available: {library['reason']}")
     error, gradient = found["tolerance"].values()
-    print(
-        "\nSelf-check: float32 against the float64 reference, relative error of the value "
-        f"(bar {error:.0e}) and of the worst gradient (bar {gradient:.0e})"
-    )
+    print("\nSelf-check: float32 against the float64 reference, relative error of the value "
+          f"(bar {error:.0e}) and of the worst gradient (bar {gradient:.0e})")
     print(f"{'op':26} {'impl':10} {'device':7} {'value':>8} {'gradient':>9}")
     for row in found["implementations"]:
         if not row["available"]:
@@ -148,10 +104,8 @@ def show(found: dict) -> None:
                 print(f"{row['op']:26} {row['impl']:10} {c['device']:7} FAILED: {c['exception']}")
                 continue
             verdict = "ok" if c["passed"] else "FAILED"
-            print(
-                f"{row['op']:26} {row['impl']:10} {c['device']:7} {c['error']:8.1e} "
-                f"{c['gradient_error']:9.1e}  {verdict}"
-            )
+            print(f"{row['op']:26} {row['impl']:10} {c['device']:7} {c['error']:8.1e} "
+                  f"{c['gradient_error']:9.1e}  {verdict}")
 
 
 def main() -> int:

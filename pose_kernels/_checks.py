@@ -7,34 +7,33 @@ import torch
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def shape_of(tensor: torch.Tensor) -> str:
-    return str(list(tensor.shape))
-
-
 def check_tensor(name: str, value, layout: str) -> None:
     """A floating tensor; ``layout`` like "[B, m, h, w]": no dimension but the first is empty."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor {layout}, got {type(value).__name__}")
     if value.dtype not in DTYPES:
-        raise TypeError(
-            f"{name}: expected float32, float64, float16 or bfloat16, got {value.dtype}"
-        )
+        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, "
+                        f"got {value.dtype}")
     if value.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense (strided) tensor, got {value.layout}")
     if value.dim() != layout.count(",") + 1:
-        raise ValueError(f"{name}: expected {layout}, got shape {shape_of(value)}")
+        raise ValueError(f"{name}: expected {layout}, got shape {list(value.shape)}")
     for size in value.shape[1:]:
         if size == 0:
-            raise ValueError(
-                f"{name}: expected {layout} with no empty dimension but B, got {shape_of(value)}"
-            )
+            raise ValueError(f"{name}: expected {layout} with no empty dimension but B, "
+                             f"got {list(value.shape)}")
 
 
 def check_same_device(name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
     if value.device != other.device:
-        raise ValueError(
-            f"{name}: expected device {other.device} as {other_name}, got {value.device}"
-        )
+        raise ValueError(f"{name}: expected device {other.device} as {other_name}, "
+                         f"got {value.device}")
+
+
+def check_flow(flow) -> None:
+    check_tensor("flow", flow, "[B, 2, h, w]")
+    if flow.shape[1] != 2:
+        raise ValueError(f"flow: expected [B, 2, h, w], got shape {list(flow.shape)}")
 
 
 def check_eps(eps) -> float:
@@ -45,31 +44,21 @@ def check_eps(eps) -> float:
     return float(eps)
 
 
-def common_dtype(
-    name: str, value: torch.Tensor, other_name: str, other: torch.Tensor
-) -> torch.dtype:
-    """One dtype for both; under autocast, where mixed inputs are normal, the wider of the two."""
-    if value.dtype == other.dtype:
-        return value.dtype
-    if autocast_enabled(value.device):
-        return torch.promote_types(value.dtype, other.dtype)
-    raise TypeError(f"{name}: expected {other.dtype} as {other_name}, got {value.dtype}")
-
-
 def check_feature_pair(source, target) -> tuple[torch.Tensor, torch.Tensor]:
     """Source [B, m, hs, ws] and target [B, m, ht, wt] in one dtype on one device."""
     check_tensor("source", source, "[B, m, hs, ws]")
     check_tensor("target", target, "[B, m, ht, wt]")
     check_same_device("target", target, "source", source)
     if target.shape[0] != source.shape[0]:
-        raise ValueError(
-            f"target: expected batch {source.shape[0]} as source, got shape {shape_of(target)}"
-        )
+        raise ValueError(f"target: expected batch {source.shape[0]} as source, "
+                         f"got shape {list(target.shape)}")
     if target.shape[1] != source.shape[1]:
-        raise ValueError(
-            f"target: expected {source.shape[1]} channels as source, got shape {shape_of(target)}"
-        )
-    dtype = common_dtype("target", target, "source", source)
+        raise ValueError(f"target: expected {source.shape[1]} channels as source, "
+                         f"got shape {list(target.shape)}")
+    # Under autocast, where mixed inputs are normal, the wider of the two.
+    if source.dtype != target.dtype and not autocast_enabled(source.device):
+        raise TypeError(f"target: expected {source.dtype} as source, got {target.dtype}")
+    dtype = torch.promote_types(source.dtype, target.dtype)
     return source.to(dtype), target.to(dtype)
 
 
@@ -81,10 +70,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def check_memory_format(memory_format) -> bool:
     """Whether the result is channels-last."""
     if memory_format not in (torch.contiguous_format, torch.channels_last):
-        raise ValueError(
-            "memory_format: expected torch.contiguous_format or torch.channels_last, "
-            f"got {memory_format!r}"
-        )
+        raise ValueError("memory_format: expected torch.contiguous_format or torch.channels_last, "
+                         f"got {memory_format!r}")
     return memory_format is torch.channels_last
 
 

@@ -1,12 +1,12 @@
-"""The operators torch knows: their schemas, the compiled libraries behind them, Triton.
+"""What stands between an operator's file and torch: schemas, compiled libraries, Triton, autograd.
 
 Each operator exists twice, with one schema: in the namespace ``pose_kernels``, where the two
-compiled libraries implement it for CPU and CUDA tensors, and in ``pose_kernels_triton``; but for
-those of ``CPU_SCHEMAS``, which the CPU library alone has. The libraries are apart because one that
-is linked to CUDA does not load under a CPU build of torch. Importing this touches no GPU and does
-not import Triton.
+compiled libraries implement it for CPU and CUDA tensors, and in ``pose_kernels_triton``. The
+libraries are apart because one that is linked to CUDA does not load under a CPU build of torch.
+Importing this touches no GPU and does not import Triton.
 """
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -21,73 +21,13 @@ from . import _dispatch
 
 _here = Path(__file__).parent
 
-# S = hs*ws source and T = ht*wt target positions. row_max [B, S] is max(max_t C, eps), row_argmax
-# [B, S] (int64) the first t where it is, norm [B, T] is max(||C^3 / row_max||_2 over S, eps); they
-# are float32, or float64 for float64 features. tf32 allows TF32 products on a GPU; channels_last is
-# the memory format of the result. A gradient that is not asked for is an empty tensor.
-SCHEMAS = (
-    "correlation_4d(Tensor source, Tensor target, bool tf32, bool channels_last) -> Tensor",
-    "correlation_4d_backward(Tensor grad, Tensor source, Tensor target, bool tf32,"
-    " bool source_grad, bool target_grad) -> (Tensor source_grad, Tensor target_grad)",
-    "soft_mutual_normalize(Tensor correlation, float eps)"
-    " -> (Tensor result, Tensor row_max, Tensor row_argmax, Tensor norm)",
-    "soft_mutual_normalize_backward(Tensor grad, Tensor correlation, Tensor row_max,"
-    " Tensor row_argmax, Tensor norm, float eps) -> Tensor",
-    "guided_correlation(Tensor source, Tensor target, float eps, bool tf32, bool channels_last)"
-    " -> (Tensor result, Tensor row_max, Tensor row_argmax, Tensor norm)",
-    "guided_correlation_backward(Tensor grad, Tensor source, Tensor target, Tensor row_max,"
-    " Tensor row_argmax, Tensor norm, float eps, bool tf32)"
-    " -> (Tensor source_grad, Tensor target_grad)",
-    # The map in bands of target positions, for guided_correlation_conv2d. Features are [B, m, S]
-    # and [B, m, T], float32 or float64; `out` and `grad` are [B, S, n] for the targets from `begin`
-    # on, contiguous, of any floating dtype. The band writes its part of norm.
-    "guided_correlation_row_max(Tensor source, Tensor target, float eps, bool tf32)"
-    " -> (Tensor row_max, Tensor row_argmax)",
-    "guided_correlation_band(Tensor source, Tensor target, Tensor row_max, float eps, bool tf32,"
-    " SymInt begin, Tensor(a!) out, Tensor(b!) norm) -> ()",
-    # Adds to source_grad [B, m, S] and beta [B, S], writes the band's columns of target_grad
-    # [B, m, T], all in the features' dtype; beta_s is dL/d(row_max_s).
-    "guided_correlation_band_backward(Tensor grad, Tensor source, Tensor target, Tensor row_max,"
-    " Tensor norm, float eps, bool tf32, SymInt begin, Tensor(a!) source_grad,"
-    " Tensor(b!) target_grad, Tensor(c!) beta) -> ()",
-    # source_grad(s) += beta_s z_t(t*), target_grad(t*) += beta_s z_s, where row_max is above eps.
-    "guided_correlation_row_max_backward(Tensor source, Tensor target, Tensor row_max,"
-    " Tensor row_argmax, float eps, Tensor beta, Tensor(a!) source_grad, Tensor(b!) target_grad)"
-    " -> ()",
-    "guided_correlation_conv2d(Tensor source, Tensor target, Tensor weight, Tensor? bias,"
-    " float eps, bool tf32) -> (Tensor result, Tensor row_max, Tensor row_argmax, Tensor norm)",
-    "guided_correlation_conv2d_backward(Tensor grad, Tensor source, Tensor target, Tensor weight,"
-    " Tensor row_max, Tensor row_argmax, Tensor norm, float eps, bool tf32, bool features_grad,"
-    " bool weight_grad) -> (Tensor source_grad, Tensor target_grad, Tensor weight_grad)",
-    "flow_sample(Tensor image, Tensor flow, SymInt height, SymInt width, bool zeros) -> Tensor",
-    "flow_sample_backward(Tensor grad, Tensor image, Tensor flow, bool zeros, bool image_grad,"
-    " bool flow_grad) -> (Tensor image_grad, Tensor flow_grad)",
-)
-# On a CPU only: the convolution of guided_correlation_conv2d by Winograd's F(2, 3) along x, see
-# csrc/cpu/winograd.cpp; the products in float32 or float64. `maps` are the even and the odd columns
-# of a band, [2, S, rows * w/2], Y and dY are [n, h + kh - 1, w] and even in width, R = n * kh.
-CPU_SCHEMAS = (
-    # The weight [n, S, kh, 3], strided and of any floating dtype, in panels: U is
-    # [4, R to a multiple of 12, S], or transposed [4, S to a multiple of 12, R].
-    "winograd_weight(Tensor weight, bool transposed, Tensor(a!) U) -> ()",
-    # For the band from row `first` on: adds its part of the output to Y, with a U that is not
-    # transposed; its gradient, with a transposed U; adds its part to dU [4, S, R].
-    "winograd_add_output(Tensor U, Tensor maps, SymInt first, SymInt kh, Tensor(a!) Y) -> ()",
-    "winograd_map_gradient(Tensor U, Tensor dY, SymInt first, SymInt kh, Tensor(a!) maps) -> ()",
-    "winograd_add_weight_gradient(Tensor maps, Tensor dY, SymInt first, SymInt kh,"
-    " Tensor(a!) dU) -> ()",
-    # The sum dU to the gradient [n, S, kh, 3] of any floating dtype.
-    "winograd_weight_gradient(Tensor dU, Tensor(a!) weight_grad) -> ()",
-)
 NAMESPACES = ("pose_kernels", "pose_kernels_triton")
-
 #: The fragments stay referenced: torch forgets a registration together with its Library.
 fragments = {namespace: torch.library.Library(namespace, "FRAGMENT") for namespace in NAMESPACES}
-for _fragment in fragments.values():
-    for _schema in SCHEMAS:
-        _fragment.define(_schema)
-for _schema in CPU_SCHEMAS:
-    fragments["pose_kernels"].define(_schema)
+#: The names of all operators that torch was told of, forward and backward and their parts.
+defined: list[str] = []
+#: By operator the inputs of its self-check, in float64 on a CPU, the same every time.
+examples: dict[str, Callable[[], list[torch.Tensor]]] = {}
 
 
 def _read_build_info() -> dict:
@@ -107,9 +47,8 @@ def _load(name: str) -> str | None:
     path = _here / f"_C_{name}.so"
     if not path.exists():
         built = build_info.get(name, {}).get("reason")
-        return f"{path.name} is not built" + (
-            f": {built}" if built else " (run `pip install -e .`)"
-        )
+        why = f": {built}" if built else " (run `pip install -e .`)"
+        return f"{path.name} is not built{why}"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
@@ -125,14 +64,26 @@ triton_reason = None if importlib.util.find_spec("triton") else "Triton is not i
 triton_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _implement_in_triton(schema: str) -> None:
-    name = schema.partition("(")[0]
-    if name.startswith("guided_correlation_conv2d"):  # made of the other operators
-        return
+def define(*schemas: str, triton: str | None = None,
+           namespaces: tuple[str, ...] = NAMESPACES) -> None:
+    """Tell torch of operators.
 
+    ``triton`` is the file in `pose_kernels/triton` with a function of the name of each. Operators
+    that return nothing write into their arguments: they need no fake of their own.
+    """
+    for schema in schemas:
+        name = schema.partition("(")[0]
+        for namespace in namespaces:
+            fragments[namespace].define(schema)
+            if schema.endswith("-> ()"):
+                torch.library.register_fake(f"{namespace}::{name}", lambda *_: None)
+        if triton is not None and triton_reason is None:
+            _implement_in_triton(name, triton)
+        defined.append(name)
+
+
+def _implement_in_triton(name: str, file: str) -> None:
     def call(*arguments):
-        # guided_correlation_row_max, _band, ... live in the file of guided_correlation.
-        file = "guided_correlation" if name.startswith("guided") else name.removesuffix("_backward")
         module = importlib.import_module(f"pose_kernels.triton.{file}")
         return getattr(module, name)(*arguments)
 
@@ -140,15 +91,23 @@ def _implement_in_triton(schema: str) -> None:
         fragments["pose_kernels_triton"].impl(name, call, key)
 
 
-if triton_reason is None:
-    for _schema in SCHEMAS:
-        _implement_in_triton(_schema)
+def implement_by_others(name: str, function: Callable) -> None:
+    """An operator that is made of others: ``function(ops, *arguments)``, ops of its namespace."""
+    for namespace in NAMESPACES:
+        ops = getattr(torch.ops, namespace)
+        for key in ("CPU", "CUDA"):
+            fragments[namespace].impl(name, functools.partial(function, ops), key)
 
 
 def register_fake(name: str, fake: Callable) -> None:
     """Shapes for tracing, in both namespaces."""
     for namespace in NAMESPACES:
         torch.library.register_fake(f"{namespace}::{name}", fake)
+
+
+def new_gradient(of: torch.Tensor, wanted: bool) -> torch.Tensor:
+    """Memory for the gradient of ``of``; one that is not asked for is an empty tensor."""
+    return of.new_empty(of.shape if wanted else (0,))
 
 
 @torch.library.custom_op("pose_kernels::channels_last_gradient", mutates_args=())
@@ -169,19 +128,19 @@ _channels_last_gradient.register_autograd(lambda ctx, grad: grad)
 
 
 def _is_channels_last(value) -> bool:
-    return (
-        isinstance(value, torch.Tensor)
-        and value.dim() == 4
-        and not value.is_contiguous()
-        and value.is_contiguous(memory_format=torch.channels_last)
-    )
+    return (isinstance(value, torch.Tensor) and value.dim() == 4 and not value.is_contiguous()
+            and value.is_contiguous(memory_format=torch.channels_last))
 
 
-def register_autograd(
-    op: str, setup_context: Callable, backward: Callable, *, activations: int = 2
-) -> None:
-    """``backward(ops, ctx, *grads)`` gets the namespace whose operators it shall call.
+def register_operator(op: str, reference: Callable, compiled: Callable, fake: Callable,
+                      fake_backward: Callable, setup_context: Callable, backward: Callable,
+                      example: Callable[[], list[torch.Tensor]], *, activations: int = 2) -> None:
+    """Its implementations, shapes for tracing, of ``op`` and of ``<op>_backward``, its derivative,
+    and the inputs of its self-check.
 
+    ``compiled(ops, *arguments)`` and ``backward(ops, ctx, *grads)`` get the namespace whose
+    operators they shall call. ``backward`` returns the gradients of the first inputs; the others
+    have none, and one that nobody asked for is dropped.
     The first ``activations`` inputs come from a layer of a network: where one of them is
     channels-last, so is its gradient, as that layer wants it.
 
@@ -196,19 +155,24 @@ def register_autograd(
         setup_context(ctx, inputs, output)
 
     def laid_out(ops, ctx, *grads):
-        found = list(backward(ops, ctx, *grads))
+        needed = ctx.needs_input_grad
+        found = backward(ops, ctx, *grads)
+        found = [g if n else None for g, n in zip(found, needed, strict=False)]
         for i, wanted in enumerate(ctx.channels_last):
             if wanted and found[i] is not None and not _is_channels_last(found[i]):
                 found[i] = _channels_last_gradient(found[i])
-        return tuple(found)
+        return *found, *[None] * (len(needed) - len(found))
 
+    _dispatch.register(op, "reference", reference)
+    _register_implementations(op, compiled)
+    examples[op] = example
+    register_fake(op, fake)
+    register_fake(f"{op}_backward", fake_backward)
     for namespace in NAMESPACES:
         ops = getattr(torch.ops, namespace)
         torch.library.register_autograd(
-            f"{namespace}::{op}",
-            lambda ctx, *grads, ops=ops: laid_out(ops, ctx, *grads),
-            setup_context=set_up,
-        )
+            f"{namespace}::{op}", lambda ctx, *grads, ops=ops: laid_out(ops, ctx, *grads),
+            setup_context=set_up)
         torch.library.register_autograd(f"{namespace}::{op}_backward", no_double_backward)
 
 
@@ -216,8 +180,8 @@ def has_tangent(value) -> bool:
     return isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
-def register_implementations(op: str, call: Callable) -> None:
-    """Offer ``cpp``, ``cuda`` and ``triton``; ``call(ops, *arguments)`` as above."""
+def _register_implementations(op: str, call: Callable) -> None:
+    """Offer ``cpp``, ``cuda`` and ``triton``."""
     compiled, triton = (getattr(torch.ops, namespace) for namespace in NAMESPACES)
 
     def through(ops):
@@ -231,11 +195,5 @@ def register_implementations(op: str, call: Callable) -> None:
 
     _dispatch.register(op, "cpp", through(compiled), devices=("cpu",), reason=cpu_reason)
     _dispatch.register(op, "cuda", through(compiled), devices=("cuda",), reason=cuda_reason)
-    _dispatch.register(
-        op,
-        "triton",
-        through(triton),
-        devices=("cuda",),
-        on_request=("cpu",) if triton_interpreted else (),
-        reason=triton_reason,
-    )
+    _dispatch.register(op, "triton", through(triton), devices=("cuda",),
+                       on_request=("cpu",) if triton_interpreted else (), reason=triton_reason)

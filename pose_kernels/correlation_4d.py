@@ -8,10 +8,17 @@ import torch
 
 from . import _checks, _dispatch, _library
 
+# tf32 allows TF32 products on a GPU; channels_last is the memory format of the result.
+_library.define(
+    "correlation_4d(Tensor source, Tensor target, bool tf32, bool channels_last) -> Tensor",
+    "correlation_4d_backward(Tensor grad, Tensor source, Tensor target, bool tf32,"
+    " bool source_grad, bool target_grad) -> (Tensor source_grad, Tensor target_grad)",
+    triton="correlation_4d",
+)
 
-def reference(
-    source: torch.Tensor, target: torch.Tensor, channels_last: bool = False
-) -> torch.Tensor:
+
+def reference(source: torch.Tensor, target: torch.Tensor,
+              channels_last: bool = False) -> torch.Tensor:
     dtype = _checks.compute_dtype(source.dtype)
     # Autocast would run the product in half precision, whatever comes in.
     with _checks.without_autocast(source.device):
@@ -24,32 +31,24 @@ def reference(
     return correlation
 
 
-_dispatch.register("correlation_4d", "reference", reference)
-
-
 def compiled(ops, source, target, channels_last):
     return ops.correlation_4d(source, target, _checks.allow_tf32(source), channels_last)
 
 
-_library.register_implementations("correlation_4d", compiled)
-
-
-def fake_map(source, target, channels_last):
-    """Shape and memory format of a correlation map."""
+def new_map(source, target, channels_last):
+    """Memory for a correlation map."""
     batch, _, hs, ws = source.shape
-    return torch.empty(
-        (batch, hs * ws, *target.shape[2:]),
-        dtype=source.dtype,
-        device=source.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-    )
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty((batch, hs * ws, *target.shape[2:]), dtype=source.dtype,
+                       device=source.device, memory_format=memory_format)
+
+
+def _fake(source, target, tf32, channels_last):
+    return new_map(source, target, channels_last)
 
 
 def _fake_backward(grad, source, target, tf32, source_grad, target_grad):
-    return (
-        source.new_empty(source.shape if source_grad else (0,)),
-        target.new_empty(target.shape if target_grad else (0,)),
-    )
+    return _library.new_gradient(source, source_grad), _library.new_gradient(target, target_grad)
 
 
 def _setup_context(ctx, inputs, output):
@@ -58,25 +57,25 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ops, ctx, grad):
-    need = ctx.needs_input_grad[:2]
-    grads = ops.correlation_4d_backward(grad, *ctx.saved_tensors, ctx.tf32, *need)
-    return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), None, None
+    wanted = ctx.needs_input_grad[:2]
+    return ops.correlation_4d_backward(grad, *ctx.saved_tensors, ctx.tf32, *wanted)
 
 
-_library.register_fake(
-    "correlation_4d", lambda source, target, tf32, last: fake_map(source, target, last)
-)
-_library.register_fake("correlation_4d_backward", _fake_backward)
-_library.register_autograd("correlation_4d", _setup_context, _backward)
+def example_features() -> list[torch.Tensor]:
+    """A pair of feature maps with unit vectors, for self-checks."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 35, 9, 7), (2, 35, 6, 11))
+    maps = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return [torch.nn.functional.normalize(z, dim=1) for z in maps]
 
 
-def correlation_4d(
-    source: torch.Tensor,
-    target: torch.Tensor,
-    *,
-    memory_format: torch.memory_format = torch.contiguous_format,
-    impl: str | None = None,
-) -> torch.Tensor:
+_library.register_operator("correlation_4d", reference, compiled, _fake, _fake_backward,
+                           _setup_context, _backward, example_features)
+
+
+def correlation_4d(source: torch.Tensor, target: torch.Tensor, *,
+                   memory_format: torch.memory_format = torch.contiguous_format,
+                   impl: str | None = None) -> torch.Tensor:
     """Correlation of every source position with every target position (Eq. 1).
 
     ``C[b, s, i, j] = sum_k source[b, k, s] * target[b, k, i, j]``; the inputs are not normalised
@@ -87,11 +86,9 @@ def correlation_4d(
         target: features ``[B, m, ht, wt]``, same dtype and device.
         memory_format: of the result; ``torch.channels_last`` is what a tensor-core convolution
             reads best.
-        impl: ``"reference"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None picks the best that can
-            run.
+        impl: one of :func:`implementations` by name; None picks the best that can run.
 
-    Returns:
-        ``[B, hs*ws, ht, wt]`` in the dtype of the inputs.
+    Returns: ``[B, hs*ws, ht, wt]`` in the dtype of the inputs.
 
     Convention:
         Channel ``s = i*ws + j`` is source position (row i, column j): row-major, as ``flatten(2)``

@@ -18,6 +18,13 @@ from . import _checks, _dispatch, _library
 from .identity_flow import identity_flow
 from .resize_flow import interpolate_linearly
 
+_library.define(
+    "flow_sample(Tensor image, Tensor flow, SymInt height, SymInt width, bool zeros) -> Tensor",
+    "flow_sample_backward(Tensor grad, Tensor image, Tensor flow, bool zeros, bool image_grad,"
+    " bool flow_grad) -> (Tensor image_grad, Tensor flow_grad)",
+    triton="flow_sample",
+)
+
 PADDING_MODES = ("border", "zeros")
 
 
@@ -62,14 +69,8 @@ def reference(image, flow, size: tuple[int, int], padding_mode: str) -> torch.Te
     return result.masked_fill(lost, float("nan")).to(image.dtype)
 
 
-_dispatch.register("flow_sample", "reference", reference)
-
-
 def compiled(ops, image, flow, size: tuple[int, int], padding_mode: str) -> torch.Tensor:
     return ops.flow_sample(image, flow, size[0], size[1], padding_mode == "zeros")
-
-
-_library.register_implementations("flow_sample", compiled)
 
 
 def _fake(image, flow, height, width, zeros):
@@ -77,10 +78,7 @@ def _fake(image, flow, height, width, zeros):
 
 
 def _fake_backward(grad, image, flow, zeros, image_grad, flow_grad):
-    return (
-        image.new_empty(image.shape if image_grad else (0,)),
-        flow.new_empty(flow.shape if flow_grad else (0,)),
-    )
+    return _library.new_gradient(image, image_grad), _library.new_gradient(flow, flow_grad)
 
 
 def _setup_context(ctx, inputs, output):
@@ -89,24 +87,37 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ops, ctx, grad):
-    need = ctx.needs_input_grad[:2]
-    grads = ops.flow_sample_backward(grad, *ctx.saved_tensors, ctx.zeros, *need)
-    return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), *[None] * 3
+    wanted = ctx.needs_input_grad[:2]
+    return ops.flow_sample_backward(grad, *ctx.saved_tensors, ctx.zeros, *wanted)
 
 
-_library.register_fake("flow_sample", _fake)
-_library.register_fake("flow_sample_backward", _fake_backward)
-_library.register_autograd("flow_sample", _setup_context, _backward)
+def _example():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 24, 20, generator=generator, dtype=torch.float64)
+    noise = torch.randn(2, 2, 6, 5, generator=generator, dtype=torch.float64)
+    return [image, identity_flow(6, 5, dtype=torch.float64) + 0.05 * noise]
 
 
-def flow_sample(
-    image: torch.Tensor,
-    flow: torch.Tensor,
-    size: tuple[int, int] | None = None,
-    padding_mode: str = "border",
-    *,
-    impl: str | None = None,
-) -> torch.Tensor:
+_library.register_operator("flow_sample", reference, compiled, _fake, _fake_backward,
+                           _setup_context, _backward, _example)
+
+
+def _check_arguments(image, flow, size, padding_mode) -> tuple[int, int]:
+    """The size of the output."""
+    _checks.check_tensor("image", image, "[B, C, H, W]")
+    _checks.check_flow(flow)
+    _checks.check_same_device("flow", flow, "image", image)
+    if flow.shape[0] != image.shape[0]:
+        raise ValueError(f"flow: expected batch {image.shape[0]} as image, "
+                         f"got shape {list(flow.shape)}")
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode: expected one of {', '.join(PADDING_MODES)}, "
+                         f"got {padding_mode!r}")
+    return _checks.check_size(image.shape[2:] if size is None else size)
+
+
+def flow_sample(image: torch.Tensor, flow: torch.Tensor, size: tuple[int, int] | None = None,
+                padding_mode: str = "border", *, impl: str | None = None) -> torch.Tensor:
     """Sample an image or features at a flow of any resolution, bilinearly (the paper's T).
 
     ``out[b, c, i, j] = image[b, c, y, x]`` with ``(x, y)`` the flow at output pixel ``(i, j)`` in
@@ -119,11 +130,9 @@ def flow_sample(
         size: output ``(height, width)``; None: the image's.
         padding_mode: ``"border"`` repeats the edge, ``"zeros"`` puts zeros outside, both as torch's
             ``grid_sample``.
-        impl: ``"reference"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None picks the best that can
-            run.
+        impl: one of :func:`implementations` by name; None picks the best that can run.
 
-    Returns:
-        ``[B, C, *size]`` in the dtype of the image.
+    Returns: ``[B, C, *size]`` in the dtype of the image.
 
     Convention:
         Flow channels (x, y): absolute sampling locations in the image in normalised [-1, 1], pixel
@@ -144,18 +153,5 @@ def flow_sample(
         RuntimeError: the requested implementation cannot run.
         NotImplementedError: second derivatives of anything but ``reference``.
     """
-    _checks.check_tensor("image", image, "[B, C, H, W]")
-    _checks.check_tensor("flow", flow, "[B, 2, h, w]")
-    _checks.check_same_device("flow", flow, "image", image)
-    if flow.shape[1] != 2:
-        raise ValueError(f"flow: expected [B, 2, h, w], got shape {_checks.shape_of(flow)}")
-    if flow.shape[0] != image.shape[0]:
-        raise ValueError(
-            f"flow: expected batch {image.shape[0]} as image, got shape {_checks.shape_of(flow)}"
-        )
-    if padding_mode not in PADDING_MODES:
-        raise ValueError(
-            f"padding_mode: expected one of {', '.join(PADDING_MODES)}, got {padding_mode!r}"
-        )
-    size = _checks.check_size(image.shape[2:] if size is None else size)
+    size = _check_arguments(image, flow, size, padding_mode)
     return _dispatch.choose("flow_sample", impl, image.device)(image, flow, size, padding_mode)

@@ -14,21 +14,45 @@ import math
 import torch
 
 from . import _checks, _dispatch, _library
-from .correlation_4d import fake_map
+from .correlation_4d import example_features, new_map
 from .correlation_4d import reference as correlation_reference
+from .soft_mutual_normalize import new_statistics, save_with_statistics
 from .soft_mutual_normalize import reference as soft_mutual_reference
 
+# tf32 and channels_last as in correlation_4d, row_max, row_argmax and norm as in
+# soft_mutual_normalize.
+_library.define(
+    "guided_correlation(Tensor source, Tensor target, float eps, bool tf32, bool channels_last)"
+    " -> (Tensor result, Tensor row_max, Tensor row_argmax, Tensor norm)",
+    "guided_correlation_backward(Tensor grad, Tensor source, Tensor target, Tensor row_max,"
+    " Tensor row_argmax, Tensor norm, float eps, bool tf32)"
+    " -> (Tensor source_grad, Tensor target_grad)",
+    # The map in bands of target positions, for guided_correlation_conv2d. Features are [B, m, S]
+    # and [B, m, T], float32 or float64; `out` and `grad` are [B, S, n] for the targets from `begin`
+    # on, contiguous, of any floating dtype. The band writes its part of norm.
+    "guided_correlation_row_max(Tensor source, Tensor target, float eps, bool tf32)"
+    " -> (Tensor row_max, Tensor row_argmax)",
+    "guided_correlation_band(Tensor source, Tensor target, Tensor row_max, float eps, bool tf32,"
+    " SymInt begin, Tensor(a!) out, Tensor(b!) norm) -> ()",
+    # Adds to source_grad [B, m, S] and beta [B, S], writes the band's columns of target_grad
+    # [B, m, T], all in the features' dtype; beta_s is dL/d(row_max_s).
+    "guided_correlation_band_backward(Tensor grad, Tensor source, Tensor target, Tensor row_max,"
+    " Tensor norm, float eps, bool tf32, SymInt begin, Tensor(a!) source_grad,"
+    " Tensor(b!) target_grad, Tensor(c!) beta) -> ()",
+    # source_grad(s) += beta_s z_t(t*), target_grad(t*) += beta_s z_s, where row_max is above eps.
+    "guided_correlation_row_max_backward(Tensor source, Tensor target, Tensor row_max,"
+    " Tensor row_argmax, float eps, Tensor beta, Tensor(a!) source_grad, Tensor(b!) target_grad)"
+    " -> ()",
+    triton="guided_correlation",
+)
 
-def reference(
-    source: torch.Tensor, target: torch.Tensor, eps: float, channels_last: bool = False
-) -> torch.Tensor:
+
+def reference(source: torch.Tensor, target: torch.Tensor, eps: float,
+              channels_last: bool = False) -> torch.Tensor:
     dtype = _checks.compute_dtype(source.dtype)
     C = correlation_reference(source.to(dtype), target.to(dtype))  # Eq. 1
     Q = soft_mutual_reference(C, eps).to(source.dtype)  # Eqs. 9, 2
     return Q.contiguous(memory_format=torch.channels_last) if channels_last else Q
-
-
-_dispatch.register("guided_correlation", "reference", reference)
 
 
 def compiled(ops, source, target, eps, channels_last):
@@ -36,22 +60,13 @@ def compiled(ops, source, target, eps, channels_last):
     return ops.guided_correlation(source, target, eps, tf32, channels_last)[0]
 
 
-_library.register_implementations("guided_correlation", compiled)
-
-
 def fake_statistics(source, target):
     """Shapes of max_t C, t* and n for features [B, m, ...]."""
-    batch, dtype = source.shape[0], _checks.compute_dtype(source.dtype)
-    sources, targets = math.prod(source.shape[2:]), math.prod(target.shape[2:])
-    return (
-        source.new_empty(batch, sources, dtype=dtype),
-        source.new_empty(batch, sources, dtype=torch.int64),
-        source.new_empty(batch, targets, dtype=dtype),
-    )
+    return new_statistics(source, math.prod(source.shape[2:]), math.prod(target.shape[2:]))
 
 
 def _fake(source, target, eps, tf32, channels_last):
-    return fake_map(source, target, channels_last), *fake_statistics(source, target)
+    return new_map(source, target, channels_last), *fake_statistics(source, target)
 
 
 def _fake_backward(grad, source, target, row_max, row_argmax, norm, eps, tf32):
@@ -60,34 +75,22 @@ def _fake_backward(grad, source, target, row_max, row_argmax, norm, eps, tf32):
 
 def _setup_context(ctx, inputs, output):
     source, target, ctx.eps, ctx.tf32, _ = inputs
-    _, *statistics = output
-    ctx.save_for_backward(source, target, *statistics)
-    ctx.mark_non_differentiable(*statistics)
+    save_with_statistics(ctx, [source, target], output)
 
 
 def _backward(ops, ctx, grad, *_):
-    grads = ops.guided_correlation_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.tf32)
-    return *grads, None, None, None
+    return ops.guided_correlation_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.tf32)
 
 
-_library.register_fake("guided_correlation", _fake)
-_library.register_fake("guided_correlation_backward", _fake_backward)
-_library.register_fake(
-    "guided_correlation_row_max", lambda source, target, *_: fake_statistics(source, target)[:2]
-)
-for _name in ("band", "band_backward", "row_max_backward"):  # they write into their arguments
-    _library.register_fake(f"guided_correlation_{_name}", lambda *_: None)
-_library.register_autograd("guided_correlation", _setup_context, _backward)
+_library.register_fake("guided_correlation_row_max",
+                       lambda source, target, *_: fake_statistics(source, target)[:2])
+_library.register_operator("guided_correlation", reference, compiled, _fake, _fake_backward,
+                           _setup_context, _backward, example_features)
 
 
-def guided_correlation(
-    source: torch.Tensor,
-    target: torch.Tensor,
-    eps: float = 1e-5,
-    *,
-    memory_format: torch.memory_format = torch.contiguous_format,
-    impl: str | None = None,
-) -> torch.Tensor:
+def guided_correlation(source: torch.Tensor, target: torch.Tensor, eps: float = 1e-5, *,
+                       memory_format: torch.memory_format = torch.contiguous_format,
+                       impl: str | None = None) -> torch.Tensor:
     """The guided correlation map of two feature maps (Eqs. 1, 9, 2): what the flow head reads.
 
     ``C = <z_s(s), z_t(t)>``, ``gamma = C / max_s C * C / max_t C``, ``Q = gamma * C``,
@@ -98,13 +101,10 @@ def guided_correlation(
         source: features ``[B, m, hs, ws]``; normalise them before, nothing is normalised here.
         target: features ``[B, m, ht, wt]``, same dtype and device.
         eps: floor of the maxima, and of the norm of ``C^3 / max_t C``.
-        memory_format: of the result; ``torch.channels_last`` is what a tensor-core convolution
-            reads best.
-        impl: ``"reference"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None picks the best that can
-            run.
+        memory_format: of the result, as in :func:`correlation_4d`.
+        impl: one of :func:`implementations` by name; None picks the best that can run.
 
-    Returns:
-        ``[B, hs*ws, ht, wt]`` in the dtype of the inputs.
+    Returns: ``[B, hs*ws, ht, wt]`` in the dtype of the inputs.
 
     Convention:
         Channel ``s = i*ws + j`` is source position (row i, column j), the last two dimensions are

@@ -19,8 +19,19 @@ import torch.nn.functional as F
 
 from . import _checks, _dispatch, _library
 from ._convolution import Direct, WinogradAlongX
+from .correlation_4d import example_features
 from .guided_correlation import fake_statistics
 from .guided_correlation import reference as guided_correlation_reference
+from .soft_mutual_normalize import save_with_statistics
+
+# row_max, row_argmax and norm as in soft_mutual_normalize.
+_library.define(
+    "guided_correlation_conv2d(Tensor source, Tensor target, Tensor weight, Tensor? bias,"
+    " float eps, bool tf32) -> (Tensor result, Tensor row_max, Tensor row_argmax, Tensor norm)",
+    "guided_correlation_conv2d_backward(Tensor grad, Tensor source, Tensor target, Tensor weight,"
+    " Tensor row_max, Tensor row_argmax, Tensor norm, float eps, bool tf32, bool features_grad,"
+    " bool weight_grad) -> (Tensor source_grad, Tensor target_grad, Tensor weight_grad)",
+)
 
 #: Bytes of one band as the products read it. On a CPU it stays in the cache between its making and
 # its use; on a GPU it keeps every multiprocessor busy.
@@ -37,20 +48,6 @@ WINOGRAD_OUTPUTS = 16
 def reference(source, target, weight, bias, eps: float) -> torch.Tensor:
     Q = guided_correlation_reference(source, target, eps).to(weight.dtype)
     return F.conv2d(Q, weight, bias, padding="same")
-
-
-_dispatch.register("guided_correlation_conv2d", "reference", reference)
-
-
-def _memory(shape, dtype, device) -> torch.Tensor:
-    """Large and uninitialised. On a CPU the system gets it back at once: malloc would keep what
-    forward is done with, and backward's peak would be the sum of both."""
-    size = math.prod(shape)
-    if device.type != "cpu" or size == 0:
-        return torch.empty(shape, dtype=dtype, device=device)
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
-    memory = mmap.mmap(-1, size * dtype.itemsize, **private)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 class _Bands:
@@ -70,9 +67,8 @@ class _Bands:
         self.form = (WinogradAlongX if fewer else Direct)(kernel, size)
         self.z_s, self.z_t = (z.to(self.wide).flatten(2).contiguous() for z in (source, target))
         # The targets of each phase of the map.
-        self.groups = [
-            z.flatten(2).contiguous() for z in self.form.groups(self.z_t.unflatten(2, size))
-        ]
+        self.groups = [z.flatten(2).contiguous()
+                       for z in self.form.groups(self.z_t.unflatten(2, size))]
         self.height = size[0]
         row = self.form.phases * self.sources * self.form.row * self.operand.itemsize
         fitting = BAND_BYTES[self.device.type] // row
@@ -89,8 +85,15 @@ class _Bands:
             rows = min(self.rows, self.height - first)
             yield first, buffer[: row * rows].view(self.form.phases, self.sources, -1)
 
-    def memory(self, shape, dtype):
-        return _memory(shape, dtype, self.device)
+    def memory(self, shape, dtype) -> torch.Tensor:
+        """Large and uninitialised. On a CPU the system gets it back at once: malloc would keep what
+        forward is done with, and backward's peak would be the sum of both."""
+        size = math.prod(shape)
+        if self.device.type != "cpu" or size == 0:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+        memory = mmap.mmap(-1, size * dtype.itemsize, **private)
+        return torch.frombuffer(memory, dtype=dtype).view(shape)
 
     def edged(self, outputs):
         """Zeros for outputs and their edges, [n, *edged_size]."""
@@ -99,25 +102,21 @@ class _Bands:
 
     def weight(self, weight, transposed=False):
         """U, or U^T, as the products read it."""
-        make = self.form.transposed_weight if transposed else self.form.weight
-        return make(weight, self.operand, self.memory)
+        return self.form.weight(weight, transposed, self.operand, self.memory)
 
     def make(self, ops, b, row_max, norms, eps, tf32, first, V):
         """Fills V for a band of sample b; writes the norms of its columns."""
         one = slice(b, b + 1)
         for z_t, M, norm in zip(self.groups, V, norms, strict=True):
-            ops.guided_correlation_band(
-                self.z_s[one], z_t[one], row_max[one], eps, tf32, first * self.form.row,
-                M[None], norm[one],
-            )  # fmt: skip
+            ops.guided_correlation_band(self.z_s[one], z_t[one], row_max[one], eps, tf32,
+                                        first * self.form.row, M[None], norm[one])
 
 
 def _forward(ops, source, target, weight, bias, eps, tf32):
     with _checks.without_autocast(source.device):
         bands = _Bands(source, target, weight)
-        result = source.new_empty(
-            (source.shape[0], weight.shape[0], *target.shape[2:]), dtype=weight.dtype
-        )
+        result = source.new_empty((source.shape[0], weight.shape[0], *target.shape[2:]),
+                                  dtype=weight.dtype)
         row_max, row_argmax = ops.guided_correlation_row_max(bands.z_s, bands.z_t, eps, tf32)
         norms = [torch.empty_like(z[:, 0]) for z in bands.groups]
         for part in bands.parts:
@@ -137,18 +136,15 @@ def _convolve(ops, bands, weight, bias, row_max, norms, eps, tf32, result):
         result[b] = form.inner(Y if bias is None else Y.add_(bias))
 
 
-def _backward_op(
-    ops, grad, source, target, weight, row_max, row_argmax, norm, eps, tf32,
-    features_grad, weight_grad,
-):  # fmt: skip
+def _backward_op(ops, grad, source, target, weight, row_max, row_argmax, norm, eps, tf32,
+                 features_grad, weight_grad):
     # A walk for the features and one for the weight, so that U and dU are never there at once.
     with _checks.without_autocast(source.device):
         bands = _Bands(source, target, weight)
         dz_s, dz_t, dW = (x.new_empty(0) for x in (source, target, weight))
         if features_grad:
-            dz_s, dz_t = _features_gradient(
-                ops, bands, grad, weight, row_max, row_argmax, norm, eps, tf32
-            )
+            dz_s, dz_t = _features_gradient(ops, bands, grad, weight, row_max, row_argmax, norm,
+                                            eps, tf32)
             dz_s = dz_s.to(source.dtype).view_as(source)
             dz_t = dz_t.to(target.dtype).view_as(target)
         if weight_grad:
@@ -165,19 +161,15 @@ def _features_gradient(ops, bands, grad, weight, row_max, row_argmax, norm, eps,
     norms = form.groups(norm.unflatten(1, (1, bands.height, -1)))
     norms = [n.flatten(1).clamp(min=eps) for n in norms]
     for part in bands.parts:
-        _add_features_gradient(
-            ops, bands, grad[:, part], weight[part], row_max, norms, eps, tf32, *sums
-        )
+        _add_features_gradient(ops, bands, grad[:, part], weight[part], row_max, norms, eps, tf32,
+                               *sums)
     dz_s, dz_t, beta = sums
-    ops.guided_correlation_row_max_backward(
-        bands.z_s, bands.z_t, row_max, row_argmax, eps, beta, dz_s, dz_t
-    )
+    ops.guided_correlation_row_max_backward(bands.z_s, bands.z_t, row_max, row_argmax, eps, beta,
+                                            dz_s, dz_t)
     return dz_s, dz_t
 
 
-def _add_features_gradient(
-    ops, bands, grad, weight, row_max, norms, eps, tf32, dz_s, dz_t, beta
-):
+def _add_features_gradient(ops, bands, grad, weight, row_max, norms, eps, tf32, dz_s, dz_t, beta):
     form, U = bands.form, bands.weight(weight, transposed=True)
     grouped = [torch.empty_like(z) for z in bands.groups]
     for b in range(len(grad)):
@@ -189,8 +181,7 @@ def _add_features_gradient(
             for z_t, dM, n_t, dz in zip(bands.groups, dV, norms, grouped, strict=True):
                 ops.guided_correlation_band_backward(
                     dM[None], bands.z_s[one], z_t[one], row_max[one], n_t[one], eps, tf32,
-                    first * form.row, dz_s[one], dz[one], beta[one],
-                )  # fmt: skip
+                    first * form.row, dz_s[one], dz[one], beta[one])
     dz_t += form.ungroup([dz.unflatten(2, (bands.height, form.row)) for dz in grouped]).flatten(2)
 
 
@@ -208,25 +199,13 @@ def _weight_gradient(ops, bands, grad, row_max, eps, tf32, dW):
     form.weight_gradient(dU, dW)
 
 
-def _register_kernels() -> None:
-    for namespace in _library.NAMESPACES:
-        ops = getattr(torch.ops, namespace)
-        for name, function in (("", _forward), ("_backward", _backward_op)):
-            for key in ("CPU", "CUDA"):
-                _library.fragments[namespace].impl(
-                    f"guided_correlation_conv2d{name}",
-                    lambda *arguments, ops=ops, function=function: function(ops, *arguments),
-                    key,
-                )
+_library.implement_by_others("guided_correlation_conv2d", _forward)
+_library.implement_by_others("guided_correlation_conv2d_backward", _backward_op)
 
 
-_register_kernels()
-_library.register_implementations(
-    "guided_correlation_conv2d",
-    lambda ops, source, target, weight, bias, eps: ops.guided_correlation_conv2d(
-        source, target, weight, bias, eps, _checks.allow_tf32(source)
-    )[0],
-)
+def compiled(ops, source, target, weight, bias, eps):
+    tf32 = _checks.allow_tf32(source)
+    return ops.guided_correlation_conv2d(source, target, weight, bias, eps, tf32)[0]
 
 
 def _fake(source, target, weight, bias, eps, tf32):
@@ -234,51 +213,62 @@ def _fake(source, target, weight, bias, eps, tf32):
     return weight.new_empty(shape), *fake_statistics(source, target)
 
 
-def _fake_backward(
-    grad, source, target, weight, row_max, row_argmax, norm, eps, tf32, features_grad, weight_grad
-):
-    return (
-        source.new_empty(source.shape if features_grad else (0,)),
-        target.new_empty(target.shape if features_grad else (0,)),
-        weight.new_empty(weight.shape if weight_grad else (0,)),
-    )
+def _fake_backward(grad, source, target, weight, row_max, row_argmax, norm, eps, tf32,
+                   features_grad, weight_grad):
+    wanted = ((source, features_grad), (target, features_grad), (weight, weight_grad))
+    return tuple(_library.new_gradient(*of) for of in wanted)
 
 
 def _setup_context(ctx, inputs, output):
     source, target, weight, bias, ctx.eps, ctx.tf32 = inputs
-    _, *statistics = output
-    ctx.save_for_backward(source, target, weight, *statistics)
-    ctx.mark_non_differentiable(*statistics)
+    save_with_statistics(ctx, [source, target, weight], output)
 
 
 def _backward(ops, ctx, grad, *_):
-    source, target, weight, *_ = ctx.needs_input_grad
-    grads = ops.guided_correlation_conv2d_backward(
-        grad, *ctx.saved_tensors, ctx.eps, ctx.tf32, source or target, weight
-    )
-    needed = (source, target, weight)
-    return (
-        *(g if wanted else None for g, wanted in zip(grads, needed, strict=True)),
-        grad.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[3] else None,
-        None,
-        None,
-    )
+    source, target, weight, bias, *_ = ctx.needs_input_grad
+    grads = ops.guided_correlation_conv2d_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.tf32,
+                                                   source or target, weight)
+    return *grads, grad.sum(dim=(0, 2, 3)) if bias else None
 
 
-_library.register_fake("guided_correlation_conv2d", _fake)
-_library.register_fake("guided_correlation_conv2d_backward", _fake_backward)
-_library.register_autograd("guided_correlation_conv2d", _setup_context, _backward)
+def _example():
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(8, 63, 3, 3, generator=generator, dtype=torch.float64)
+    return [*example_features(), weight]
 
 
-def guided_correlation_conv2d(
-    source: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    impl: str | None = None,
-) -> torch.Tensor:
+_library.register_operator("guided_correlation_conv2d", reference, compiled, _fake, _fake_backward,
+                           _setup_context, _backward, _example)
+
+
+def _check_layer(weight, bias, source):
+    """Weight and bias for the features, under autocast in its dtype."""
+    _checks.check_tensor("weight", weight, "[n, hs*ws, kh, kw]")
+    _checks.check_same_device("weight", weight, "source", source)
+    positions = source.shape[2] * source.shape[3]
+    if weight.shape[1] != positions:
+        raise ValueError(f"weight: expected hs*ws = {positions} input channels, "
+                         f"got shape {list(weight.shape)}")
+    autocast = _checks.autocast_enabled(source.device)
+    if weight.dtype != source.dtype and not autocast:
+        raise TypeError(f"weight: expected {source.dtype} as source, got {weight.dtype}")
+    if bias is not None:
+        _checks.check_tensor("bias", bias, "[n]")
+        _checks.check_same_device("bias", bias, "source", source)
+        if bias.shape[0] != weight.shape[0]:
+            raise ValueError(f"bias: expected [{weight.shape[0]}], "
+                             f"got shape {list(bias.shape)}")
+        if bias.dtype != weight.dtype and not autocast:
+            raise TypeError(f"bias: expected {weight.dtype} as weight, got {bias.dtype}")
+    if autocast and weight.dtype != torch.float64:  # as for torch's own convolution
+        dtype = torch.get_autocast_dtype(source.device.type)
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    return weight, bias
+
+
+def guided_correlation_conv2d(source: torch.Tensor, target: torch.Tensor, weight: torch.Tensor,
+                              bias: torch.Tensor | None = None, eps: float = 1e-5, *,
+                              impl: str | None = None) -> torch.Tensor:
     """Convolve the guided correlation map of two feature maps (Eqs. 1, 9, 2, then a convolution).
 
     ``Y = conv2d(guided_correlation(source, target, eps), weight, bias, padding="same")``.
@@ -289,11 +279,9 @@ def guided_correlation_conv2d(
         weight: ``[n, hs*ws, kh, kw]``.
         bias: ``[n]`` or None.
         eps: floor of the row maxima and the column norms.
-        impl: ``"reference"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None picks the best that can
-            run.
+        impl: one of :func:`implementations` by name; None picks the best that can run.
 
-    Returns:
-        ``[B, n, ht, wt]``.
+    Returns: ``[B, n, ht, wt]``.
 
     Convention:
         Channels of ``weight`` run over source positions row-major, its window over target
@@ -314,30 +302,7 @@ def guided_correlation_conv2d(
         NotImplementedError: second derivatives of anything but ``reference``.
     """
     source, target = _checks.check_feature_pair(source, target)
-    _checks.check_tensor("weight", weight, "[n, hs*ws, kh, kw]")
-    _checks.check_same_device("weight", weight, "source", source)
-    positions = source.shape[2] * source.shape[3]
-    if weight.shape[1] != positions:
-        raise ValueError(
-            f"weight: expected hs*ws = {positions} input channels, "
-            f"got shape {_checks.shape_of(weight)}"
-        )
-    autocast = _checks.autocast_enabled(source.device)
-    if weight.dtype != source.dtype and not autocast:
-        raise TypeError(f"weight: expected {source.dtype} as source, got {weight.dtype}")
-    if bias is not None:
-        _checks.check_tensor("bias", bias, "[n]")
-        _checks.check_same_device("bias", bias, "source", source)
-        if bias.shape[0] != weight.shape[0]:
-            raise ValueError(
-                f"bias: expected [{weight.shape[0]}], got shape {_checks.shape_of(bias)}"
-            )
-        if bias.dtype != weight.dtype and not autocast:
-            raise TypeError(f"bias: expected {weight.dtype} as weight, got {bias.dtype}")
+    weight, bias = _check_layer(weight, bias, source)
     eps = _checks.check_eps(eps)
-    if autocast and weight.dtype != torch.float64:  # as for torch's own convolution
-        dtype = torch.get_autocast_dtype(source.device.type)
-        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    return _dispatch.choose("guided_correlation_conv2d", impl, source.device)(
-        source, target, weight, bias, eps
-    )
+    function = _dispatch.choose("guided_correlation_conv2d", impl, source.device)
+    return function(source, target, weight, bias, eps)

@@ -16,13 +16,8 @@ def pixel_centres(size: int, dtype: torch.dtype, device=None) -> torch.Tensor:
     return ((2 * j + (1 - size)) / size).to(dtype)
 
 
-def identity_flow(
-    height: int,
-    width: int,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> torch.Tensor:
+def identity_flow(height: int, width: int, *, dtype: torch.dtype | None = None,
+                  device: torch.device | str | None = None) -> torch.Tensor:
     """Flow ``[2, height, width]`` that maps every position to itself.
 
     ``flow[0, i, j] = (2j + 1)/width - 1``, ``flow[1, i, j] = (2i + 1)/height - 1``.
@@ -35,10 +30,8 @@ def identity_flow(
     Convention:
         Channels (x, y); absolute normalised locations in [-1, 1]; pixel centres
         (``align_corners=False``).
-    Precision:
-        Correctly rounded to ``dtype``, and symmetric about 0.
-    Memory:
-        The result.
+    Precision: Correctly rounded to ``dtype``, and symmetric about 0.
+    Memory: The result.
     Raises:
         TypeError, ValueError: a size that is not a positive integer, a dtype that is not floating.
     """

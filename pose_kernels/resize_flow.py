@@ -16,18 +16,14 @@ def interpolate_linearly(displacement: torch.Tensor, size: int, dim: int) -> tor
         return displacement
     if coarse == 1:
         return displacement.expand(*(size if d == dim else -1 for d in range(4)))
-    position = (torch.arange(size, dtype=displacement.dtype, device=displacement.device) + 0.5) * (
-        coarse / size
-    ) - 0.5
+    j = torch.arange(size, dtype=displacement.dtype, device=displacement.device)
+    position = (j + 0.5) * (coarse / size) - 0.5
     low = position.floor().clamp(0, coarse - 2)
-    weight = (position - low).view(
-        [size if d == dim else 1 for d in range(4)]
-    )  # below 0 or above 1: extrapolation
+    weight = position - low  # below 0 or above 1: extrapolation
+    weight = weight.view([size if d == dim else 1 for d in range(4)])
     low = low.long()
-    return (
-        displacement.index_select(dim, low) * (1 - weight)
-        + displacement.index_select(dim, low + 1) * weight
-    )
+    return (displacement.index_select(dim, low) * (1 - weight)
+            + displacement.index_select(dim, low + 1) * weight)
 
 
 def resize_flow(flow: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -39,15 +35,13 @@ def resize_flow(flow: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
     Returns: ``[B, 2, H, W]``.
 
-    Convention: absolute sampling locations (x, y), normalised, pixel centres. The displacement
-    ``flow - identity`` is interpolated bilinearly and continued linearly beyond the outermost
-    centres, so identity and affine flows stay exact up to the border.
-
-    Raises: ``ValueError`` or ``TypeError`` naming the argument.
+    Convention:
+        Absolute sampling locations (x, y), normalised, pixel centres. The displacement ``flow -
+        identity`` is interpolated bilinearly and continued linearly beyond the outermost centres,
+        so identity and affine flows stay exact up to the border.
+    Raises: TypeError, ValueError: an argument of the wrong type, dtype or shape.
     """
-    _checks.check_tensor("flow", flow, "[B, 2, h, w]")
-    if flow.shape[1] != 2:
-        raise ValueError(f"flow: expected [B, 2, h, w], got shape {_checks.shape_of(flow)}")
+    _checks.check_flow(flow)
     size = _checks.check_size(size)
     options = {"dtype": flow.dtype, "device": flow.device}
     displacement = flow - identity_flow(*flow.shape[2:], **options)

@@ -14,6 +14,19 @@ beta_s = -sum_t du C^3 / b_s^2. D_t is dropped where n_t is at its floor, beta_s
 import torch
 
 from . import _checks, _dispatch, _library
+from .correlation_4d import example_features
+from .correlation_4d import reference as correlation_reference
+
+# For S source and T target positions: row_max [B, S] is max(max_t C, eps), row_argmax [B, S]
+# (int64) the first t where it is, norm [B, T] is max(||C^3 / row_max||_2 over S, eps); they are
+# float32, or float64 for float64 maps.
+_library.define(
+    "soft_mutual_normalize(Tensor correlation, float eps)"
+    " -> (Tensor result, Tensor row_max, Tensor row_argmax, Tensor norm)",
+    "soft_mutual_normalize_backward(Tensor grad, Tensor correlation, Tensor row_max,"
+    " Tensor row_argmax, Tensor norm, float eps) -> Tensor",
+    triton="soft_mutual_normalize",
+)
 
 
 def reference(correlation: torch.Tensor, eps: float) -> torch.Tensor:
@@ -33,21 +46,29 @@ def reference(correlation: torch.Tensor, eps: float) -> torch.Tensor:
     return Q_hat.unflatten(2, correlation.shape[2:]).to(correlation.dtype)
 
 
-_dispatch.register("soft_mutual_normalize", "reference", reference)
-_library.register_implementations(
-    "soft_mutual_normalize", lambda ops, *arguments: ops.soft_mutual_normalize(*arguments)[0]
-)
+def compiled(ops, correlation, eps):
+    return ops.soft_mutual_normalize(correlation, eps)[0]
+
+
+def new_statistics(like, sources, targets):
+    """Memory for max_t C, t* and n of a map that is as precise as ``like``."""
+    batch, dtype = like.shape[0], _checks.compute_dtype(like.dtype)
+    return (like.new_empty(batch, sources, dtype=dtype),
+            like.new_empty(batch, sources, dtype=torch.int64),
+            like.new_empty(batch, targets, dtype=dtype))
+
+
+def save_with_statistics(ctx, inputs, output) -> None:
+    """For backward: tensors of the inputs, and what the operator returns beside its result."""
+    _, *statistics = output
+    ctx.save_for_backward(*inputs, *statistics)
+    ctx.mark_non_differentiable(*statistics)
 
 
 def _fake(correlation, eps):
-    batch, sources, ht, wt = correlation.shape
-    dtype = _checks.compute_dtype(correlation.dtype)
-    return (
-        correlation.new_empty(correlation.shape),
-        correlation.new_empty(batch, sources, dtype=dtype),  # max_t C
-        correlation.new_empty(batch, sources, dtype=torch.int64),  # t*
-        correlation.new_empty(batch, ht * wt, dtype=dtype),  # n
-    )
+    _, sources, ht, wt = correlation.shape
+    result = correlation.new_empty(correlation.shape)
+    return result, *new_statistics(correlation, sources, ht * wt)
 
 
 def _fake_backward(grad, correlation, row_max, row_argmax, norm, eps):
@@ -56,24 +77,24 @@ def _fake_backward(grad, correlation, row_max, row_argmax, norm, eps):
 
 def _setup_context(ctx, inputs, output):
     correlation, ctx.eps = inputs
-    _, *statistics = output
-    ctx.save_for_backward(correlation, *statistics)
-    ctx.mark_non_differentiable(*statistics)
+    save_with_statistics(ctx, [correlation], output)
 
 
 def _backward(ops, ctx, grad, *_):
-    return ops.soft_mutual_normalize_backward(grad, *ctx.saved_tensors, ctx.eps), None
+    return [ops.soft_mutual_normalize_backward(grad, *ctx.saved_tensors, ctx.eps)]
 
 
-_library.register_fake("soft_mutual_normalize", _fake)
-_library.register_fake("soft_mutual_normalize_backward", _fake_backward)
+def _example():
+    return [correlation_reference(*example_features())]
+
+
 # Its map comes from an operator that takes a gradient of any layout.
-_library.register_autograd("soft_mutual_normalize", _setup_context, _backward, activations=0)
+_library.register_operator("soft_mutual_normalize", reference, compiled, _fake, _fake_backward,
+                           _setup_context, _backward, _example, activations=0)
 
 
-def soft_mutual_normalize(
-    correlation: torch.Tensor, eps: float = 1e-5, *, impl: str | None = None
-) -> torch.Tensor:
+def soft_mutual_normalize(correlation: torch.Tensor, eps: float = 1e-5, *,
+                          impl: str | None = None) -> torch.Tensor:
     """Weigh a correlation map by how mutual each match is; unit columns (Eqs. 9, 2).
 
     ``gamma = C / max_s C * C / max_t C``, ``Q = gamma * C``, ``Qhat = Q / ||Q(., t)||_2``.
@@ -81,11 +102,9 @@ def soft_mutual_normalize(
     Args:
         correlation: ``[B, hs*ws, ht, wt]`` as :func:`correlation_4d` returns it.
         eps: floor of both maxima, and of the norm of ``C^3 / max_t C``.
-        impl: ``"reference"``, ``"cpp"``, ``"cuda"`` or ``"triton"``; None picks the best that can
-            run.
+        impl: one of :func:`implementations` by name; None picks the best that can run.
 
-    Returns:
-        Same shape and dtype, contiguous.
+    Returns: Same shape and dtype, contiguous.
 
     Convention:
         Dimension 1 runs over source positions, the last two over target positions.

@@ -5,7 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from posemodel.cli import run_main
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.files import sha256, write_result
+from posemodel.runtime.main import run_main
 
 PROTOCOLS = ("paper", "patn", "market", "gfla", "cfld")
 
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> int:
                              "far as their weights are at hand")
     arguments = parser.parse_args(argv)
 
-    from posemodel.engine import distributed
+    from posemodel.runtime import distributed
 
     try:
         with distributed.join(_TIMEOUT) as world:
@@ -49,105 +51,69 @@ def main(argv: list[str]) -> int:
 
 def evaluate_run(arguments: argparse.Namespace, world) -> int:
     """Load the averaged weights of the newest valid checkpoint and measure them."""
-    from posemodel.engine import environment
-    from posemodel.engine.data_source import HeldOutPairs
-    from posemodel.engine.protocol_evaluation import (
-        Measures,
-        evaluate_under,
-        folder_name,
-        protocol_for,
-    )
-    from posemodel.engine.report import evaluation_table, protocol_tables
+    from posemodel.data.source import open_held_out
     from posemodel.engine.run_folder import RunFolder
-    from posemodel.engine.samples import write_samples
     from posemodel.engine.trained import load_trained
-    from posemodel.errors import UserError
-    from posemodel.files import sha256, write_result
+    from posemodel.evaluation import test_set
+    from posemodel.runtime import environment
 
-    say = print if world.first else _nothing
+    # What the other processes would say, the first one says.
+    log = print if world.first else lambda line: None
     run = RunFolder.open_existing(arguments.run)
-    config = run.config
-    if arguments.pairs is not None:
-        if arguments.pairs < 1:
-            raise UserError(f"--pairs {arguments.pairs}: expected at least 1")
-        config.data.evaluation_pairs = arguments.pairs
-    if arguments.root is not None:
-        if config.data.kind == "mannequins":
-            raise UserError(f"--root {arguments.root}: this run is on mannequins, which no folder "
-                            "holds")
-        config.data.root = arguments.root
+    config, data = run.config, run.config.data
+    _choose_pairs(data, arguments)
     device, _ = environment.choose_device(arguments.device, world)
     dtype, _ = environment.choose_precision(config.precision, device)
-    model, found = load_trained(run, device, say)
-
-    protocol = protocol_for(arguments.protocol, config)
-    measures = Measures(protocol=protocol, lpips=_lpips(arguments.lpips, protocol, device, say),
-                        inception=_inception(protocol, config, device, say))
-    held_out = HeldOutPairs(config, device, config.data.evaluation_pairs, say)
-    checkout = world.from_first(environment.collect(world.size)["git"]) or {}
-    commit = checkout.get("commit")
-    if checkout.get("dirty"):
-        commit += "-modified"
-    # What "auto" chooses depends on the machine, and the images on what it chose.
-    record = {**protocol.record(pairs=config.data.evaluation_pairs, commit=commit),
-              "device": device.type, "precision": str(dtype).removeprefix("torch.")}
-    about = {
-        "protocol": record, "step": found.step,
-        "weights": sha256(found.path / "averaged.safetensors"),
-        "data": {name: value for name, value in vars(config.data).items()
-                 if name not in ("root", "workers")}, "list": held_out.fingerprint(),
-        "lpips": sorted(measures.lpips),
-        "fid": measures.inception.digest if measures.inception is not None else None}
-    folder = run.path / "evaluation" / folder_name(about)
-    row = evaluate_under(measures, model, held_out, config, dtype, folder=folder, about=about,
-                         world=world)
-    if row is None:
-        return 0
-    for name in ("fid_images", "fid_reference_images"):
-        record[name] = row.pop(name, None)
-    row = {"step": found.step, **row, "protocol": {**record, "pairs": row["pairs"]},
-           "values": str(folder)}
-    numbers = arguments.json or run.path / "evaluation.json"
-    picture = arguments.picture or run.path / "evaluation.png"
-    write_result(numbers, json.dumps(row, indent=2, allow_nan=False) + "\n")
-    write_samples(model, config, device, dtype, picture, title=f"step {found.step}")
-    print(f"{evaluation_table(row)}\n\n{protocol_tables(row)}\n")
-    print(f"numbers: {numbers}\npicture: {picture}\nvalues of each pair: {folder}")
+    model, checkpoint = load_trained(run, device, log)
+    instruments = test_set.instruments_for(
+        test_set.protocol_for(arguments.protocol, data.image_size), data, device,
+        lpips=arguments.lpips, log=log)
+    held_out = open_held_out(data, device, data.evaluation_pairs, log=log,
+                             positions=config.flow_positions)
+    about = test_set.description(
+        instruments, held_out, data, step=checkpoint.step, device=device, dtype=dtype,
+        weights=sha256(checkpoint.path / "averaged.safetensors"), commit=_commit(world))
+    row = test_set.evaluate_under(
+        instruments, model, held_out, data, dtype, about=about, world=world,
+        folder=run.path / "evaluation" / test_set.folder_name(about))
+    if row is not None:
+        _publish(row, model, config, device, dtype, arguments)
     return 0
 
 
-def _lpips(wanted: str, protocol, device, say) -> dict:
-    """LPIPS networks by their net, and a line for each that is left out."""
-    from posemodel import lpips_metric
-
-    if wanted in ("alex", "vgg"):
-        return {wanted: lpips_metric.Lpips(wanted, device)}
-    networks = {}
-    for net in sorted({"alex", *protocol.lpips}) if wanted == "auto" else ():
-        why = lpips_metric.missing(net)
-        if why:
-            say(f"LPIPS-{net} left out: {why}")
-        else:
-            networks[net] = lpips_metric.Lpips(net, device)
-    return networks
+def _choose_pairs(data, arguments: argparse.Namespace) -> None:
+    """What the command says of the held-out pairs."""
+    if arguments.pairs is not None:
+        if arguments.pairs < 1:
+            raise UserError(f"--pairs {arguments.pairs}: expected at least 1")
+        data.evaluation_pairs = arguments.pairs
+    if arguments.root is not None:
+        if data.kind == "mannequins":
+            raise UserError(f"--root {arguments.root}: this run is on mannequins, which no folder "
+                            "holds")
+        data.root = arguments.root
 
 
-def _inception(protocol, config, device, say):
-    """The network of the protocol's FID, if it has one, or a line that says why not."""
-    from posemodel.evaluation import fid
+def _commit(world) -> str | None:
+    """The version of this code, the same in all processes; None where there is no repository."""
+    from posemodel.runtime import environment
 
-    if protocol.fid_weights is None:
-        return None
-    why = "generated people have no list of training images to compare with" \
-        if config.data.kind == "mannequins" else fid.missing(protocol.fid_weights)
-    if why:
-        say(f"FID left out: {why}")
-        return None
-    return fid.InceptionFeatures(protocol.fid_weights, device)
+    checkout = world.from_first(environment.collect(world.size)["git"]) or {}
+    commit = checkout.get("commit")
+    return f"{commit}-modified" if checkout.get("dirty") else commit
 
 
-def _nothing(_line: str) -> None:
-    """What the other processes say: the first one has said it."""
+def _publish(row: dict, model, config, device, dtype, arguments: argparse.Namespace) -> None:
+    """The numbers and the sample sheet as files, the tables in the terminal."""
+    from posemodel.evaluation.samples import write_samples
+    from posemodel.evaluation.tables import evaluation_table, protocol_tables
+
+    numbers = arguments.json or arguments.run / "evaluation.json"
+    picture = arguments.picture or arguments.run / "evaluation.png"
+    write_result(numbers, json.dumps(row, indent=2, allow_nan=False) + "\n")
+    write_samples(model, config, device, dtype, picture, title=f"step {row['step']}")
+    print(f"{evaluation_table(row)}\n\n{protocol_tables(row)}\n")
+    print(f"numbers: {numbers}\npicture: {picture}\nvalues of each pair: {row['values']}")
 
 
 if __name__ == "__main__":

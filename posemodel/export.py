@@ -12,8 +12,9 @@ import os
 import shutil
 from pathlib import Path
 
-from posemodel.cli import run_main
-from posemodel.errors import UserError
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.files import writing
+from posemodel.runtime.main import run_main
 
 #: Largest difference of a program from the model on a CPU, of the flow and of images at one flow.
 TOLERANCE = 1e-5
@@ -41,29 +42,27 @@ def main(argv: list[str]) -> int:
                         help="what the model is, and is not, good for; kept in a .safetensors file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
-    arguments = parser.parse_args(argv)
-    return export(arguments)
+    return export(parser.parse_args(argv))
 
 
 def export(arguments: argparse.Namespace) -> int:
     """Load, write, read again, compare. Raises: `UserError`."""
     _check_request(arguments)
-    from posemodel.inference import PoseTransferModel
+    from posemodel.inference.model import PoseTransferModel
 
     out = arguments.out
     model = PoseTransferModel.choose(arguments.run, arguments.device)
-    print(f"model: {model.name}, {model.step} steps, {model.size[1]} x {model.size[0]} pixels, "
-          f"on {model.device}")
+    print(f"model: {model.summary}")
     # Written beside its place and moved there when it has been checked.
     temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
     try:
-        if out.suffix == ".pt2":
-            _write_program(model, temporary, compiled=arguments.compile)
-        else:
-            _write_weights(model, temporary, arguments.about or model.about, half=arguments.half)
-        os.replace(temporary, out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+        with writing(out):
+            if out.suffix == ".pt2":
+                _write_program(model, temporary, compiled=arguments.compile)
+            else:
+                _write_weights(model, temporary, arguments.about or model.about,
+                               half=arguments.half)
+            os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
     print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
@@ -87,19 +86,15 @@ def _check_request(arguments: argparse.Namespace) -> None:
     if out.suffix == ".pt2" and (arguments.about or arguments.half):
         flag = "--about" if arguments.about else "--half"
         raise UserError(f"{flag} is for weights: give --out a name ending in .safetensors")
-    if arguments.compile and not _has_compiler():
+    compilers = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    if arguments.compile and not any(name and shutil.which(name) for name in compilers):
         raise UserError("--compile takes a C++ compiler, and there is none (g++, clang++, or the "
                         "variable CXX); without --compile the program needs none")
 
 
-def _has_compiler() -> bool:
-    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    return any(name and shutil.which(name) for name in names)
-
-
 def _write_weights(model, path: Path, about: str, *, half: bool) -> None:
-    from posemodel import programs
-    from posemodel.inference import PoseTransferModel
+    from posemodel.inference import programs
+    from posemodel.inference.model import PoseTransferModel
 
     programs.write_weights(model, path, about=about, half=half)
     again = PoseTransferModel.from_file(path, str(model.device))
@@ -113,16 +108,16 @@ def _write_weights(model, path: Path, about: str, *, half: bool) -> None:
 
 
 def _write_program(model, path: Path, *, compiled: bool) -> None:
-    from posemodel import programs
+    from posemodel.inference import programs
 
     programs.write_program(model, path, compiled=compiled)
     program = programs.load_program(path, compiled=compiled)
     for batch in _CHECKED_BATCHES:
-        found = programs.largest_differences(model, program, batch)
-        print(f"batch {batch}: largest difference from the model {found.flow:.1e} (flow), "
-              f"{found.at_its_flow:.1e} (images at the same flow), {found.end_to_end:.1e} (images)")
+        apart = programs.largest_differences(model, program, batch)
+        print(f"batch {batch}: largest difference from the model {apart.flow:.1e} (flow), "
+              f"{apart.at_its_flow:.1e} (images at the same flow), {apart.end_to_end:.1e} (images)")
         # A GPU may take other algorithms, in TF32.
-        if model.device.type == "cpu" and max(found.flow, found.at_its_flow) > TOLERANCE:
+        if model.device.type == "cpu" and max(apart.flow, apart.at_its_flow) > TOLERANCE:
             raise RuntimeError(f"the program differs from the model by more than {TOLERANCE}")
     eager = programs.InferencePath(model.generator)
     for batch in _TIMED_BATCHES:

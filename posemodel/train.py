@@ -3,16 +3,16 @@
 import contextlib
 import signal
 import sys
+import time
 
-from posemodel.cli import parse_train, run_main
+from posemodel.config.flags import parse_train
+from posemodel.runtime.main import run_main
 
 
 def main(argv: list[str]) -> int:
     """Parses, then trains. torch is imported only when there is something to train."""
     request = parse_train(argv)
-    if request.dry_run:
-        return 0
-    return train(request.config, argv)
+    return 0 if request.dry_run else train(request.config, argv)
 
 
 def train(config, argv: list[str]) -> int:
@@ -20,8 +20,8 @@ def train(config, argv: list[str]) -> int:
 
     Under torchrun each process of the job calls this.
     """
-    from posemodel.engine import distributed
     from posemodel.engine.trainer import NonFiniteLoss
+    from posemodel.runtime import distributed
 
     try:
         with distributed.join(config.timeout) as world, Interruptions() as interruptions:
@@ -32,60 +32,69 @@ def train(config, argv: list[str]) -> int:
 
 
 def _train(config, argv: list[str], world, interruptions: "Interruptions") -> int:
-    import torch
-
-    from posemodel.engine import environment
-    from posemodel.engine.data_source import check_root, check_seed, open_training_data
+    from posemodel.data.source import check_root, check_seed, open_training_data
     from posemodel.engine.journal import Journal
     from posemodel.engine.report import start_panel
-    from posemodel.engine.run_folder import RunFolder
-    from posemodel.engine.trainer import Clock, Trainer
+    from posemodel.engine.run_folder import kernels_on
+    from posemodel.engine.trainer import Trainer
+    from posemodel.runtime.environment import choose_machine
 
     check_seed(config.seed)
-    check_root(config)
-    device, device_reason = environment.choose_device(config.device, world)
-    if device.index is not None and device.type == "cuda":
-        torch.cuda.set_device(device)
-    dtype, dtype_reason = environment.choose_precision(config.precision, device)
-    dtype_reason += environment.set_tf32(config.tf32, device)
+    check_root(config.data)
+    machine = choose_machine(config.device, config.precision, config.tf32, world)
     # What can be missing, such as the weights of a loss, first: a run that cannot start leaves no
     # folder behind.
-    trainer = Trainer(config, device, dtype, world)
-    data = open_training_data(config, device, trainer.pairs)
+    trainer = Trainer(config, machine.device, machine.dtype, world)
+    data = open_training_data(config.data, machine.device, trainer.pairs, seed=config.seed)
+    with contextlib.closing(data), _run_folder(config, argv, world) as run:
+        start = trainer.restore(run)
+        if run is not None:
+            run.log(start_panel(run, machine, start, kernels=kernels_on(machine.device),
+                                parameters=trainer.parameter_counts(),
+                                loss_name=trainer.reconstruction.name, data=data.description))
+            data.report_to(run.log)
+        journal = Journal(run, trainer, start)
+        for step in range(start + 1, config.steps + 1):
+            _step(step, trainer, data, journal)
+            stop = world.agree(interruptions.code)
+            _keep(step, config, journal, stop)
+            if stop:
+                journal.stopped(signal.Signals(stop - 128).name, step)
+                return stop
+        journal.finished()
+    return 0
+
+
+@contextlib.contextmanager
+def _run_folder(config, argv: list[str], world):
+    """The run's folder in the first process, None in the others."""
+    from posemodel.engine.run_folder import RunFolder
+
     with contextlib.ExitStack() as stack:
-        stack.callback(data.close)
         run = None
         with world.first_alone():
             if world.first:
                 run = stack.enter_context(RunFolder.open(config, argv, world.size))
-        start = trainer.restore(run)
-        if run is not None:
-            run.log(start_panel(
-                config, device, device_reason, dtype, dtype_reason, environment.kernels(device),
-                trainer.parameter_counts(), run, start, trainer.reconstruction.name,
-                data.description))
-            data.report_to(run.log)
-        journal = Journal(run, trainer, start)
+        yield run
 
-        for step in range(start + 1, config.steps + 1):
-            clock = Clock()
-            batch = data.batch(step)
-            data_ms = clock.lap()
-            losses = trainer.step(step, batch)
-            journal.step(step, losses, data_ms, step_ms=data_ms + clock.lap())
 
-            last = step == config.steps
-            stop = world.agree(interruptions.code)
-            if step % config.evaluate_every == 0 or last:
-                journal.evaluate(step)
-            if step % config.checkpoint_every == 0 or last or stop:
-                journal.save(step)
-            if stop:
-                journal.stopped(signal.Signals(stop - 128).name, step)
-                return stop
+def _step(step: int, trainer, data, journal) -> None:
+    """One step, and where its time went."""
+    began = time.perf_counter()
+    batch = data.batch(step)
+    fetched = time.perf_counter()
+    losses = trainer.step(step, batch)
+    done = time.perf_counter()
+    journal.step(step, losses, 1000 * (fetched - began), step_ms=1000 * (done - began))
 
-        journal.finished()
-    return 0
+
+def _keep(step: int, config, journal, stop: int) -> None:
+    """Evaluation and checkpoint, where they are due."""
+    last = step == config.steps
+    if step % config.evaluate_every == 0 or last:
+        journal.evaluate(step)
+    if step % config.checkpoint_every == 0 or last or stop:
+        journal.save(step)
 
 
 class Interruptions:

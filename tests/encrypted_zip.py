@@ -1,8 +1,17 @@
-"""Zip files with a password, which Python reads but does not write."""
+"""Zip files of given content, also with a password, which Python reads but does not write."""
 
 import struct
+import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
+
+
+def zip_of(file: Path | BinaryIO, files: dict[str, bytes], **options) -> Path | BinaryIO:
+    with zipfile.ZipFile(file, "w", **options) as packed:
+        for name, content in files.items():
+            packed.writestr(name, content)
+    return file
 
 
 def encrypt(data: bytes, password: bytes) -> bytes:
@@ -38,9 +47,8 @@ def encrypted_zip_of(path: Path, files: dict[str, bytes], password: bytes) -> Pa
     body, directory = b"", b""
     for name, content in files.items():
         data = encrypt(content, password)
-        fields = struct.pack(
-            "<HHHHHIIIHH", 20, 1, 0, 0, 33, zlib.crc32(content), len(data), len(content),
-            len(name), 0)  # fmt: skip
+        fields = struct.pack("<HHHHHIIIHH", 20, 1, 0, 0, 33, zlib.crc32(content), len(data),
+                             len(content), len(name), 0)
         offset = len(body)
         body += b"PK\x03\x04" + fields + name.encode() + data
         directory += b"PK\x01\x02" + struct.pack("<H", 20) + fields

@@ -51,7 +51,7 @@ def _train(rank: int, job: dict, argv: list[str], log: str, before) -> None:
     os.environ |= {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     import torch
 
-    from posemodel.cli import run_main
+    from posemodel.runtime.main import run_main
     from posemodel.train import main
 
     torch.set_num_threads(1)

@@ -1,5 +1,6 @@
 """A `LocalServer` in a thread, and a client that can misbehave."""
 
+import contextlib
 import http.client
 import json
 import re
@@ -7,7 +8,7 @@ import socket
 import threading
 from contextlib import contextmanager
 
-from posemodel.local_server import LocalServer
+from posemodel.runtime.local_server import LocalServer
 
 
 class Client:
@@ -47,7 +48,8 @@ class Client:
         """The status that these bytes get."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
             connection.sendall(content)
-            connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # the server may have answered and closed already
+                connection.shutdown(socket.SHUT_WR)
             answer = connection.makefile("rb").readline()
         return int(answer.split()[1])
 

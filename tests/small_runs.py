@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 
-from posemodel.config import to_dict
-from posemodel.engine import checkpoint
+from posemodel.build import build_generator
+from posemodel.config.stored import to_dict
 from posemodel.engine.run_folder import RunFolder
-from posemodel.model.pose_transfer import PoseTransfer, build_generator
+from posemodel.model.pose_transfer import PoseTransfer
+from posemodel.runtime import checkpoint
 from tests.tiny import tiny_config
 
 
@@ -28,6 +29,5 @@ def write_tiny_run(path: Path, *, step: int = 7, **changes) -> Path:
     config.out = str(path)
     with RunFolder.open(config, []) as run:
         weights = {"averaged": tiny_generator(**changes).state_dict()}
-        checkpoint.save(run.checkpoints, step, weights=weights, state={}, config=to_dict(config),
-                        keep=2)
+        checkpoint.save(run.checkpoints, step, weights=weights, state={}, config=to_dict(config))
     return path

@@ -12,15 +12,12 @@ import pytest
 import torch
 
 import pose_kernels
-from posemodel.train import main as train_main
-from tests.tiny import FLAGS as FLAGS_OF_TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = [file for file in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
            if not file.stem.endswith("-step")]  # those are step_bench's
 FLAGS = SimpleNamespace(compile=False, channels_last=False)
-OPS = ("correlation_4d", "soft_mutual_normalize", "guided_correlation",
-       "guided_correlation_conv2d", "flow_sample")
+OPS = tuple(sorted(pose_kernels.implementations()))
 TINY = ("--grids", "6", "--features", "4", "--outputs", "3", "--image", "12", "--channels", "2",
         "--repeats", "2", "--threads", "1")
 
@@ -32,97 +29,49 @@ def bench(name, *words):
 
 @pytest.fixture
 def modules(monkeypatch):
-    """corr_bench and its parts, with ceilings that cost no time."""
+    """The parts of corr_bench, with ceilings that cost no time."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import corr_bench
-    import corr_forms
+    import corr_measure
     import measure
+    import operation
+    import operators
 
     monkeypatch.setattr(measure, "bandwidth", lambda clock: 1e10)
     monkeypatch.setattr(measure, "product_rate", lambda dtype, clock: 1e11)
     threads = torch.get_num_threads()
-    yield corr_bench, corr_forms, measure
+    yield SimpleNamespace(corr_bench=corr_bench, corr_measure=corr_measure, measure=measure,
+                          operation=operation, operators=operators)
     torch.set_num_threads(threads)
 
 
 @pytest.fixture
 def corr_bench(modules):
-    return modules[0]
+    return modules.corr_bench
 
 
-@pytest.mark.parametrize("name", ["corr_bench.py", "data_bench.py", "experiments.py",
-                                  "loading_bench.py", "visibility_study.py"])
+@pytest.mark.parametrize("name", ["corr_bench.py", "experiments.py", "loading_bench.py",
+                                  "step_bench.py"])
 def test_help(name):
     done = bench(name, "--help")
     assert done.returncode == 0 and "usage" in done.stdout
 
 
-def test_data_bench_measures_a_rate():
-    done = bench("data_bench.py", "--sizes", "32", "--seconds", "0.1", "--threads", "1", "--json")
+def test_loading_bench_measures_rates(tmp_path):
+    file = tmp_path / "run.json"
+    done = bench("loading_bench.py", "--kinds", "market", "mannequins", "--sizes", "32", "--pairs",
+                 "4", "--batch", "2", "--workers", "0", "--seconds", "0.1", "--threads", "1",
+                 "--json", str(file))
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["pairs_per_second_32"] > 0
+    found = json.loads(file.read_text())
+    assert found["mannequins"]["32"] > 0 and found["market"]["pairs_per_second"]["0"] > 0
+    assert min(found["market"]["ms_per_pair"].values()) > 0
+    assert re.search(r"32 x 32 +\d", done.stdout) and "a core delivers" in done.stdout
 
 
 def test_experiments_names_the_variants_when_one_is_misspelt():
     done = bench("experiments.py", "affine-zero")
     assert done.returncode == 2 and "affine-0" in done.stderr and "Traceback" not in done.stderr
-
-
-@pytest.fixture
-def visibility_study(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import visibility_study
-
-    threads = torch.get_num_threads()
-    yield visibility_study
-    torch.set_num_threads(threads)
-
-
-def test_what_bounds_visibility(visibility_study, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["visibility_study", "--steps", "20", "--pairs", "16"])
-    visibility_study.main()
-    found = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    grids = [float(found[f"true flow, affine, grid {n} x {n}"]) for n in (16, 32, 64)]
-    # A finer grid shows more of it, and a little training with labels more than chance.
-    assert 0.5 < grids[0] < grids[1] < 0.8 and grids[2] > grids[0]
-    assert float(found["classifier with labels, 20 steps"]) > 0.52
-
-
-def test_measures_of_visibility_in_a_run(visibility_study, tmp_path, monkeypatch, capsys):
-    run = tmp_path / "run"
-    assert train_main([*FLAGS_OF_TINY, "--steps", "1", "--out", str(run)]) == 0
-    capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["visibility_study", str(run), "--pairs", "2"])
-    visibility_study.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == str(run) and len(lines) == 1 + 3 * 7
-    assert all(0 <= float(line.split()[-1]) <= 1 for line in lines[1:])
-    monkeypatch.setattr(sys, "argv", ["visibility_study", str(tmp_path / "none")])
-    with pytest.raises(SystemExit, match="2"):
-        visibility_study.main()
-    assert "none is no run folder" in capsys.readouterr().err
-
-
-def test_arrivals_are_what_the_way_back_puts_there(visibility_study):
-    body = torch.zeros(1, 1, 12, 12, dtype=torch.bool)
-    body[..., 4:6, 4:6] = True
-    # Everything of the source is found two pixels further right in the target, but for a pixel that
-    # is found outside.
-    backward = pose_kernels.identity_flow(12, 12)[None] + torch.tensor([4 / 12, 0]).view(1, 2, 1, 1)
-    backward[0, 0, 5, 5] = 3.0
-    put = visibility_study.arrivals(backward, body)
-    expected = torch.zeros(1, 1, 12, 12)
-    expected[..., 4, 6] = expected[..., 4, 7] = expected[..., 5, 6] = 1.0
-    for _ in range(2):
-        expected = torch.nn.functional.avg_pool2d(expected, 3, 1, 1)
-    torch.testing.assert_close(put, expected)
-
-
-def test_the_depth_of_a_body(visibility_study):
-    body = torch.zeros(1, 1, 1, 20, dtype=torch.bool).expand(1, 1, 20, 20).clone()
-    body[..., 3:17, 3:17] = True
-    depth = visibility_study.body_depth(body)[0, 0]
-    assert depth[10].tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 5, 4, 3, 2, 1, 0, 0, 0]
 
 
 HEADER = {"schema": int, "date": str, "machine": str, "device": str, "threads": int,
@@ -206,7 +155,8 @@ def test_every_operator(op, corr_bench, tmp_path, capsys):
     forms = {row["form"] for row in rows if row["mode"] == "forward+backward"}
     assert forms == {row["form"] for row in rows if row["mode"] == "forward"}
     assert {"eager", "reference", "cpp"} <= forms
-    assert ("ncnet" in forms) == (op not in ("correlation_4d", "flow_sample"))
+    assert ("ncnet" in forms) == (op in ("soft_mutual_normalize", "guided_correlation",
+                                         "guided_correlation_conv2d"))
     assert ("cpp, ch.-last" in forms) == (op in ("correlation_4d", "guided_correlation"))
     assert {row["form"] for row in rows if row["ours"]} <= {
         "reference", "cpp", "reference, ch.-last", "cpp, ch.-last"}
@@ -243,11 +193,11 @@ def test_compile_is_a_row_of_its_own(corr_bench, tmp_path, monkeypatch):
     assert all(row["compile_ratio"] > 0 for row in rows)
 
 
-def test_a_failed_check_prints_no_speed(corr_bench, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(corr_bench.TOLERANCE, "float32", 0.0)
+def test_a_failed_check_prints_no_speed(modules, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(modules.corr_measure.TOLERANCE, "float32", 0.0)
     file = tmp_path / "run.json"
     words = [*TINY, "--op", "guided_correlation", "--json", str(file)]
-    assert corr_bench.main(words) == 1
+    assert modules.corr_bench.main(words) == 1
     for row in json.loads(file.read_text())["rows"]:
         failed = row["ours"]
         assert (row["status"] == "failed the check") == failed
@@ -258,8 +208,6 @@ def test_a_failed_check_prints_no_speed(corr_bench, tmp_path, monkeypatch, capsy
 
 
 def test_a_wrong_implementation_is_found(corr_bench, monkeypatch, capsys):
-    import pose_kernels
-
     right = pose_kernels.flow_sample
     monkeypatch.setattr(pose_kernels, "flow_sample", lambda image, flow, impl: (
         right(image, flow, impl=impl) * (float("nan") if impl == "cpp" else 1)))
@@ -270,8 +218,6 @@ def test_a_wrong_implementation_is_found(corr_bench, monkeypatch, capsys):
 
 
 def test_an_implementation_that_raises_is_a_failure(corr_bench, monkeypatch, capsys):
-    import pose_kernels
-
     right = pose_kernels.guided_correlation
 
     def broken(*arguments, impl=None, **keywords):
@@ -285,21 +231,20 @@ def test_an_implementation_that_raises_is_a_failure(corr_bench, monkeypatch, cap
 
 
 def test_out_of_memory_is_a_result(modules, tmp_path, monkeypatch, capsys):
-    corr_bench, forms, measure = modules
-    op = forms.OPERATIONS["guided_correlation_conv2d"]
-    size = forms.Size(1, 16, "float32", 4, 3, 3, 16, 1)
-    eager, ours = (next(f for f in op.forms(size, torch.device("cpp" if False else "cpu"), options)
-                        if f.name == name)
-                   for name, options in (("eager", FLAGS), ("cpp", FLAGS)))
+    op = modules.operators.operator("guided_correlation_conv2d")
+    size = modules.operation.Size(1, 16, "float32", 4, 3, 3, 16, 1)
+    named = {form.name: form for form in op.forms(size, torch.device("cpu"), FLAGS)}
+    eager, ours = named["eager"], named["cpp"]
     base = op.base(size)
     room = (base + op.need(size, eager, False), base + op.need(size, ours, True))
     assert room[0] > room[1]
     # Enough for ours with gradients, not for eager; the oracle has to take a smaller grid.
-    monkeypatch.setattr(measure, "available_bytes", lambda device: (room[0] + room[1]) / 2 / 0.9)
+    enough = sum(room) / 2 / 0.9
+    monkeypatch.setattr(modules.measure, "available_bytes", lambda device: enough)
     file = tmp_path / "run.json"
     words = [*TINY, "--grids", "16", "--op", "guided_correlation_conv2d", "--commit", "0123abc",
              "--json", str(file)]
-    assert corr_bench.main(words) == 0
+    assert modules.corr_bench.main(words) == 0
     rows = assert_valid(file.read_text())["rows"]
     for row in rows:
         if row["form"] in ("eager", "ncnet", "reference"):
@@ -309,8 +254,8 @@ def test_out_of_memory_is_a_result(modules, tmp_path, monkeypatch, capsys):
             assert row["checked_at"] == 8 and "checked at 8" in row["note"]
     assert "out of memory (needs about" in capsys.readouterr().out
     # Not even the inputs fit.
-    monkeypatch.setattr(measure, "available_bytes", lambda device: 0)
-    assert corr_bench.main(words[:-2]) == 0
+    monkeypatch.setattr(modules.measure, "available_bytes", lambda device: 0)
+    assert modules.corr_bench.main(words[:-2]) == 0
     assert "%" not in capsys.readouterr().out
 
 
@@ -319,7 +264,7 @@ def test_out_of_memory_is_a_result(modules, tmp_path, monkeypatch, capsys):
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 12 bytes"),
 ])
 def test_what_counts_as_out_of_memory(modules, error):
-    measure = modules[2]
+    measure = modules.measure
 
     def call():
         raise error
@@ -327,12 +272,16 @@ def test_what_counts_as_out_of_memory(modules, error):
     assert measure.attempt(call) == (None, ("out of memory", ""))
 
 
+def test_every_operator_has_a_file_of_forms(modules):
+    assert modules.operators.NAMES == OPS
+    assert all(modules.operators.operator(name).name == name for name in OPS)
+
+
 def test_work_by_hand(modules):
-    forms = modules[1]
     # 2 samples, 3 x 3, m = 5: a map of 2 * 81 = 162 values, features of 90, results in float16.
-    size = forms.Size(2, 3, "float16", 5, 7, 3, 11, 4)
+    size = modules.operation.Size(2, 3, "float16", 5, 7, 3, 11, 4)
     work = {name: [op.work(size, backward) for backward in (False, True)]
-            for name, op in forms.OPERATIONS.items()}
+            for name, op in ((name, modules.operators.operator(name)) for name in OPS)}
     maps, features = 162, 90
     product = 2 * 2 * 9 * 9 * 5
     for name in ("correlation_4d", "guided_correlation"):
@@ -347,7 +296,7 @@ def test_work_by_hand(modules):
     image, flow = 2 * 4 * 11 * 11, 2 * 2 * 9
     assert work["flow_sample"] == [
         (2 * (2 * image + flow), 8 * image), (4 * (2 * image + flow), 24 * image)]
-    conv = forms.OPERATIONS["guided_correlation_conv2d"]
+    conv = modules.operators.operator("guided_correlation_conv2d")
     alone = next(f for f in conv.forms(size, torch.device("cpu"), FLAGS) if f.name == "conv alone")
     assert conv.work(size, False, alone) == (2 * (maps + weight + 7 + result), convolution)
     # "extra" is beyond these: the result, and every gradient.
@@ -358,27 +307,23 @@ def test_work_by_hand(modules):
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_oracle_of_a_batch_is_that_of_its_samples_at_once(op, modules):
-    forms = modules[1]
-    op = forms.OPERATIONS[op]
-    size = forms.Size(3, 4, "float64", 5, 2, 3, 9, 2)
+    op = modules.operators.operator(op)
+    size = modules.operation.Size(3, 4, "float64", 5, 2, 3, 9, 2)
     generator = torch.Generator().manual_seed(1)
     inputs = op.inputs(size, generator)
     inputs = {name: x.double() for name, x in inputs.items()}
     upstream = op.upstream(size, inputs, generator)
-    found = op.exact(inputs, upstream)
+    exact = op.exact(inputs, upstream)
     whole = {name: x.clone().requires_grad_() for name, x in op.widened(inputs).items()}
-    expected = forms.differentiate(op.oracle, whole, upstream)
-    assert found.keys() == expected.keys() == {"result", *inputs}
+    expected = modules.operation.differentiate(op.oracle, whole, upstream)
+    assert exact.keys() == expected.keys() == {"result", *inputs}
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(exact[name], value, rtol=1e-12, atol=1e-12)
 
 
 def test_no_upstream_gradient_arrives_at_a_corner_of_the_interpolation(modules):
-    forms = modules[1]
-    op = forms.OPERATIONS["flow_sample"]
-    size = forms.Size(1, 32, "float32", 1, 1, 1, 32, 1)
-    import pose_kernels
-
+    op = modules.operators.operator("flow_sample")
+    size = modules.operation.Size(1, 32, "float32", 1, 1, 1, 32, 1)
     half = pose_kernels.identity_flow(32, 32)[None].clone()
     half[:, :, :16] += 1 / 32  # half a pixel: the upper rows are between pixels, the lower on them
     grad = op.upstream(size, {"image": torch.zeros(1, 1, 32, 32), "flow": half},
@@ -415,12 +360,3 @@ def test_bad_arguments_get_one_line(words, named, corr_bench, capsys, monkeypatc
     assert corr_bench.main(words) == 2
     out, err = capsys.readouterr()
     assert named in err and err.count("\n") == 1 and not out
-
-
-def test_help_does_not_wait_for_torch():
-    code = ("import sys; sys.path.insert(0, 'benchmarks'); import corr_bench\n"
-            "try: corr_bench.main(['--help'])\n"
-            "finally: print({'torch', 'matplotlib'} & sys.modules.keys())")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          check=False)
-    assert done.stdout.endswith("set()\n") and "of floor" in done.stdout

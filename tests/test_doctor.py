@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -12,26 +10,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from posemodel import doctor
-from posemodel.errors import UserError
+from posemodel.doctor import __main__ as doctor
+from posemodel.doctor import computation, installation
+from posemodel.doctor.checkup import Checkup, hide_home
+from posemodel.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def found():
-    return doctor.Checkup()
+def checkup():
+    return Checkup()
 
 
 @pytest.fixture
 def quick_examinations(monkeypatch):
     """Those that compute are left out."""
     for name in ("torch_and_devices", "kernels", "training_steps", "two_processes", "weights"):
-        monkeypatch.setattr(doctor, name, lambda found: None)
+        monkeypatch.setattr(doctor, name, lambda checkup: None)
 
 
-def told(found):
-    return "\n".join(line for lines in found.sections.values() for line in lines)
+def told(checkup):
+    return "\n".join(line for lines in checkup.sections.values() for line in lines)
 
 
 def test_every_optional_package_is_known():
@@ -39,37 +39,37 @@ def test_every_optional_package_is_known():
                              re.MULTILINE))
     assert extras.keys() == {"eval", "video", "tb"}
     for names in extras.values():
-        assert set(json.loads(names)) <= doctor._OPTIONAL.keys()
+        assert set(json.loads(names)) <= installation._OPTIONAL.keys()
 
 
 def test_everything(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
-    code = doctor.main(["--json", str(tmp_path / "found.json")])
+    code = doctor.main(["--json", str(tmp_path / "findings.json")])
     printed = capsys.readouterr().out
     assert code == 0, printed
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["losses"]["loss_affine"] > 0 and found["kernels"]["passed"]
-    assert [title for title in found["sections"]][:4] == ["packages", "machine", "torch", "kernels"]
+    findings = json.loads((tmp_path / "findings.json").read_text())
+    assert findings["losses"]["loss_affine"] > 0 and findings["kernels"]["passed"]
+    assert list(findings["sections"])[:4] == ["packages", "machine", "torch", "kernels"]
     for text in ("gloo works; losses as with one process", "guided_correlation_conv2d  cpp",
                  "memory:", "needed: torch", "optional: tensorboard", "vgg19-dcbb9e9d.pth",
                  "alexnet-owt-7be5be79.pth", "inception"):
         assert text in printed, text
     assert not (tmp_path / "hub").exists(), "something was downloaded"
     assert "hunter2" not in printed and str(Path.home()) + os.sep not in printed
-    if found["well"]:
+    if findings["well"]:
         assert re.search(r"\nall well\n\(\d+ s\)\n$", printed)
     else:
         assert "\nproblems\n1. " in printed
 
 
 def test_problems_are_numbered_with_what_to_do(quick_examinations, monkeypatch, capsys):
-    def broken(found):
-        found.problem("no wheels", "mend them", stops=False)
+    def broken(checkup):
+        checkup.problem("no wheels", "mend them", stops=False)
         raise RuntimeError("gave way\nin two lines")
 
     monkeypatch.setattr(doctor, "kernels", broken)
-    monkeypatch.setattr(doctor, "weights", lambda found: found.say("still examined"))
+    monkeypatch.setattr(doctor, "weights", lambda checkup: checkup.say("still examined"))
     assert doctor.main([]) == 2
     printed = capsys.readouterr().out
     last = printed[printed.index("\nproblems\n"):].splitlines()
@@ -81,22 +81,22 @@ def test_problems_are_numbered_with_what_to_do(quick_examinations, monkeypatch, 
 
 def test_what_does_not_stop_training_is_no_failure(quick_examinations, monkeypatch, capsys):
     monkeypatch.setattr(
-        doctor, "weights", lambda found: found.problem("damaged", "delete it", stops=False))
+        doctor, "weights", lambda checkup: checkup.problem("damaged", "delete it", stops=False))
     assert doctor.main([]) == 0
     assert "1. damaged\n   do: delete it" in capsys.readouterr().out
 
 
 def test_without_torch_nothing_more_is_tried(quick_examinations, monkeypatch, capsys):
-    def absent(found):
+    def absent(checkup):
         raise ModuleNotFoundError("No module named 'torch'")
 
     monkeypatch.setattr(doctor, "torch_and_devices", absent)
-    monkeypatch.setattr(doctor, "kernels", lambda found: pytest.fail("tried"))
+    monkeypatch.setattr(doctor, "kernels", lambda checkup: pytest.fail("tried"))
     assert doctor.main([]) == 2
     assert "stops training: torch: ModuleNotFoundError" in capsys.readouterr().out
 
 
-def test_packages(found, monkeypatch):
+def test_packages(checkup, monkeypatch):
     versions = {"torch": "2.9.1", "numpy": "2.0.0"}
 
     def version(name):
@@ -107,122 +107,108 @@ def test_packages(found, monkeypatch):
     monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setattr(metadata, "requires", lambda name: [
         "torch>=2.10", "numpy", "tyro", "lpips; extra == 'eval'"])
-    assert found.examine("packages", doctor.packages)
-    problem, = found.problems
+    assert checkup.examine("packages", installation.packages)
+    problem, = checkup.problems
     assert problem.stops and "torch>=2.10 (here: 2.9.1), tyro (here: none)" in problem.what
     assert "numpy" not in problem.what and "lpips" not in problem.what
-    assert "optional: lpips not installed, for the metric LPIPS" in told(found)
+    assert "optional: lpips not installed, for the metric LPIPS" in told(checkup)
 
 
 @pytest.mark.parametrize("what", ["disk", "memory", "folder"])
-def test_too_little_room(what, found, tmp_path, monkeypatch):
+def test_too_little_room(what, checkup, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "_memory", lambda: (2**35, 2**35))
+    monkeypatch.setattr(installation, "_memory", lambda: (2**35, 2**35))
     if what == "disk":
-        monkeypatch.setattr(doctor, "_LEAST_DISK", 2**80)
+        monkeypatch.setattr(installation, "_LEAST_DISK", 2**80)
     elif what == "memory":
-        monkeypatch.setattr(doctor, "_memory", lambda: (2**35, 2**29))
+        monkeypatch.setattr(installation, "_memory", lambda: (2**35, 2**29))
     else:
         def refused(dir):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refused)
-    found.examine("machine", doctor.machine)
-    problem, = found.problems
+        monkeypatch.setattr(installation.tempfile, "TemporaryFile", refused)
+    checkup.examine("machine", installation.machine)
+    problem, = checkup.problems
     assert problem.stops
     assert {"disk": "free in", "memory": "0.5 GiB of memory", "folder": "cannot write into"
             }[what] in problem.what
 
 
-def test_a_wrong_kernel_stops(found, monkeypatch):
+def test_a_wrong_kernel_stops(checkup, monkeypatch):
     from pose_kernels import __main__ as self_check
 
     monkeypatch.setattr(self_check, "TOLERANCE", (0.0, 0.0))
-    found.examine("kernels", doctor.kernels)
-    wrong = [problem for problem in found.problems if "flow_sample as reference" in problem.what]
+    checkup.examine("kernels", computation.kernels)
+    wrong = [problem for problem in checkup.problems if "flow_sample as reference" in problem.what]
     assert len(wrong) == 1 and wrong[0].stops and "result or gradient is wrong" in wrong[0].what
 
 
 @pytest.mark.parametrize("capability, built, runs", [
-    ((9, 0), "8.0;8.6;9.0", True),
-    ((8, 9), "8.0;8.6;9.0", True),
-    ((7, 5), "8.0;8.6;9.0+PTX", False),
-    ((10, 0), "8.0;9.0", False),
-    ((12, 0), "8.0;10.0+PTX", True),
-    ((8, 0), "8.6", False),
-    ((9, 0), "8.0 9.0a", True),
-])
+    ((9, 0), "8.0;8.6;9.0", True), ((8, 9), "8.0;8.6;9.0", True),
+    ((7, 5), "8.0;8.6;9.0+PTX", False), ((10, 0), "8.0;9.0", False),
+    ((12, 0), "8.0;10.0+PTX", True), ((8, 0), "8.6", False), ((9, 0), "8.0 9.0a", True)])
 def test_which_gpus_the_kernels_run_on(capability, built, runs):
-    assert doctor.runs_on(capability, built) is runs
+    assert computation.runs_on(capability, built) is runs
 
 
-def test_a_step_that_fails_stops(found, monkeypatch):
+def test_a_step_that_fails_stops(checkup, monkeypatch):
     def fails(device, world=None):
         raise RuntimeError("no kernel image is available for execution on the device")
 
-    monkeypatch.setattr(doctor, "training_step", fails)
-    found.examine("a training step", doctor.training_steps)
-    assert found.stopped and "on cpu: RuntimeError: no kernel image" in found.problems[0].what
+    monkeypatch.setattr(computation, "training_step", fails)
+    checkup.examine("a training step", computation.training_steps)
+    assert checkup.stopped and "on cpu: RuntimeError: no kernel image" in checkup.problems[0].what
 
 
 def test_a_pair_that_hangs_or_fails_ends():
     start = time.monotonic()
-    assert doctor.run_pair("import time; time.sleep(60)", seconds=0.5) == \
+    assert computation.run_pair("import time; time.sleep(60)", seconds=0.5) == \
         ([], "no answer within 0.5 s")
     # The partner of a process that fails is not waited for.
-    answers, complaint = doctor.run_pair(
+    answers, complaint = computation.run_pair(
         "import os, time; time.sleep(60) if os.environ['RANK'] == '0' else 1 / 0", seconds=50)
     assert answers == [] and complaint == "ZeroDivisionError: division by zero"
     assert time.monotonic() - start < 40
-    answers, complaint = doctor.run_pair(
+    answers, complaint = computation.run_pair(
         "import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'])", seconds=50)
     assert (answers, complaint) == (["0 2\n", "1 2\n"], "")
 
 
 @pytest.mark.parametrize("total, loss, works", [(3.0, 1.0, True), (2.0, 1.0, False),
                                                 (3.0, 1.01, False), (3.0, float("nan"), False)])
-def test_what_a_pair_answers_is_judged(total, loss, works, found, monkeypatch):
+def test_what_a_pair_answers_is_judged(total, loss, works, checkup, monkeypatch):
     answer = json.dumps({"sum": total, "losses": {"loss": loss}})
-    monkeypatch.setattr(doctor, "run_pair", lambda code, seconds: ([answer, answer], ""))
+    monkeypatch.setattr(computation, "run_pair", lambda code, seconds: ([answer, answer], ""))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    found.losses = {"loss": 1.0}
-    found.examine("two processes", doctor.two_processes)
-    assert (not found.problems) is works and not found.stopped
+    checkup.losses = {"loss": 1.0}
+    checkup.examine("two processes", computation.two_processes)
+    assert (not checkup.problems) is works and not checkup.stopped
 
 
-def test_damaged_weights(found, tmp_path, monkeypatch):
+def test_damaged_weights(checkup, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "vgg19-dcbb9e9d.pth").write_bytes(b"half a file")
-    found.examine("weights", doctor.weights)
-    problem, = found.problems
+    checkup.examine("weights", installation.weights)
+    problem, = checkup.problems
     assert "vgg19-dcbb9e9d.pth is damaged" in problem.what and not problem.stops
     assert "download.pytorch.org" in problem.remedy
-    assert "no alexnet-owt-7be5be79.pth in" in told(found)
+    assert "no alexnet-owt-7be5be79.pth in" in told(checkup)
 
 
-def test_data(found, tmp_path):
-    found.examine("data", lambda found: doctor.data(found, str(tmp_path)))
-    assert found.stopped and "posemodel.data check" in found.problems[0].remedy
+def test_data(checkup, tmp_path):
+    checkup.examine("data", lambda checkup: installation.data(checkup, str(tmp_path)))
+    assert checkup.stopped and "posemodel.data check" in checkup.problems[0].remedy
 
 
 def test_home_is_hidden(monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: Path("/home/anna"))
-    assert doctor.hide_home("in /home/anna/x, /home/anna") == "in ~/x, ~"
-    assert doctor.hide_home("/home/annabel /home/anna.b") == "/home/annabel /home/anna.b"
+    assert hide_home("in /home/anna/x, /home/anna") == "in ~/x, ~"
+    assert hide_home("/home/annabel /home/anna.b") == "/home/annabel /home/anna.b"
     monkeypatch.setattr(Path, "home", lambda: Path("/"))
-    assert doctor.hide_home("/data") == "/data"
+    assert hide_home("/data") == "/data"
 
 
 def test_no_folder_for_the_findings(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
-        doctor.main(["--json", str(tmp_path / "no" / "found.json")])
-
-
-def test_help_does_not_load_torch():
-    code = ("import sys; from posemodel.doctor import main\n"
-            "try: main(['--help'])\nexcept SystemExit: pass\n"
-            "assert not {'torch', 'numpy'} & sys.modules.keys()")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True,
-                          check=False)
-    assert done.returncode == 0 and "--data" in done.stdout, done.stderr
+        doctor.main(["--json", str(tmp_path / "no" / "findings.json")])

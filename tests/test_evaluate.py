@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from posemodel.engine import protocol_evaluation
-from posemodel.engine.protocol_evaluation import folder_name, protocol_for
-from posemodel.errors import UserError
 from posemodel.evaluate import main as evaluate_main
-from posemodel.evaluation import fid, records
+from posemodel.evaluation import fid, measures, records
+from posemodel.evaluation import test_set as protocol_evaluation
+from posemodel.evaluation.test_set import folder_name, protocol_for
+from posemodel.runtime.errors import UserError
 from posemodel.train import main as train_main
 from tests.small_datasets import make_fashion
-from tests.tiny import FLAGS, tiny_config
+from tests.tiny import FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIRS = 40  # three batches
@@ -40,11 +40,14 @@ def no_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
 
 
-def evaluate(run, tmp_path, *flags, name="numbers"):
-    path = tmp_path / f"{name}.json"
-    assert evaluate_main([str(run), "--device", "cpu", "--pairs", str(PAIRS), "--json", str(path),
-                          "--picture", str(tmp_path / "sheet.png"), *flags]) == 0
-    return json.loads(path.read_text())
+def words(run, tmp_path):
+    return [str(run), "--device", "cpu", "--pairs", str(PAIRS), "--json",
+            str(tmp_path / "numbers.json"), "--picture", str(tmp_path / "sheet.png")]
+
+
+def evaluate(run, tmp_path, *flags):
+    assert evaluate_main([*words(run, tmp_path), *flags]) == 0
+    return json.loads((tmp_path / "numbers.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +105,7 @@ def test_an_interruption_changes_no_bit(run, whole, tmp_path, monkeypatch):
     copy = folder.with_name("set-aside")
     folder.rename(copy)
     inspected = []
-    real = protocol_evaluation.inspect
+    real = measures.inspect
 
     def inspect(model, batch, dtype):
         if len(inspected) == 2 and len(batch["pair"]) == 8:
@@ -110,7 +113,7 @@ def test_an_interruption_changes_no_bit(run, whole, tmp_path, monkeypatch):
         inspected.append(batch["pair"].tolist())
         return real(model, batch, dtype)
 
-    monkeypatch.setattr(protocol_evaluation, "inspect", inspect)
+    monkeypatch.setattr(measures, "inspect", inspect)
     monkeypatch.setattr(protocol_evaluation, "_SECONDS_BETWEEN_COMMITS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         evaluate(run, tmp_path)
@@ -129,9 +132,7 @@ def test_two_processes_give_the_numbers_of_one(run, whole, tmp_path):
     folder.rename(folder.with_name("of-one"))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    path = tmp_path / "numbers.json"
-    command = [sys.executable, "-m", "posemodel.evaluate", str(run), "--device", "cpu", "--pairs",
-               str(PAIRS), "--json", str(path), "--picture", str(tmp_path / "sheet.png")]
+    command = [sys.executable, "-m", "posemodel.evaluate", *words(run, tmp_path)]
     processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={
         **os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "RANK": str(rank),
         "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
@@ -140,11 +141,10 @@ def test_two_processes_give_the_numbers_of_one(run, whole, tmp_path):
     assert [process.returncode for process in processes] == [0, 0]
     assert said[1] == "" and "40 held-out pairs" in said[0]
     two, _ = records.read(folder)
-    assert (folder / "rows-1.jsonl").stat().st_size > 0
-    assert two.keys() == one.keys()
+    assert (folder / "rows-1.jsonl").stat().st_size > 0 and two.keys() == one.keys()
     for name, values in one.items():
         np.testing.assert_allclose(two[name], values, rtol=1e-6, atol=1e-6, err_msg=name)
-    found = json.loads(path.read_text())
+    found = json.loads((tmp_path / "numbers.json").read_text())
     for name in ("warped_l1", "epe_visible", "visibility_auc_affine", "visibility_auc_peak"):
         assert found[name] == pytest.approx(whole[name], rel=1e-6), name
 
@@ -157,8 +157,8 @@ def test_lpips_where_it_is_at_hand(run, tmp_path, monkeypatch):
         def __call__(self, image, target):
             return self.scale * (image - target).abs().flatten(1).mean(1)
 
-    monkeypatch.setattr("posemodel.lpips_metric.missing", lambda net: "")
-    monkeypatch.setattr("posemodel.lpips_metric.Lpips", Distance)
+    monkeypatch.setattr("posemodel.evaluation.lpips.missing", lambda net: "")
+    monkeypatch.setattr("posemodel.evaluation.lpips.Lpips", Distance)
     found = evaluate(run, tmp_path)
     assert found["measures"]["lpips_vgg"] == pytest.approx(3 * found["measures"]["lpips_alex"])
     assert found["measures"]["lpips_alex"] == pytest.approx(found["warped_l1"] / 127.5, rel=1e-5)
@@ -178,10 +178,6 @@ def test_fid_of_a_data_set_on_disk(tmp_path, monkeypatch):
     assert train_main([*FLAGS, "--steps", "1", "--out", str(out), "--data.kind", "deepfashion",
                        "--data.root", str(root), "--data.workers", "0"]) == 0
 
-    class Small(fid.FeatureStatistics):
-        def __init__(self, size=3):
-            super().__init__(size)
-
     class Colours:
         name, digest = "fid-inception", "colours"
 
@@ -192,8 +188,6 @@ def test_fid_of_a_data_set_on_disk(tmp_path, monkeypatch):
             assert images.shape[1:] == (3, 256, 256) and images.max() > 1
             return images.mean((2, 3))
 
-    for module in (fid, protocol_evaluation):
-        monkeypatch.setattr(module, "FeatureStatistics", Small)
     monkeypatch.setattr(fid, "InceptionFeatures", Colours)
     monkeypatch.setattr(fid, "missing", lambda name: "")
     found = evaluate(out, tmp_path, "--protocol", "gfla")
@@ -209,10 +203,9 @@ def test_fid_of_a_data_set_on_disk(tmp_path, monkeypatch):
 
 
 def test_a_protocol_for_other_images():
-    config = tiny_config(data_image_size=(64, 32))
-    assert protocol_for("paper", config).name == "paper-64x32"
+    assert protocol_for("paper", (64, 32)).name == "paper-64x32"
     with pytest.raises(UserError, match="--protocol patn: images of 64 x 32 are too narrow"):
-        protocol_for("patn", config)
+        protocol_for("patn", (64, 32))
 
 
 def test_other_numbers_have_another_folder():

@@ -10,12 +10,13 @@ import torch
 from safetensors import safe_open
 
 from posemodel import export as command
-from posemodel import programs
-from posemodel.cli import run_main
-from posemodel.errors import UserError
 from posemodel.export import TOLERANCE, main
-from posemodel.inference import PoseTransferModel
+from posemodel.inference import programs
+from posemodel.inference.model import PoseTransferModel
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.main import run_main
 from tests.small_runs import tiny_generator, write_tiny_run
+from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +24,16 @@ def run(tmp_path_factory):
     return write_tiny_run(tmp_path_factory.mktemp("runs") / "tiny")
 
 
+def export(source: Path, out: Path, *flags: str) -> Path:
+    """The command, on the CPU; returns `out`."""
+    assert main([str(source), "--out", str(out), "--device", "cpu", *flags]) == 0
+    return out
+
+
 @pytest.fixture(scope="module")
 def program(run, tmp_path_factory):
     """The file of an exported program."""
-    out = tmp_path_factory.mktemp("program") / "model.pt2"
-    assert main([str(run), "--out", str(out), "--device", "cpu"]) == 0
-    return out
+    return export(run, tmp_path_factory.mktemp("program") / "model.pt2")
 
 
 def in_new_process(code: str, *arguments: Path) -> dict:
@@ -44,19 +49,16 @@ def in_new_process(code: str, *arguments: Path) -> dict:
 
 def model_outputs(batch: int, **changes) -> tuple:
     """What the generator itself makes of the example inputs, and these."""
-    generator = tiny_generator(**changes)
-    inputs = programs.example_inputs(
-        PoseTransferModel(generator, config=_config(**changes), name="", metadata={},
-                          device=torch.device("cpu")), batch)
+    model = model_of(**changes)
+    inputs = programs.example_inputs(model, batch)
     with torch.no_grad():
-        result = generator(*inputs)
+        result = model.generator(*inputs)
     return inputs, (result.image, result.flow, result.warped)
 
 
-def _config(**changes):
-    from tests.tiny import tiny_config
-
-    return tiny_config(**changes)
+def model_of(**changes) -> PoseTransferModel:
+    return PoseTransferModel(tiny_generator(**changes), config=tiny_config(**changes), name="",
+                             metadata={}, device=torch.device("cpu"))
 
 
 def differences(ours, theirs) -> list[float]:
@@ -85,16 +87,14 @@ def test_program_needs_nothing_but_torch_and_the_operators(program, tmp_path):
     torch.save([*inputs, *expected], tmp_path / "case.pt")
     code = ("import json, sys, torch, pose_kernels\n"
             "*inputs, image, flow, warped = torch.load(sys.argv[2], weights_only=True)\n"
-            "found = torch.export.load(sys.argv[1]).module()(*inputs)\n"
-            "pairs = zip(found, (image, flow, warped), strict=True)\n"
+            "pairs = zip(torch.export.load(sys.argv[1]).module()(*inputs), (image, flow, warped))\n"
             "print(json.dumps([float((a - b).abs().max()) for a, b in pairs]))\n"
             "assert not any(name.startswith('posemodel') for name in sys.modules)")
     assert max(in_new_process(code, program, tmp_path / "case.pt")) <= TOLERANCE
 
 
 def test_compiled_program(run, tmp_path, capsys):
-    out = tmp_path / "model.pt2"
-    assert main([str(run), "--out", str(out), "--device", "cpu", "--compile"]) == 0
+    out = export(run, tmp_path / "model.pt2", "--compile")
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
     printed = capsys.readouterr().out
     assert "batch 8: " in printed and "largest difference" in printed
@@ -116,25 +116,19 @@ def test_compiled_program(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("changes", [
-    dict(model_stream="always"),
-    dict(model_stream="always", model_flow_parametrization="residual"),
-    dict(model_refine=False),
-    dict(model_skip=True, data_image_size=(64, 32)),
-    dict(model_flow="fomm", model_motion_input="keypoints+image"),
-])
+    dict(model_stream="always"), dict(model_stream="always", model_flow_parametrization="residual"),
+    dict(model_refine=False), dict(model_skip=True, data_image_size=(64, 32)),
+    dict(model_flow="fomm", model_motion_input="keypoints+image")])
 def test_every_kind_of_model_can_be_exported(tmp_path, changes):
-    model = PoseTransferModel(tiny_generator(**changes), config=_config(**changes), name="",
-                              metadata={}, device=torch.device("cpu"))
-    programs.write_program(model, tmp_path / "a.pt2", compiled=False)
+    programs.write_program(model_of(**changes), tmp_path / "a.pt2", compiled=False)
     inputs, expected = model_outputs(3, **changes)
     found = programs.load_program(tmp_path / "a.pt2", compiled=False)(*inputs)
     assert max(differences(found, expected)) <= TOLERANCE
 
 
 def test_half_weights_take_half_the_file_and_are_computed_with_in_float32(run, tmp_path, capsys):
-    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
-    for out, flags in ((whole, []), (half, ["--half"])):
-        assert main([str(run), "--out", str(out), "--device", "cpu", *flags]) == 0
+    whole = export(run, tmp_path / "whole.safetensors")
+    half = export(run, tmp_path / "half.safetensors", "--half")
     assert "in 16 bits: largest difference from the model" in capsys.readouterr().out
     with safe_open(half, framework="pt") as file:
         stored = {file.get_tensor(name).dtype for name in file.keys()}
@@ -148,16 +142,14 @@ def test_half_weights_take_half_the_file_and_are_computed_with_in_float32(run, t
 
 
 def test_weights_load_without_the_training_code(run, tmp_path):
-    out = tmp_path / "model.safetensors"
-    assert main([str(run), "--out", str(out), "--device", "cpu", "--about", "mannequins only"]) == 0
+    out = export(run, tmp_path / "model.safetensors", "--about", "mannequins only")
     inputs, expected = model_outputs(2)
     torch.save([*inputs, *expected], tmp_path / "case.pt")
     code = ("import json, sys, torch\n"
             "from posemodel.inference import PoseTransferModel\n"
             "*inputs, image, flow, warped = torch.load(sys.argv[2], weights_only=True)\n"
             "model = PoseTransferModel.from_file(sys.argv[1], 'cpu')\n"
-            "found = model.generator(*inputs)\n"
-            "pairs = zip((found.image, found.flow, found.warped), (image, flow, warped))\n"
+            "pairs = zip(model.generator(*inputs), (image, flow, warped))\n"
             "largest = [float((a - b).abs().max()) for a, b in pairs]\n"
             "print(json.dumps([model.step, model.about, model.size, *largest]))")
     step, about, size, *largest = in_new_process(code, out, tmp_path / "case.pt")
@@ -165,15 +157,13 @@ def test_weights_load_without_the_training_code(run, tmp_path):
 
 
 def test_weights_carry_the_configuration_but_no_paths(run, tmp_path):
-    out = tmp_path / "model.safetensors"
-    main([str(run), "--out", str(out), "--device", "cpu"])
+    out = export(run, tmp_path / "model.safetensors")
     metadata = metadata_of(out)
     config = json.loads(metadata["config"])
     assert config["model"]["feature_channels"] == 6 and config["steps"] == 20
     assert config["out"] == config["data"]["root"] == ""
     assert str(run.parent) not in json.dumps(config)
-    main([str(out), "--out", str(tmp_path / "again.safetensors"), "--device", "cpu"])
-    assert metadata_of(tmp_path / "again.safetensors") == metadata
+    assert metadata_of(export(out, tmp_path / "again.safetensors")) == metadata
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -188,7 +178,7 @@ def test_program_that_differs_is_not_kept(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(programs, "load_program", other)
     with pytest.raises(RuntimeError, match="differs from the model"):
-        main([str(run), "--out", str(tmp_path / "a.pt2"), "--device", "cpu"])
+        export(run, tmp_path / "a.pt2")
     assert not list(tmp_path.iterdir())
 
 
@@ -196,23 +186,19 @@ def test_existing_file_is_replaced_on_demand_only(run, tmp_path):
     out = tmp_path / "a.safetensors"
     out.write_text("years of work")
     with pytest.raises(UserError, match="--overwrite"):
-        main([str(run), "--out", str(out), "--device", "cpu"])
+        export(run, out)
     assert out.read_text() == "years of work"
-    main([str(run), "--out", str(out), "--device", "cpu", "--overwrite"])
+    export(run, out, "--overwrite")
     assert PoseTransferModel.from_file(out, "cpu").step == 7
 
 
 @pytest.mark.parametrize("words, says", [
-    (["--out", "a.bin"], "ending in .safetensors or .pt2"),
-    (["--out", "none/a.pt2"], "no folder none"),
-    (["--out", "a.safetensors", "--compile"], "ending in .pt2"),
-    (["--out", "a.pt2", "--about", "x"], "--about is for weights"),
-    (["--out", "a.pt2", "--half"], "--half is for weights"),
-    (["--out", "a.pt2", "--device", "abacus"], "abacus"),
-])
+    ("a.bin", "ending in .safetensors or .pt2"), ("none/a.pt2", "no folder none"),
+    ("a.safetensors --compile", "ending in .pt2"), ("a.pt2 --about x", "--about is for weights"),
+    ("a.pt2 --half", "--half is for weights"), ("a.pt2 --device abacus", "abacus")])
 def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys, words, says):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["export", str(run), *words])
+    monkeypatch.setattr(sys, "argv", ["export", str(run), "--out", *words.split()])
     with pytest.raises(SystemExit) as stop:
         run_main(main)
     printed = capsys.readouterr()

@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from posemodel.engine import checkpoint
-from posemodel.errors import UserError
+from posemodel.runtime import checkpoint
+from posemodel.runtime.errors import UserError
 from posemodel.train import main as train_main
 from tests import ranks
 from tests.tiny import FLAGS
@@ -140,29 +141,16 @@ def _in_step(number, fault):
     Trainer.step = step
 
 
-def nan_in_rank_1(rank):
-    if rank == 1:
-        _in_step(3, lambda trainer, batch: batch["target"][0, 0, 0, 0].fill_(float("nan")))
+FAULTS = {
+    "nan": lambda trainer, batch: batch["target"][0, 0, 0, 0].fill_(float("nan")),
+    "kill": lambda *_: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": lambda *_: os.kill(os.getpid(), signal.SIGSTOP),
+    "drift": lambda trainer, _: next(trainer.averaged.parameters()).add_(1e-6)}
 
 
-def kill_rank_1(rank):
-    if rank == 1:
-        _in_step(3, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-
-
-def hang_rank_1(rank):
-    if rank == 1:
-        _in_step(3, lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
-
-
-def hang_rank_0(rank):
-    if rank == 0:
-        _in_step(3, lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
-
-
-def other_weights_in_rank_1(rank):
-    if rank == 1:
-        _in_step(3, lambda trainer, _: next(trainer.averaged.parameters()).add_(1e-6))
+def faulty(where, fault, rank):
+    if rank == where:
+        _in_step(3, FAULTS[fault])
 
 
 def full_disk_in_step_4(rank):
@@ -194,7 +182,7 @@ def said(tmp_path, rank):
 
 
 def test_nan_in_one_process_stops_both_before_the_step(tmp_path):
-    run, processes = job(tmp_path, nan_in_rank_1, "--optim.batch-size", "4")
+    run, processes = job(tmp_path, partial(faulty, 1, "nan"), "--optim.batch-size", "4")
     assert [ranks.end(process) for process in processes] == [1, 1]
     for rank in (0, 1):
         (line,) = said(tmp_path, rank)
@@ -203,10 +191,10 @@ def test_nan_in_one_process_stops_both_before_the_step(tmp_path):
     assert not (run / "DONE").exists()
 
 
-@pytest.mark.parametrize("before, left, code", [
-    (kill_rank_1, 0, -signal.SIGKILL), (hang_rank_1, 0, None), (hang_rank_0, 1, None)])
-def test_a_process_that_dies_or_hangs_ends_the_job(before, left, code, tmp_path):
-    run, processes = job(tmp_path, before, "--timeout", "3")
+@pytest.mark.parametrize("fault, left, code", [
+    ("kill", 0, -signal.SIGKILL), ("hang", 0, None), ("hang", 1, None)])
+def test_a_process_that_dies_or_hangs_ends_the_job(fault, left, code, tmp_path):
+    run, processes = job(tmp_path, partial(faulty, 1 - left, fault), "--timeout", "3")
     other = processes[1 - left]
     try:
         began = time.monotonic()
@@ -223,7 +211,7 @@ def test_a_process_that_dies_or_hangs_ends_the_job(before, left, code, tmp_path)
 
 
 def test_processes_that_drifted_apart_save_nothing(tmp_path):
-    run, processes = job(tmp_path, other_weights_in_rank_1)
+    run, processes = job(tmp_path, partial(faulty, 1, "drift"))
     assert [ranks.end(process) for process in processes] == [1, 1]
     assert "no longer have the same weights" in (tmp_path / "log.0").read_text()
     assert steps(run) == [2]
@@ -233,8 +221,7 @@ def test_full_disk_ends_all_and_keeps_what_was_saved(tmp_path):
     run, processes = job(tmp_path, full_disk_in_step_4)
     assert [ranks.end(process) for process in processes] == [2, 2]
     (line,) = said(tmp_path, 0)
-    assert "step_000004: No space left on device" in line
-    assert said(tmp_path, 1) == []
+    assert "step_000004: No space left on device" in line and said(tmp_path, 1) == []
     assert steps(run) == [2]
 
 
@@ -256,10 +243,9 @@ def test_torchrun_starts_stops_and_continues(tmp_path):
     run = tmp_path / "run"
     flags = [*FLAGS, "--steps", "300", "--checkpoint-every", "300", "--evaluate-every", "300",
              "--out", str(run)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "posemodel.train", *flags], cwd=ROOT, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                                "--nproc-per-node", "2", "-m", "posemodel.train", *flags], cwd=ROOT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     limit = time.monotonic() + 90
     while not lines(run / "metrics.jsonl"):
         assert process.poll() is None and time.monotonic() < limit

@@ -9,20 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from posemodel.cli import run_main
-from posemodel.errors import UserError
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.main import run_main
 from posemodel.study.__main__ import main
-from posemodel.study.plan import plan_trials
 from posemodel.study.report import report_text, sign_test, summarize, wilson
 from posemodel.study.server import StudySite
-from posemodel.study.study import (
-    QUESTIONS,
-    append_answer,
-    create_study,
-    open_study,
-    read_answers,
-)
+from posemodel.study.study import QUESTIONS, append_answer, create_study, open_study, read_answers
+from posemodel.study.trials import plan_trials
 from tests.serving import serving
+from tests.small_runs import write_tiny_run
 from tests.tiny import tiny_config
 
 METHODS = {"secretours": "runs/a", "secretfomm": "b", "secretgfla": "c"}
@@ -53,23 +48,13 @@ def image_folder(path, stems, value=0, size=(8, 8)):
     return path
 
 
-def error_of(argv, monkeypatch, capsys) -> str:
-    monkeypatch.setattr(sys, "argv", ["study", *map(str, argv)])
-    with pytest.raises(SystemExit) as stop:
-        run_main(main)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1, error
-    return error
-
-
-def answer_all(study, volunteer, choose, trials=None):
+def answer_all(study, volunteer, choose=lambda trial, question: "left", trials=None):
     """`choose(trial, question)` -> "left" or "right"."""
     site = StudySite(study)
     for number, trial in enumerate(plan_trials(study, volunteer)[:trials]):
         for question in QUESTIONS:
-            site.post("/api/answer", {
-                "name": volunteer, "trial": number, "question": question, "seconds": 1,
-                "choice": choose(trial, question)})
+            site.post("/api/answer", {"name": volunteer, "trial": number, "question": question,
+                                      "seconds": 1, "choice": choose(trial, question)})
 
 
 # --- the plan -------------------------------------------------------------------------------------
@@ -104,7 +89,7 @@ def test_order_and_sides_are_shuffled_by_volunteer_and_stay(study):
 
 def test_nothing_that_the_page_gets_tells_the_methods(study):
     with serving(StudySite(study)) as client:
-        heard = [client.get(path)[1] for path in ("/", "/app.js", "/style.css")]
+        heard = [client.get(path)[1] for path in ("/", "/app.js", "/style.css", "/server.js")]
         for number in (-1, 0):
             status, told = client.ask("/api/trial", {"name": "Anna", "trial": number})
             heard.append(json.dumps(told))
@@ -144,8 +129,7 @@ def test_a_volunteer_stops_and_continues(study):
         client.ask("/api/answer", {**answer, "trial": 1, "question": "realism"})
     with serving(StudySite(open_study(study.folder))) as client:  # the server starts again
         again = client.ask("/api/trial", {"name": "ANNA MARIA", "trial": -1})[1]
-        assert (again["number"], again["done"]) == (1, 1)
-        assert again["given"] == {"realism": "left"}
+        assert (again["number"], again["done"]) == (1, 1) and again["given"] == {"realism": "left"}
         assert client.ask("/api/trial", {"name": "Bert", "trial": -1})[1]["number"] == 0
         # Going back is possible, running ahead is not.
         assert client.ask("/api/trial", {"name": "anna maria", "trial": 0})[0] == 200
@@ -153,7 +137,7 @@ def test_a_volunteer_stops_and_continues(study):
 
 
 def test_the_end_is_reached(study):
-    answer_all(study, "anna", lambda trial, question: "left")
+    answer_all(study, "anna")
     told = StudySite(study).post("/api/trial", {"name": "anna", "trial": -1})
     assert told["finished"] and told["done"] == told["total"] == 22
 
@@ -161,8 +145,7 @@ def test_the_end_is_reached(study):
 @pytest.mark.parametrize("change", [
     {"name": ""}, {"name": "  "}, {"name": "x" * 41}, {"name": "a\x00b"}, {"name": 5},
     {"trial": -1}, {"trial": 22}, {"trial": "0"}, {"trial": True}, {"question": "beauty"},
-    {"choice": "both"}, {"seconds": -1}, {"seconds": "1"}, {"seconds": None},
-])  # fmt: skip
+    {"choice": "both"}, {"seconds": -1}, {"seconds": "1"}, {"seconds": None}])
 def test_malformed_answers_are_refused_and_not_kept(study, change):
     good = {"name": "anna", "trial": 0, "question": "realism", "choice": "left", "seconds": 1}
     with serving(StudySite(study)) as client:
@@ -191,13 +174,12 @@ def test_answers_of_many_at_once_are_all_kept(tmp_path):
 
 
 def test_a_torn_line_is_reported_and_costs_only_itself(study):
-    answer_all(study, "anna", lambda trial, question: "left", trials=2)
+    answer_all(study, "anna", trials=2)
     with study.answers_path.open("ab") as file:
         file.write(b'{"volunteer": "anna", "tri')
-    answer_all(study, "bert", lambda trial, question: "left", trials=1)
+    answer_all(study, "bert", trials=1)
     answers, damaged = read_answers(study.answers_path)
-    assert (len(answers), damaged) == (6, 1)
-    assert "warning: 1 lines" in report_text(summarize(study))
+    assert (len(answers), damaged) == (6, 1) and "warning: 1 lines" in report_text(summarize(study))
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -241,7 +223,7 @@ def test_table_counts_the_first_method(study):
 
 
 def test_whoever_always_takes_the_left_is_seen(study):
-    answer_all(study, "anna", lambda trial, question: "left")
+    answer_all(study, "anna")
     (row,) = summarize(study)["volunteers"]
     assert row["left"] == 1 and row["repeated"] == 4 and row["repeated_alike"] == 0
 
@@ -277,34 +259,24 @@ def test_folders_of_images(tmp_path, capsys):
                for value, name in enumerate(("ours", "other", "source", "target"))}
     (folders["other"] / "p5.png").unlink()
     folder = tmp_path / "study"
-    argv = ["new", str(folder), "--methods", f"ours={folders['ours']}",
-            f"other={folders['other']}", "--source", str(folders["source"]), "--target",
-            str(folders["target"]), "--pairs", "4", "--repeats", "0"]
-    assert main(argv) == 0
+    methods = [f"{name}={folders[name]}" for name in ("ours", "other")]
+    assert main(["new", str(folder), "--methods", *methods, "--source", str(folders["source"]),
+                 "--target", str(folders["target"]), "--pairs", "4", "--repeats", "0"]) == 0
     study = open_study(folder)
     assert len(study.pairs) == 4 and "p5" not in [pair.name for pair in study.pairs]
     assert "4 pairs, 4 comparisons" in capsys.readouterr().out
-    answer_all(study, "anna", lambda trial, question: "left")
+    answer_all(study, "anna")
     assert main(["report", str(folder)]) == 0
     assert "of 4" in capsys.readouterr().out
     assert json.loads((folder / "report.json").read_text())["method"] == "ours"
 
 
 def test_runs_answer_their_own_held_out_pairs(tmp_path):
-    from posemodel.config import to_dict
-    from posemodel.data.mannequins import Mannequins
-    from posemodel.engine import checkpoint
-    from posemodel.engine.data_source import HELD_OUT_SEED
-    from posemodel.engine.run_folder import RunFolder
-    from posemodel.model.pose_transfer import build_generator
+    from posemodel.data.source import HELD_OUT_SEED
+    from posemodel.mannequins.pairs import Mannequins
 
-    for name in ("one", "two"):
-        config = tiny_config()
-        config.out = str(tmp_path / name)
-        with RunFolder.open(config, []) as run:
-            weights = build_generator(config.model, config.data.image_size).state_dict()
-            checkpoint.save(run.checkpoints, 1, weights={"averaged": weights}, state={},
-                            config=to_dict(config), keep=1)
+    for name, refine in (("one", True), ("two", False)):
+        write_tiny_run(tmp_path / name, model_refine=refine)
     others = image_folder(tmp_path / "folder", ["000000", "000003"], size=(32, 32))
     folder = tmp_path / "study"
     argv = ["new", str(folder), "--methods", f"one={tmp_path / 'one'}", f"two={tmp_path / 'two'}",
@@ -322,27 +294,24 @@ def test_runs_answer_their_own_held_out_pairs(tmp_path):
     assert one.shape == two.shape == (32, 32, 3) and (one != two).any()
 
 
+BOTH = "new S --methods a=A b=B --source A --target B --pairs"
+
+
 @pytest.mark.parametrize("argv, says", [
-    (["new", "S", "--methods", "a=A"], "at least two"),
-    (["new", "S", "--methods", "a=A", "b"], "NAME=RUN_OR_FOLDER"),
-    (["new", "S", "--methods", "a=A", "a=B"], "twice"),
-    (["new", "S", "--methods", "a=A", "b=nowhere"], "no folder"),
-    (["new", "S", "--methods", "a=A", "b=B"], "--source and --target"),
-    (["new", "S", "--methods", "a=A", "b=B", "--source", "A", "--target", "B", "--pairs", "9"],
-     "2 pairs in common"),
-    (["new", "S", "--methods", "a=A", "b=B", "--source", "A", "--target", "B", "--pairs", "0"],
-     "at least 1"),
-    (["new", "S", "--methods", "a=A", "b=C", "--source", "A", "--target", "B", "--pairs", "2"],
-     "different sizes"),
-    (["new", "A", "--methods", "a=A", "b=B"], "exists"),
-    (["new", "S", "--methods", "a=A", "b=B", "--source", "A", "--target", "B", "--pairs", "2",
-      "--repeats", "0.9"], "0 to 0.5"),
-    (["serve", "A"], "no study"), (["report", "nowhere"], "no study"),
-    (["serve", "S", "--address", "0.0.0.0"], "the one address"),
-])  # fmt: skip
+    ("new S --methods a=A", "at least two"), ("new S --methods a=A b", "NAME=RUN_OR_FOLDER"),
+    ("new S --methods a=A a=B", "twice"), ("new S --methods a=A b=nowhere", "no folder"),
+    ("new S --methods a=A b=B", "--source and --target"), (f"{BOTH} 9", "2 pairs in common"),
+    (f"{BOTH} 0", "at least 1"), (f"{BOTH.replace('b=B', 'b=C')} 2", "different sizes"),
+    (f"{BOTH} 2 --repeats 0.9", "0 to 0.5"), ("new A --methods a=A b=B", "is there already"),
+    ("serve A", "no study"), ("report nowhere", "no study"),
+    ("serve S --address 0.0.0.0", "the one address")])
 def test_mistakes_get_one_line_and_leave_nothing(argv, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, size in (("A", (8, 8)), ("B", (8, 8)), ("C", (9, 8))):
         image_folder(tmp_path / name, ["p0", "p1"], size=size)
-    assert says in error_of(argv, monkeypatch, capsys)
+    monkeypatch.setattr(sys, "argv", ["study", *argv.split()])
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and says in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "B", "C"]

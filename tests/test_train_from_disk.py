@@ -1,12 +1,7 @@
 """Synthesize, check, train and evaluate from disk; nothing but the pairs decides the weights."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +9,15 @@ import torch
 from PIL import Image
 
 from posemodel.data.__main__ import main as data_main
-from posemodel.data.layouts import open_pairs
 from posemodel.data.pair_loader import PairOrder
+from posemodel.data.reading import open_pairs
+from posemodel.data.source import open_training_data
 from posemodel.engine.trainer import Trainer
 from posemodel.evaluate import main as evaluate_main
 from posemodel.train import main as train_main
-from tests.test_train import lines, same, weights
+from tests.test_train import lines, same, stopped, weights
 from tests.tiny import FLAGS, tiny_config
 
-ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 SIZES = {"deepfashion": ("64", "64"), "market": ("64", "32")}
 
@@ -31,9 +26,9 @@ SIZES = {"deepfashion": ("64", "64"), "market": ("64", "32")}
 def roots(tmp_path_factory):
     """A small data set in each layout."""
     folder = tmp_path_factory.mktemp("data")
-    for kind, rows in (("deepfashion", "64"), ("market", "64")):
+    for kind in SIZES:
         assert data_main(["synthesize", str(folder / kind), "--layout", kind, "--pairs", "12",
-                          "--test-pairs", "6", "--image-rows", rows]) == 0
+                          "--test-pairs", "6", "--image-rows", "64"]) == 0
         assert data_main(["check", str(folder / kind)]) == 0
     return {kind: folder / kind for kind in SIZES}
 
@@ -55,9 +50,8 @@ def runs(roots, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", SIZES)
-def test_a_run_on_a_data_set_measures_images_and_nothing_that_needs_the_truth(
-    kind, runs, tmp_path, capsys
-):
+def test_a_run_on_a_data_set_measures_images_and_nothing_that_needs_the_truth(kind, runs, tmp_path,
+                                                                             capsys):
     rows = lines(runs[kind] / "eval.jsonl")
     assert [row["step"] for row in rows] == [3, 6]
     row = rows[-1]
@@ -103,19 +97,7 @@ def test_workers_change_no_weight(roots, runs, tmp_path):
 def test_a_run_stopped_in_the_middle_goes_on_to_the_same_bits(name, roots, runs, tmp_path):
     out = tmp_path / "run"
     words = flags("market", roots["market"], out, "--data.workers", "1")
-    process = subprocess.Popen([sys.executable, "-m", "posemodel.train", *words], cwd=ROOT,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               start_new_session=True)
-    metrics = out / "metrics.jsonl"
-    deadline = time.monotonic() + 100
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    # As torchrun does: the whole group of processes gets the signal.
-    os.killpg(process.pid, getattr(signal, name))
-    code = process.wait(timeout=60)
-    # On a fast machine the run may have ended before the signal came.
-    assert code in (0, 143 if name == "SIGTERM" else -signal.SIGKILL)
+    code = stopped(words, out, after=3, number=getattr(signal, name))
     assert train_main(flags("market", roots["market"], out, "--data.workers", "0")) == 0
     assert same(weights(runs["market"]), weights(out))
     if code:
@@ -148,9 +130,8 @@ def test_pairs_from_disk_train_the_same_weights_as_pairs_in_memory(kind, roots, 
             batch[f"{name}_pose"] = torch.from_numpy(poses[ends[:, side]])
         return batch
 
-    from posemodel.engine.data_source import open_training_data
     one, other = (Trainer(config, CPU, torch.float32) for _ in range(2))
-    data = open_training_data(config, CPU, one.pairs)
+    data = open_training_data(config.data, CPU, one.pairs, seed=config.seed)
     for step in range(1, 4):
         one.step(step, data.batch(step))
         other.step(step, in_memory(other, step))

@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <tuple>
 #include <type_traits>
 
-#include "common.h"
+#include "checks.h"
 #include "cpu/memory.h"
 #include "cpu/simd.h"
 
@@ -24,9 +23,7 @@ struct CorrelationArguments {
 
 template <class In>
 struct CorrelationBackwardArguments {
-  int64_t batch, m, S, n_targets;
-  const In* source;  // [B, m, S]
-  const In* target;  // [B, m, T]
+  Features<In> z;
   const In* grad;  // [B, S, T]
   MapStrides grad_strides;
   compute_t<In>* source_grad;  // [B, m, S], added to, or null
@@ -43,7 +40,7 @@ namespace pose_kernels {
 static Tensor correlation_4d(const Tensor& source_, const Tensor& target_, bool, bool channels_last) {
   check_features(source_, target_);
   const Tensor source = torch::stable::contiguous(source_), target = torch::stable::contiguous(target_);
-  const int64_t B = source.size(0), S = source.size(2) * source.size(3), T = target.size(2) * target.size(3);
+  const int64_t B = source.size(0), S = positions(source), T = positions(target);
   Tensor result = empty_map(source, target, S, channels_last);
   if (B > 0) {
     dispatch_floating(source.scalar_type(), "correlation_4d", [&](auto zero) {
@@ -65,32 +62,20 @@ static Tensor correlation_4d(const Tensor& source_, const Tensor& target_, bool,
 static std::tuple<Tensor, Tensor> correlation_4d_backward(
     const Tensor& grad_, const Tensor& source_, const Tensor& target_, bool, bool want_source, bool want_target) {
   check_features(source_, target_);
+  check_map_gradient(grad_, source_, target_);
   const Tensor source = torch::stable::contiguous(source_), target = torch::stable::contiguous(target_);
-  const int64_t B = source.size(0), m = source.size(1);
-  const int64_t S = source.size(2) * source.size(3), T = target.size(2) * target.size(3);
-  const ScalarType type = source.scalar_type();
-  check_shape(grad_, "grad", {B, S, target.size(2), target.size(3)});
-  check_type(grad_, "grad", type);
   MapStrides strides;
   const Tensor grad = with_map_strides(grad_, strides);
-  Tensor source_grad = want_source ? empty(source, {B, m, source.size(2), source.size(3)}, type)
-                                   : empty(source, {0}, type);
-  Tensor target_grad = want_target ? empty(source, {B, m, target.size(2), target.size(3)}, type)
-                                   : empty(source, {0}, type);
-  if (B > 0) {
-    dispatch_floating(type, "correlation_4d_backward", [&](auto zero) {
+  const Tensor source_grad = new_like(source, want_source), target_grad = new_like(target, want_target);
+  if (source.size(0) > 0) {
+    dispatch_floating(source.scalar_type(), "correlation_4d_backward", [&](auto zero) {
       using In = decltype(zero);
-      using C = compute_t<In>;
-      Scratch<C> sum(want_source ? B * m * S : 1);
-      std::fill_n(sum.data(), want_source ? B * m * S : 1, C(0));
-      SIMD_DISPATCH(correlate_backward<In>)
-      ({B, m, S, T, const_data<In>(source), const_data<In>(target), const_data<In>(grad), strides,
-        want_source ? sum.data() : nullptr, want_target ? mutable_data<In>(target_grad) : nullptr});
-      if (want_source) {
-        std::transform(sum.data(), sum.data() + B * m * S, mutable_data<In>(source_grad), [](C x) {
-          return static_cast<In>(x);
-        });
-      }
+      Sums<compute_t<In>> sum(source_grad.numel());
+      CorrelationBackwardArguments<In> x{features_of<In>(source, target), const_data<In>(grad), strides};
+      x.source_grad = want_source ? sum.data() : nullptr;
+      x.target_grad = data_or_null<In>(target_grad, want_target);
+      SIMD_DISPATCH(correlate_backward<In>)(x);
+      sum.round_to(mutable_data<In>(source_grad));
     });
   }
   return {source_grad, target_grad};

@@ -60,20 +60,17 @@ template <class In>
 void correlate_backward(const CorrelationBackwardArguments<In>& x) {
   using T = compute_t<In>;
   constexpr int W = simd<T>::width;
-  const int64_t m = x.m, S = x.S, n = x.n_targets, rows = round_up(S, kStep);
+  const int64_t batch = x.z.batch, m = x.z.m, S = x.z.sources, n = x.z.targets, rows = round_up(S, kStep);
   const int64_t per_block = panels_per_block<T>(rows), width = per_block * kCols<T>;
   const int64_t columns = round_up(n, width), blocks = columns / width;
   const int64_t source_stride = round_up(m, kRows), target_stride = round_up(m, W);
-  const int64_t slots = source_slots(x.batch, blocks, rows * target_stride);
-  Scratch<T> source_rows(x.batch * rows * source_stride), target_rows(x.batch * columns * target_stride);
-  Scratch<T> parts(x.source_grad ? x.batch * slots * rows * target_stride : 1);
-  for (int64_t b = 0; b < x.batch; ++b) {
-    pack_rows(x.source + b * m * S, m, S, 0, S, rows, source_stride, source_rows.data() + b * rows * source_stride);
-    pack_rows(x.target + b * m * n, m, n, 0, n, columns, target_stride, target_rows.data() + b * columns * target_stride);
-  }
+  const int64_t slots = source_slots(batch, blocks, rows * target_stride);
+  Scratch<T> source_rows(batch * rows * source_stride), target_rows(batch * columns * target_stride);
+  Scratch<T> parts(x.source_grad ? batch * slots * rows * target_stride : 1);
+  pack_all_rows(x.z, rows, columns, source_stride, target_stride, source_rows.data(), target_rows.data());
   const int64_t dc_size = kChunk * width, per_worker = dc_size + source_stride * width;
-  Scratch<T> scratch(count_workers(x.batch * slots) * per_worker);
-  for_each_task(x.batch * slots, [&](int64_t worker, int64_t task) {
+  Scratch<T> scratch(count_workers(batch * slots) * per_worker);
+  for_each_task(batch * slots, [&](int64_t worker, int64_t task) {
     const int64_t b = task / slots, slot = task % slots;
     T* const dc = scratch.data() + worker * per_worker;
     T* const target_block = dc + dc_size;
@@ -109,6 +106,6 @@ void correlate_backward(const CorrelationBackwardArguments<In>& x) {
     }
   });
   if (x.source_grad) {
-    add_source_parts<T>(x.batch, slots, m, S, rows, target_stride, parts.data(), x.source_grad);
+    add_source_parts<T>(batch, slots, m, S, rows, target_stride, parts.data(), x.source_grad);
   }
 }

@@ -9,11 +9,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <tuple>
 #include <type_traits>
 #include <vector>
 
-#include "common.h"
+#include "checks.h"
 #include "cpu/memory.h"
 #include "cpu/simd.h"
 
@@ -115,7 +114,7 @@ static void displacement_of(const Tensor& flow, T* displacement) {
   const int64_t h = flow.size(2), w = flow.size(3);
   dispatch_floating(flow.scalar_type(), "flow", [&](auto zero) {
     using Flow = decltype(zero);
-    const Flow* from = static_cast<const Flow*>(flow.const_data_ptr());
+    const Flow* from = const_data<Flow>(flow);
     const std::vector<T> x = pixel_centres<Flow, T>(w), y = pixel_centres<Flow, T>(h);
     torch::stable::parallel_for(0, 2 * flow.size(0) * h, 32768 / w + 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
@@ -154,7 +153,7 @@ static SampleGeometry<T> make_geometry(
 
 static Tensor flow_sample(const Tensor& image_, const Tensor& flow_, int64_t height, int64_t width, bool zeros) {
   check_image_and_flow(image_, flow_);
-  STD_TORCH_CHECK(height > 0 && width > 0, "size: expected two positive integers");
+  check_size(height, width);
   const Tensor image = torch::stable::contiguous(image_), flow = torch::stable::contiguous(flow_);
   const int64_t B = image.size(0), C = image.size(1);
   Tensor result = empty(image, {B, C, height, width}, image.scalar_type());
@@ -167,9 +166,9 @@ static Tensor flow_sample(const Tensor& image_, const Tensor& flow_, int64_t hei
     Scratch<T> displacement(flow.numel());
     displacement_of<T>(flow, displacement.data());
     SampleArguments<In> x{make_geometry<T>(image, flow, height, width, zeros), B, C};
-    x.image = static_cast<const In*>(image.const_data_ptr());
+    x.image = const_data<In>(image);
     x.displacement = displacement.data();
-    x.result = static_cast<In*>(result.mutable_data_ptr());
+    x.result = mutable_data<In>(result);
     prefault(x.result, result.numel() * static_cast<int64_t>(sizeof(In)));
     SIMD_DISPATCH(sample<In>)(x);
   });
@@ -179,17 +178,11 @@ static Tensor flow_sample(const Tensor& image_, const Tensor& flow_, int64_t hei
 static std::tuple<Tensor, Tensor> flow_sample_backward(
     const Tensor& grad_, const Tensor& image_, const Tensor& flow_, bool zeros, bool want_image, bool want_flow) {
   check_image_and_flow(image_, flow_);
-  STD_TORCH_CHECK(
-      grad_.dim() == 4 && grad_.size(0) == image_.size(0) && grad_.size(1) == image_.size(1),
-      "grad: unexpected shape");
-  check_type(grad_, "grad", image_.scalar_type());
+  check_sample_gradient(grad_, image_);
   const Tensor grad = torch::stable::contiguous(grad_);  // it may be expanded (all strides 0)
   const Tensor image = torch::stable::contiguous(image_), flow = torch::stable::contiguous(flow_);
   const int64_t B = image.size(0), C = image.size(1);
-  Tensor image_grad = want_image ? empty(image, {B, C, image.size(2), image.size(3)}, image.scalar_type())
-                                 : empty(image, {0}, image.scalar_type());
-  Tensor flow_grad = want_flow ? empty(flow, {B, 2, flow.size(2), flow.size(3)}, flow.scalar_type())
-                               : empty(flow, {0}, flow.scalar_type());
+  const Tensor image_grad = new_like(image, want_image), flow_grad = new_like(flow, want_flow);
   if (B == 0) {
     return {image_grad, flow_grad};
   }
@@ -199,10 +192,10 @@ static std::tuple<Tensor, Tensor> flow_sample_backward(
     Scratch<T> displacement(flow.numel()), displacement_grad(want_flow ? flow.numel() : 1);
     displacement_of<T>(flow, displacement.data());
     SampleArguments<In> x{make_geometry<T>(image, flow, grad.size(2), grad.size(3), zeros), B, C};
-    x.image = static_cast<const In*>(image.const_data_ptr());
+    x.image = const_data<In>(image);
     x.displacement = displacement.data();
-    x.grad = static_cast<const In*>(grad.const_data_ptr());
-    x.image_grad = want_image ? static_cast<In*>(image_grad.mutable_data_ptr()) : nullptr;
+    x.grad = const_data<In>(grad);
+    x.image_grad = data_or_null<In>(image_grad, want_image);
     x.displacement_grad = want_flow ? displacement_grad.data() : nullptr;
     if (want_image) {
       prefault(x.image_grad, image_grad.numel() * static_cast<int64_t>(sizeof(In)));
@@ -211,7 +204,7 @@ static std::tuple<Tensor, Tensor> flow_sample_backward(
     if (want_flow) {
       dispatch_floating(flow.scalar_type(), "flow", [&](auto flow_zero) {
         using Flow = decltype(flow_zero);
-        Flow* to = static_cast<Flow*>(flow_grad.mutable_data_ptr());
+        Flow* to = mutable_data<Flow>(flow_grad);
         for (int64_t i = 0; i < flow.numel(); ++i) {
           to[i] = static_cast<Flow>(displacement_grad.data()[i]);
         }

@@ -13,42 +13,23 @@ namespace pose_kernels::baseline {
 
 #define SIMD_BYTES 32
 #define SIMD_AVX2 1
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+SIMD_BEGIN("avx2,fma,f16c")
 namespace pose_kernels::avx2 {
 #include "cpu/simd.inl"
 #include SIMD_INL
 }  // namespace pose_kernels::avx2
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+SIMD_END
 #undef SIMD_BYTES
 #undef SIMD_AVX2
 
 #define SIMD_BYTES 64
 #define SIMD_AVX512 1
-#ifdef __clang__
-#pragma clang attribute push( \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
-#endif
+SIMD_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 namespace pose_kernels::avx512 {
 #include "cpu/simd.inl"
 #include SIMD_INL
 }  // namespace pose_kernels::avx512
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+SIMD_END
 #undef SIMD_BYTES
 #undef SIMD_AVX512
 

@@ -15,10 +15,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <tuple>
 #include <type_traits>
 
-#include "common.h"
+#include "checks.h"
 #include "cpu/memory.h"
 #include "cpu/simd.h"
 
@@ -26,36 +25,24 @@ namespace pose_kernels {
 
 template <class In>
 struct RowMaxArguments {
-  int64_t batch, m, S, n_targets;
-  compute_t<In> eps;
-  const In* source;  // [B, m, S]
-  const In* target;  // [B, m, T]
-  compute_t<In>* row_max;  // [B, S]
-  int64_t* row_argmax;  // [B, S]
+  Features<In> z;
+  Statistics<compute_t<In>> statistics;
   FreshPages* pages;  // of the result, to be brought in on the way; or null
 };
 
-// The band is the n targets from `begin` on.
+// Of the targets in the features' band.
 template <class In, class Out>
 struct BandArguments {
-  int64_t batch, m, S, n_targets, begin, n;
-  compute_t<In> eps;
-  const In* source;  // [B, m, S]
-  const In* target;  // [B, m, T]
-  const compute_t<In>* row_max;  // [B, S]
+  Features<In> z;
+  Statistics<compute_t<In>> statistics;
   Out* out;  // [B, S, n]
   MapStrides out_strides;
-  compute_t<In>* norm;  // [B, T]
 };
 
 template <class In, class G>
 struct BandBackwardArguments {
-  int64_t batch, m, S, n_targets, begin, n;
-  compute_t<In> eps;
-  const In* source;  // [B, m, S]
-  const In* target;  // [B, m, T]
-  const compute_t<In>* row_max;  // [B, S]
-  const compute_t<In>* norm;  // [B, T]
+  Features<In> z;
+  Statistics<compute_t<In>> statistics;
   const G* grad;  // [B, S, n]
   MapStrides grad_strides;
   compute_t<In>* source_grad;  // [B, m, S], added to
@@ -65,12 +52,8 @@ struct BandBackwardArguments {
 
 template <class In>
 struct RowMaxBackwardArguments {
-  int64_t batch, m, S, n_targets;
-  compute_t<In> eps;
-  const In* source;  // [B, m, S]
-  const In* target;  // [B, m, T]
-  const compute_t<In>* row_max;  // [B, S]
-  const int64_t* row_argmax;  // [B, S]
+  Features<In> z;
+  Statistics<compute_t<In>> statistics;
   const compute_t<In>* beta;  // [B, S]
   compute_t<In>* source_grad;  // [B, m, S], added to
   compute_t<In>* target_grad;  // [B, m, T], added to
@@ -83,83 +66,54 @@ struct RowMaxBackwardArguments {
 
 namespace pose_kernels {
 
-static std::tuple<Tensor, Tensor, Tensor, Tensor> guided_correlation(
+static MapAndStatistics guided_correlation(
     const Tensor& source_, const Tensor& target_, double eps, bool, bool channels_last) {
   check_features(source_, target_);
   const Tensor source = torch::stable::contiguous(source_), target = torch::stable::contiguous(target_);
-  const int64_t B = source.size(0), m = source.size(1), S = source.size(2) * source.size(3);
-  const int64_t T = target.size(2) * target.size(3);
-  const ScalarType type = source.scalar_type(), wide = compute_type(type);
-  Tensor result = empty_map(source, target, S, channels_last);
-  Tensor row_max = empty(source, {B, S}, wide), row_argmax = empty(source, {B, S}, ScalarType::Long);
-  Tensor norm = empty(source, {B, T}, wide);
+  const int64_t B = source.size(0), S = positions(source), T = positions(target);
+  const Tensor result = empty_map(source, target, S, channels_last);
+  const StatisticsTensors statistics(source, B, S, T);
   if (B > 0) {
-    dispatch_floating(type, "guided_correlation", [&](auto zero) {
+    dispatch_floating(source.scalar_type(), "guided_correlation", [&](auto zero) {
       using In = decltype(zero);
-      using C = compute_t<In>;
-      const In* z_s = const_data<In>(source);
-      const In* z_t = const_data<In>(target);
+      const Features<In> z = features_of<In>(source, target);
+      const auto found = statistics.of<compute_t<In>>(eps);
       FreshPages pages(result.mutable_data_ptr(), B * S * T * static_cast<int64_t>(sizeof(In)));
-      SIMD_DISPATCH(guided_row_max<In>)
-      ({B, m, S, T, static_cast<C>(eps), z_s, z_t, mutable_data<C>(row_max), mutable_data<int64_t>(row_argmax),
-        &pages});
+      SIMD_DISPATCH(guided_row_max<In>)({z, found, &pages});
       const MapStrides strides = channels_last ? MapStrides{S * T, 1, S} : MapStrides{S * T, T, 1};
-      SIMD_DISPATCH(guided_band<In, In>)
-      ({B, m, S, T, 0, T, static_cast<C>(eps), z_s, z_t, const_data<C>(row_max), mutable_data<In>(result), strides,
-        mutable_data<C>(norm)});
+      SIMD_DISPATCH(guided_band<In, In>)({z, found, mutable_data<In>(result), strides});
     });
   }
-  return {result, row_max, row_argmax, norm};
-}
-
-static void check_statistics(const Tensor& row_max, const Tensor& norm, int64_t B, int64_t S, int64_t T, ScalarType wide) {
-  check_shape(row_max, "row_max", {B, S});
-  check_shape(norm, "norm", {B, T});
-  check_type(row_max, "row_max", wide);
-  check_type(norm, "norm", wide);
+  return {result, statistics.row_max, statistics.row_argmax, statistics.norm};
 }
 
 static std::tuple<Tensor, Tensor> guided_correlation_backward(
-    const Tensor& grad_, const Tensor& source_, const Tensor& target_, const Tensor& row_max_,
-    const Tensor& row_argmax_, const Tensor& norm_, double eps, bool) {
+    const Tensor& grad_, const Tensor& source_, const Tensor& target_, const Tensor& row_max,
+    const Tensor& row_argmax, const Tensor& norm, double eps, bool) {
   check_features(source_, target_);
+  check_map_gradient(grad_, source_, target_);
   const Tensor source = torch::stable::contiguous(source_), target = torch::stable::contiguous(target_);
-  const Tensor row_max = torch::stable::contiguous(row_max_), norm = torch::stable::contiguous(norm_);
-  const Tensor row_argmax = torch::stable::contiguous(row_argmax_);
-  const int64_t B = source.size(0), m = source.size(1);
-  const int64_t S = source.size(2) * source.size(3), T = target.size(2) * target.size(3);
-  const ScalarType type = source.scalar_type(), wide = compute_type(type);
-  check_shape(grad_, "grad", {B, S, target.size(2), target.size(3)});
-  check_type(grad_, "grad", type);
-  check_statistics(row_max, norm, B, S, T, wide);
-  check_shape(row_argmax, "row_argmax", {B, S});
-  check_type(row_argmax, "row_argmax", ScalarType::Long);
+  const StatisticsTensors statistics(row_max, row_argmax, norm);
+  const int64_t B = source.size(0), S = positions(source), T = positions(target);
+  check_statistics(statistics, B, S, T, source.scalar_type());
   MapStrides strides;
   const Tensor grad = with_map_strides(grad_, strides);
-  Tensor source_grad = empty(source, {B, m, source.size(2), source.size(3)}, type);
-  Tensor target_grad = empty(source, {B, m, target.size(2), target.size(3)}, type);
+  const Tensor source_grad = new_like(source), target_grad = new_like(target);
   if (B > 0) {
-    dispatch_floating(type, "guided_correlation_backward", [&](auto zero) {
+    dispatch_floating(source.scalar_type(), "guided_correlation_backward", [&](auto zero) {
       using In = decltype(zero);
       using C = compute_t<In>;
-      const C floor = static_cast<C>(eps);
-      const In* z_s = const_data<In>(source);
-      const In* z_t = const_data<In>(target);
-      Scratch<C> source_sum(B * m * S), target_sum(B * m * T), beta(B * S);
-      std::fill_n(source_sum.data(), B * m * S, C(0));
-      std::fill_n(beta.data(), B * S, C(0));
-      SIMD_DISPATCH(guided_band_backward<In, In>)
-      ({B, m, S, T, 0, T, floor, z_s, z_t, const_data<C>(row_max), const_data<C>(norm), const_data<In>(grad), strides,
-        source_sum.data(), target_sum.data(), beta.data()});
-      SIMD_DISPATCH(guided_row_max_backward<In>)
-      ({B, m, S, T, floor, z_s, z_t, const_data<C>(row_max), const_data<int64_t>(row_argmax), beta.data(),
-        source_sum.data(), target_sum.data()});
-      std::transform(source_sum.data(), source_sum.data() + B * m * S, mutable_data<In>(source_grad), [](C x) {
-        return static_cast<In>(x);
-      });
-      std::transform(target_sum.data(), target_sum.data() + B * m * T, mutable_data<In>(target_grad), [](C x) {
-        return static_cast<In>(x);
-      });
+      const Features<In> z = features_of<In>(source, target);
+      const auto given = statistics.of<C>(eps);
+      Sums<C> source_sum(source.numel()), target_sum(target.numel()), beta(B * S);
+      BandBackwardArguments<In, In> x{z, given, const_data<In>(grad), strides};
+      x.source_grad = source_sum.data();
+      x.target_grad = target_sum.data();
+      x.beta = beta.data();
+      SIMD_DISPATCH(guided_band_backward<In, In>)(x);
+      SIMD_DISPATCH(guided_row_max_backward<In>)({z, given, beta.data(), source_sum.data(), target_sum.data()});
+      source_sum.round_to(mutable_data<In>(source_grad));
+      target_sum.round_to(mutable_data<In>(target_grad));
     });
   }
   return {source_grad, target_grad};
@@ -167,43 +121,25 @@ static std::tuple<Tensor, Tensor> guided_correlation_backward(
 
 // ---- for guided_correlation_conv2d: features [B, m, S] and [B, m, T] in the compute type, contiguous like the rest
 
-static void check_contiguous(std::initializer_list<const Tensor*> tensors) {
-  for (const Tensor* x : tensors) {
-    STD_TORCH_CHECK(x->is_contiguous(), "guided_correlation band: expected contiguous tensors");
-  }
-}
+// Loops on float64 features have float64 maps: others are rounded from one, or made one.
+template <class Wide, class Map>
+using band_t = std::conditional_t<std::is_same_v<Wide, double>, double, Map>;
 
-// Calls f with values of the features' type and of the map's.
-template <class F>
-static void dispatch_band(ScalarType features, ScalarType map, F&& f) {
-  if (features == ScalarType::Double) {
-    STD_TORCH_CHECK(map == ScalarType::Double, "band: expected float64 as the features");
-    return f(double{}, double{});
-  }
-  switch (map) {
-    case ScalarType::Float:
-      return f(float{}, float{});
-    case ScalarType::Half:
-      return f(float{}, Half{});
-    default:
-      STD_TORCH_CHECK(map == ScalarType::BFloat16, "band: expected float32, float16 or bfloat16");
-      return f(float{}, BFloat16{});
-  }
+static bool has_wide_map(const Tensor& source, const Tensor& map) {
+  return source.scalar_type() == ScalarType::Double && map.scalar_type() != ScalarType::Double;
 }
 
 static std::tuple<Tensor, Tensor> guided_correlation_row_max(
     const Tensor& source, const Tensor& target, double eps, bool) {
   check_band_features(source, target);
-  check_contiguous({&source, &target});
   const int64_t B = source.size(0), S = source.size(2);
-  const ScalarType type = source.scalar_type();
-  Tensor row_max = empty(source, {B, S}, type), row_argmax = empty(source, {B, S}, ScalarType::Long);
+  const Tensor row_max = empty(source, {B, S}, source.scalar_type());
+  const Tensor row_argmax = empty(source, {B, S}, ScalarType::Long);
   if (B > 0) {
-    dispatch_band(type, type, [&](auto zero, auto) {
+    dispatch_wide(source.scalar_type(), "source", [&](auto zero) {
       using T = decltype(zero);
       SIMD_DISPATCH(guided_row_max<T>)
-      ({B, source.size(1), S, target.size(2), static_cast<T>(eps), const_data<T>(source), const_data<T>(target),
-        mutable_data<T>(row_max), mutable_data<int64_t>(row_argmax), nullptr});
+      ({features_of<T>(source, target), statistics_of<T>(eps, row_max, &row_argmax, nullptr), nullptr});
     });
   }
   return {row_max, row_argmax};
@@ -212,47 +148,42 @@ static std::tuple<Tensor, Tensor> guided_correlation_row_max(
 static void guided_correlation_band(
     const Tensor& source, const Tensor& target, const Tensor& row_max, double eps, bool, int64_t begin, Tensor out,
     Tensor norm) {
-  check_band_features(source, target);
-  const int64_t B = source.size(0), m = source.size(1), S = source.size(2), T = target.size(2), n = out.size(-1);
-  check_statistics(row_max, norm, B, S, T, source.scalar_type());
-  check_shape(out, "out", {B, S, n});
-  check_contiguous({&source, &target, &row_max, &out, &norm});
-  STD_TORCH_CHECK(begin >= 0 && n > 0 && begin + n <= T, "begin: the band lies outside the targets");
-  if (B > 0) {
-    dispatch_band(source.scalar_type(), out.scalar_type(), [&](auto zero, auto map) {
+  check_band(out, "out", source, target, row_max, norm, begin);
+  const int64_t S = source.size(2), n = out.size(2);
+  const bool wide = has_wide_map(source, out);
+  const Tensor map = wide ? torch::stable::new_empty(out, out.sizes(), ScalarType::Double) : out;
+  if (source.size(0) > 0) {
+    dispatch_band(source.scalar_type(), map.scalar_type(), [&](auto zero, auto narrow) {
       using C = decltype(zero);
-      using Out = decltype(map);
+      using Out = band_t<C, decltype(narrow)>;
       SIMD_DISPATCH(guided_band<C, Out>)
-      ({B, m, S, T, begin, n, static_cast<C>(eps), const_data<C>(source), const_data<C>(target),
-        const_data<C>(row_max), mutable_data<Out>(out), {S * n, n, 1}, mutable_data<C>(norm)});
+      ({band_of<C>(source, target, begin, n), statistics_of<C>(eps, row_max, nullptr, &norm), mutable_data<Out>(map),
+        {S * n, n, 1}});
     });
+  }
+  if (wide) {
+    torch::stable::copy_(out, map);
   }
 }
 
 static void guided_correlation_band_backward(
-    const Tensor& grad, const Tensor& source, const Tensor& target, const Tensor& row_max, const Tensor& norm,
+    const Tensor& grad_, const Tensor& source, const Tensor& target, const Tensor& row_max, const Tensor& norm,
     double eps, bool, int64_t begin, Tensor source_grad, Tensor target_grad, Tensor beta) {
-  check_band_features(source, target);
-  const ScalarType type = source.scalar_type();
-  const int64_t B = source.size(0), m = source.size(1), S = source.size(2), T = target.size(2), n = grad.size(-1);
-  check_statistics(row_max, norm, B, S, T, type);
-  check_shape(grad, "grad", {B, S, n});
-  check_shape(source_grad, "source_grad", {B, m, S});
-  check_shape(target_grad, "target_grad", {B, m, T});
-  check_shape(beta, "beta", {B, S});
-  check_type(source_grad, "source_grad", type);
-  check_type(target_grad, "target_grad", type);
-  check_type(beta, "beta", type);
-  check_contiguous({&source, &target, &row_max, &norm, &grad, &source_grad, &target_grad, &beta});
-  STD_TORCH_CHECK(begin >= 0 && n > 0 && begin + n <= T, "begin: the band lies outside the targets");
-  if (B > 0) {
-    dispatch_band(type, grad.scalar_type(), [&](auto zero, auto map) {
+  check_band(grad_, "grad", source, target, row_max, norm, begin);
+  check_band_gradients(source, target, source_grad, target_grad, beta);
+  const int64_t S = source.size(2), n = grad_.size(2);
+  const Tensor grad = has_wide_map(source, grad_) ? torch::stable::to(grad_, ScalarType::Double) : grad_;
+  if (source.size(0) > 0) {
+    dispatch_band(source.scalar_type(), grad.scalar_type(), [&](auto zero, auto narrow) {
       using C = decltype(zero);
-      using G = decltype(map);
-      SIMD_DISPATCH(guided_band_backward<C, G>)
-      ({B, m, S, T, begin, n, static_cast<C>(eps), const_data<C>(source), const_data<C>(target),
-        const_data<C>(row_max), const_data<C>(norm), const_data<G>(grad), {S * n, n, 1}, mutable_data<C>(source_grad),
-        mutable_data<C>(target_grad), mutable_data<C>(beta)});
+      using G = band_t<C, decltype(narrow)>;
+      BandBackwardArguments<C, G> x{
+          band_of<C>(source, target, begin, n), statistics_of<C>(eps, row_max, nullptr, &norm), const_data<G>(grad),
+          {S * n, n, 1}};
+      x.source_grad = mutable_data<C>(source_grad);
+      x.target_grad = mutable_data<C>(target_grad);
+      x.beta = mutable_data<C>(beta);
+      SIMD_DISPATCH(guided_band_backward<C, G>)(x);
     });
   }
 }
@@ -260,26 +191,13 @@ static void guided_correlation_band_backward(
 static void guided_correlation_row_max_backward(
     const Tensor& source, const Tensor& target, const Tensor& row_max, const Tensor& row_argmax, double eps,
     const Tensor& beta, Tensor source_grad, Tensor target_grad) {
-  check_band_features(source, target);
-  const ScalarType type = source.scalar_type();
-  const int64_t B = source.size(0), m = source.size(1), S = source.size(2), T = target.size(2);
-  check_shape(row_max, "row_max", {B, S});
-  check_shape(row_argmax, "row_argmax", {B, S});
-  check_shape(beta, "beta", {B, S});
-  check_shape(source_grad, "source_grad", {B, m, S});
-  check_shape(target_grad, "target_grad", {B, m, T});
-  check_type(row_max, "row_max", type);
-  check_type(beta, "beta", type);
-  check_type(source_grad, "source_grad", type);
-  check_type(target_grad, "target_grad", type);
-  check_type(row_argmax, "row_argmax", ScalarType::Long);
-  check_contiguous({&source, &target, &row_max, &row_argmax, &beta, &source_grad, &target_grad});
-  dispatch_band(type, type, [&](auto zero, auto) {
+  check_row_max_backward(source, target, row_max, row_argmax);
+  check_band_gradients(source, target, source_grad, target_grad, beta);
+  dispatch_wide(source.scalar_type(), "source", [&](auto zero) {
     using C = decltype(zero);
     SIMD_DISPATCH(guided_row_max_backward<C>)
-    ({B, m, S, T, static_cast<C>(eps), const_data<C>(source), const_data<C>(target), const_data<C>(row_max),
-      const_data<int64_t>(row_argmax), const_data<C>(beta), mutable_data<C>(source_grad),
-      mutable_data<C>(target_grad)});
+    ({features_of<C>(source, target), statistics_of<C>(eps, row_max, &row_argmax, nullptr), const_data<C>(beta),
+      mutable_data<C>(source_grad), mutable_data<C>(target_grad)});
   });
 }
 

@@ -33,16 +33,58 @@ static int64_t find_in_segment(
   return at;
 }
 
+// A register tile of C, whose columns from `valid` on are padding and must not win, into the best so far.
+template <bool kMayBeNan, class T>
+SIMD_INLINE void keep_larger(vec<T> (&c)[kRows][kVecs], int64_t valid, vec<T> (&best)[kRows][kVecs]) {
+  constexpr T kLowest = -std::numeric_limits<T>::infinity();
+  using lane = typename simd<T>::lane;
+  if (valid < kCols<T>) {
+    for (int j = 0; j < kVecs; ++j) {
+      const ints<T> lanes = lane_numbers<T>() + static_cast<lane>(j * simd<T>::width);
+      for (int i = 0; i < kRows; ++i) {
+        c[i][j] = lanes < static_cast<lane>(valid) ? c[i][j] : splat<T>(kLowest);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+      if constexpr (kMayBeNan) {
+        const ints<T> better = (c[i][j] > best[i][j]) | (c[i][j] != c[i][j]);
+        best[i][j] = better ? c[i][j] : best[i][j];
+      } else {
+        best[i][j] = larger<T>(best[i][j], c[i][j]);
+      }
+    }
+  }
+}
+
+// The segment of a row's maximum, the first where there are several, from the maxima of its columns.
+template <class T>
+static int64_t best_segment(const vec<T> (&top)[kVecs], const ints<T> (&where)[kVecs], T& highest) {
+  constexpr int W = simd<T>::width;
+  highest = -std::numeric_limits<T>::infinity();
+  int64_t segment = 0;
+  for (int column = 0; column < kCols<T>; ++column) {
+    const T value = top[column / W][column % W];
+    const int64_t in = where[column / W][column % W];
+    const bool as_high = value == highest || (value != value && highest != highest);
+    if (value > highest || (value != value && highest == highest) || (as_high && in < segment)) {
+      highest = value;
+      segment = in;
+    }
+  }
+  return segment;
+}
+
 // Maxima over all targets and where they are first, for the source panels [first, last). A NaN is the largest value;
 // features that cannot make one are spared the looking for it. Only the segment of a maximum is kept track of.
 template <bool kMayBeNan, class T>
 static void row_maxima(
-    const T* source, const T* target, int64_t m, int64_t S, int64_t n, int64_t first, int64_t last, T eps, T* row_max,
-    int64_t* row_argmax) {
-  constexpr int W = simd<T>::width;
+    const Products<T>& z, int64_t S, int64_t n, int64_t first, int64_t last, const Statistics<T>& found) {
   constexpr int kGroup = 8;  // source panels per pass over the targets: those are read from the second-level cache
   constexpr T kLowest = -std::numeric_limits<T>::infinity();
-  using lane = typename simd<T>::lane;
   vec<T> best[kGroup][kRows][kVecs], top[kGroup][kRows][kVecs];
   ints<T> where[kGroup][kRows][kVecs];
   const int64_t panels = round_up(n, kCols<T>) / kCols<T>;
@@ -54,33 +96,13 @@ static void row_maxima(
       const int64_t end = std::min<int64_t>(panels, (segment + 1) * kSegment);
       std::fill_n(&best[0][0][0], group * kRows * kVecs, splat<T>(kLowest));
       for (int64_t q = segment * kSegment; q < end; ++q) {
-        const int64_t valid = n - q * kCols<T>;
         for (int g = 0; g < group; ++g) {
           vec<T> c[kRows][kVecs];
-          correlation_tile<T>(m, source + (p0 + g) * kRows * m, target + q * kCols<T> * m, c);
-          if (valid < kCols<T>) {  // padding must not win
-            for (int j = 0; j < kVecs; ++j) {
-              const ints<T> lanes = lane_numbers<T>() + static_cast<lane>(j * W);
-              for (int i = 0; i < kRows; ++i) {
-                c[i][j] = lanes < static_cast<lane>(valid) ? c[i][j] : splat<T>(kLowest);
-              }
-            }
-          }
-#pragma GCC unroll 16
-          for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-            for (int j = 0; j < kVecs; ++j) {
-              if constexpr (kMayBeNan) {
-                const ints<T> better = (c[i][j] > best[g][i][j]) | (c[i][j] != c[i][j]);
-                best[g][i][j] = better ? c[i][j] : best[g][i][j];
-              } else {
-                best[g][i][j] = larger<T>(best[g][i][j], c[i][j]);
-              }
-            }
-          }
+          z.tile(p0 + g, q, c);
+          keep_larger<kMayBeNan, T>(c, n - q * kCols<T>, best[g]);
         }
       }
-      const ints<T> here = ints<T>{} + static_cast<lane>(segment);
+      const ints<T> here = ints<T>{} + static_cast<typename simd<T>::lane>(segment);
       for (int v = 0; v < group * kRows * kVecs; ++v) {
         const vec<T> new_top = (&best[0][0][0])[v], old_top = (&top[0][0][0])[v];
         const ints<T> better = (new_top > old_top) | ((new_top != new_top) & (old_top == old_top));
@@ -91,19 +113,10 @@ static void row_maxima(
     for (int g = 0; g < group; ++g) {
       for (int i = 0; i < kRows && (p0 + g) * kRows + i < S; ++i) {
         const int64_t s = (p0 + g) * kRows + i;
-        T highest = kLowest;
-        int64_t segment = 0;
-        for (int column = 0; column < kCols<T>; ++column) {
-          const T value = top[g][i][column / W][column % W];
-          const int64_t in = where[g][i][column / W][column % W];
-          const bool as_high = value == highest || (value != value && highest != highest);
-          if (value > highest || (value != value && highest == highest) || (as_high && in < segment)) {
-            highest = value;
-            segment = in;
-          }
-        }
-        row_max[s] = highest < eps ? eps : highest;
-        row_argmax[s] = find_in_segment<T>(source + (p0 + g) * kRows * m, i, target, m, n, segment);
+        T highest;
+        const int64_t segment = best_segment<T>(top[g][i], where[g][i], highest);
+        found.row_max[s] = highest < found.eps ? found.eps : highest;
+        found.row_argmax[s] = find_in_segment<T>(z.source + (p0 + g) * kRows * z.m, i, z.target, z.m, n, segment);
       }
     }
   }
@@ -129,26 +142,23 @@ static T largest_magnitude(const T* x, int64_t count) {
 template <class In>
 void guided_row_max(const RowMaxArguments<In>& x) {
   using T = compute_t<In>;
-  const int64_t rows = round_up(x.S, kRows), columns = round_up(x.n_targets, kCols<T>);
+  const Features<In>& z = x.z;
+  const int64_t rows = round_up(z.sources, kRows), columns = round_up(z.targets, kCols<T>);
   // Whole vectors, the last one padded with zeros.
-  const int64_t source_size = round_up(x.batch * rows * x.m, simd<T>::width), target_size = x.batch * columns * x.m;
+  const int64_t used = z.batch * rows * z.m, source_size = round_up(used, simd<T>::width);
+  const int64_t target_size = z.batch * columns * z.m;
   Scratch<T> source(source_size), target(target_size);
-  std::fill(source.data() + x.batch * rows * x.m, source.data() + source_size, T(0));
-  for (int64_t b = 0; b < x.batch; ++b) {
-    pack_panels(x.source + b * x.m * x.S, x.m, x.S, 0, x.S, rows, kRows, source.data() + b * rows * x.m);
-    pack_panels(
-        x.target + b * x.m * x.n_targets, x.m, x.n_targets, 0, x.n_targets, columns, kCols<T>,
-        target.data() + b * columns * x.m);
-  }
+  std::fill(source.data() + used, source.data() + source_size, T(0));
+  pack_all_panels(z, rows, columns, source.data(), target.data());
   // A sum of products is NaN only where a feature is not finite, or the sum overflows.
   const T bound = largest_magnitude<T>(source.data(), source_size) *
-      largest_magnitude<T>(target.data(), target_size) * static_cast<T>(x.m);
+      largest_magnitude<T>(target.data(), target_size) * static_cast<T>(z.m);
   const bool careful = !(bound < std::numeric_limits<T>::max());
   const auto function = careful ? row_maxima<true, T> : row_maxima<false, T>;
   constexpr int64_t kPanels = 8;  // a task
   const int64_t source_panels = rows / kRows, per_sample = (source_panels + kPanels - 1) / kPanels;
   // Threads that bring in pages hinder each other: spread out, those tasks meet threads that compute.
-  const int64_t pages = x.pages ? x.pages->count() : 0, tasks = x.batch * per_sample + pages;
+  const int64_t pages = x.pages ? x.pages->count() : 0, tasks = z.batch * per_sample + pages;
   for_each_task(tasks, [&](int64_t, int64_t task) {
     const int64_t page = task * pages / tasks;
     if ((task + 1) * pages / tasks > page) {
@@ -156,28 +166,31 @@ void guided_row_max(const RowMaxArguments<In>& x) {
       return;
     }
     const int64_t i = task - page, b = i / per_sample, first = i % per_sample * kPanels;
+    Statistics<T> found = x.statistics;
+    found.row_max += b * z.sources;
+    found.row_argmax += b * z.sources;
     function(
-        source.data() + b * rows * x.m, target.data() + b * columns * x.m, x.m, x.S, x.n_targets, first,
-        std::min(source_panels, first + kPanels), x.eps, x.row_max + b * x.S, x.row_argmax + b * x.S);
+        {source.data() + b * rows * z.m, target.data() + b * columns * z.m, z.m}, z.sources, z.targets, first,
+        std::min(source_panels, first + kPanels), found);
   });
 }
 
 template <class In, class Out>
 void guided_band(const BandArguments<In, Out>& x) {
   using T = compute_t<In>;
-  const int64_t rows = round_up(x.S, kRows), columns = round_up(x.n, kCols<T>);
-  Scratch<T> source(x.batch * rows * x.m), target(x.batch * columns * x.m);
-  for (int64_t b = 0; b < x.batch; ++b) {
-    pack_panels(x.source + b * x.m * x.S, x.m, x.S, 0, x.S, rows, kRows, source.data() + b * rows * x.m);
-    pack_panels(
-        x.target + b * x.m * x.n_targets, x.m, x.n_targets, x.begin, x.n, columns, kCols<T>,
-        target.data() + b * columns * x.m);
-  }
+  const Features<In>& z = x.z;
+  const int64_t rows = round_up(z.sources, kRows), columns = round_up(z.count, kCols<T>);
+  Scratch<T> source(z.batch * rows * z.m), target(z.batch * columns * z.m);
+  pack_all_panels(z, rows, columns, source.data(), target.data());
+  Statistics<T> found = x.statistics;
+  found.norm += z.begin;
   normalize_columns<Out>(
-      x.batch, x.S, x.n, x.eps, x.row_max,
-      [&](int64_t b) { return Products<T>{source.data() + b * rows * x.m, target.data() + b * columns * x.m, x.m}; },
-      [&](int64_t b) { return Matrix<Out>{x.out + b * x.out_strides.batch, x.out_strides.source, x.out_strides.target}; },
-      x.norm + x.begin, x.n_targets);
+      z.batch, z.sources, z.count, found,
+      [&](int64_t b) { return Products<T>{source.data() + b * rows * z.m, target.data() + b * columns * z.m, z.m}; },
+      [&](int64_t b) {
+        return Matrix<Out>{x.out + b * x.out_strides.batch, x.out_strides.source, x.out_strides.target};
+      },
+      z.targets);
 }
 
 // ---- backward
@@ -193,91 +206,123 @@ struct Packed {
   int64_t rows, source_stride, target_stride;
 };
 
-// One block of targets: its columns of the target gradient (complete but for beta), its share of the source gradient.
-template <class G, class T = compute_t<G>>
-static void backward_block(
-    const Packed<T>& z, const Matrix<const G>& grad, int64_t m, int64_t S, int64_t n, int64_t q0, int64_t panels,
-    T eps, T* c_block, T* g_block, T* dc, T* target_block, T* target_grad, int64_t n_targets, T* source_part,
-    T* beta_part) {
-  const int64_t width = panels * kCols<T>, t0 = q0 * kCols<T>, valid = std::min(width, n - t0);
-  vec<T> dot[kMaxVecs], inverse_n[kMaxVecs] = {}, slope[kMaxVecs] = {};
-  gradient_dots<G>(z.products, grad, S, z.rows, n, q0, panels, z.inverse_b, c_block, g_block, dot);
-  gradient_slopes<T>(z.norm + t0, valid, eps, dot, inverse_n, slope);
-  std::fill(target_block, target_block + z.source_stride * width, T(0));
-  for (int64_t s0 = 0; s0 < z.rows; s0 += kChunk) {
-    const int64_t count = std::min<int64_t>(kChunk, z.rows - s0);
-    gradient_rows<T>(
-        count, width, z.inverse_b + s0, c_block + s0 * width, g_block + s0 * width, inverse_n, slope, dc,
-        beta_part + s0);
-    add_source_product<T>(
-        count, width, dc, z.target_rows + t0 * z.target_stride, z.target_stride, source_part + s0 * z.target_stride);
-    add_target_product<T>(
-        count, width, dc, z.source_rows + s0 * z.source_stride, z.source_stride, target_block);
+// The same of all samples.
+template <class In, class T = compute_t<In>>
+struct PackedBatch {
+  PackedBatch(const Features<In>& z_, const Statistics<T>& statistics, int64_t rows_, int64_t columns_)
+      : z(z_),
+        rows(rows_),
+        columns(columns_),
+        source_stride(round_up(z.m, kRows)),
+        target_stride(round_up(z.m, simd<T>::width)),
+        norm(statistics.norm),
+        source(z.batch * rows * z.m),
+        target(z.batch * columns * z.m),
+        inverse_b(z.batch * rows),
+        source_rows(z.batch * rows * source_stride),
+        target_rows(z.batch * columns * target_stride) {
+    pack_all_panels(z, rows, columns, source.data(), target.data());
+    pack_all_rows(z, rows, columns, source_stride, target_stride, source_rows.data(), target_rows.data());
+    for (int64_t b = 0; b < z.batch; ++b) {
+      invert(statistics.row_max + b * z.sources, z.sources, rows, inverse_b.data() + b * rows);
+    }
   }
-  for (int64_t k = 0; k < m; ++k) {
-    std::copy(target_block + k * width, target_block + k * width + valid, target_grad + k * n_targets + t0);
+  Packed<T> at(int64_t b) {
+    return {
+        {source.data() + b * rows * z.m, target.data() + b * columns * z.m, z.m},
+        source_rows.data() + b * rows * source_stride,
+        target_rows.data() + b * columns * target_stride,
+        inverse_b.data() + b * rows,
+        norm + b * z.targets + z.begin,
+        rows,
+        source_stride,
+        target_stride};
+  }
+
+  const Features<In>& z;
+  int64_t rows, columns, source_stride, target_stride;
+  const T* norm;
+  Scratch<T> source, target, inverse_b, source_rows, target_rows;
+};
+
+// Scratch of a worker, and the sums of its task.
+template <class T>
+struct BackwardScratch {
+  T* c_block;
+  T* g_block;
+  T* dc;
+  T* target_block;
+  T* source_part;
+  T* beta_part;
+};
+
+// One block of targets: its columns of the target gradient (complete but for beta), its share of the source gradient.
+template <class G, class In, class T = compute_t<In>>
+static void backward_block(
+    const Packed<T>& packed, const Features<In>& z, const Matrix<const G>& grad, int64_t q0, int64_t panels, T eps,
+    const BackwardScratch<T>& to, T* target_grad) {
+  const int64_t width = panels * kCols<T>, t0 = q0 * kCols<T>, valid = std::min(width, z.count - t0);
+  vec<T> dot[kMaxVecs], inverse_n[kMaxVecs] = {}, slope[kMaxVecs] = {};
+  gradient_dots<G>(
+      packed.products, grad, z.sources, packed.rows, z.count, q0, panels, packed.inverse_b, to.c_block, to.g_block,
+      dot);
+  gradient_slopes<T>(packed.norm + t0, valid, eps, dot, inverse_n, slope);
+  std::fill(to.target_block, to.target_block + packed.source_stride * width, T(0));
+  for (int64_t s0 = 0; s0 < packed.rows; s0 += kChunk) {
+    const int64_t count = std::min<int64_t>(kChunk, packed.rows - s0);
+    gradient_rows<T>(
+        count, width, packed.inverse_b + s0, to.c_block + s0 * width, to.g_block + s0 * width, inverse_n, slope,
+        to.dc, to.beta_part + s0);
+    add_source_product<T>(
+        count, width, to.dc, packed.target_rows + t0 * packed.target_stride, packed.target_stride,
+        to.source_part + s0 * packed.target_stride);
+    add_target_product<T>(
+        count, width, to.dc, packed.source_rows + s0 * packed.source_stride, packed.source_stride, to.target_block);
+  }
+  for (int64_t k = 0; k < z.m; ++k) {
+    std::copy(
+        to.target_block + k * width, to.target_block + k * width + valid, target_grad + k * z.targets + t0);
   }
 }
 
 template <class In, class G>
 void guided_band_backward(const BandBackwardArguments<In, G>& x) {
   using T = compute_t<In>;
-  constexpr int W = simd<T>::width;
-  const int64_t m = x.m, S = x.S, n = x.n, rows = round_up(S, kStep);
+  const Features<In>& z = x.z;
+  const int64_t m = z.m, S = z.sources, n = z.count, rows = round_up(S, kStep);
   const int64_t per_block = panels_per_block<T>(rows), width = per_block * kCols<T>;
   const int64_t columns = round_up(n, width), blocks = columns / width;
-  const int64_t source_stride = round_up(m, kRows), target_stride = round_up(m, W);
-  const int64_t slots = source_slots(x.batch, blocks, rows * target_stride);
-
-  Scratch<T> source(x.batch * rows * m), target(x.batch * columns * m), inverse_b(x.batch * rows);
-  Scratch<T> source_rows(x.batch * rows * source_stride), target_rows(x.batch * columns * target_stride);
-  Scratch<T> source_parts(x.batch * slots * rows * target_stride), beta_parts(x.batch * slots * rows);
-  for (int64_t b = 0; b < x.batch; ++b) {
-    const In* z_s = x.source + b * m * S;
-    const In* z_t = x.target + b * m * x.n_targets;
-    pack_panels(z_s, m, S, 0, S, rows, kRows, source.data() + b * rows * m);
-    pack_panels(z_t, m, x.n_targets, x.begin, n, columns, kCols<T>, target.data() + b * columns * m);
-    pack_rows(z_s, m, S, 0, S, rows, source_stride, source_rows.data() + b * rows * source_stride);
-    pack_rows(z_t, m, x.n_targets, x.begin, n, columns, target_stride, target_rows.data() + b * columns * target_stride);
-    invert(x.row_max + b * S, S, rows, inverse_b.data() + b * rows);
-  }
-
-  const int64_t dc_size = kChunk * width, target_size = source_stride * width;
+  PackedBatch<In> packed(z, x.statistics, rows, columns);
+  const int64_t part = rows * packed.target_stride, slots = source_slots(z.batch, blocks, part);
+  Scratch<T> source_parts(z.batch * slots * part), beta_parts(z.batch * slots * rows);
+  const int64_t dc_size = kChunk * width, target_size = packed.source_stride * width;
   const int64_t per_worker = 2 * rows * width + dc_size + target_size;
-  Scratch<T> scratch(count_workers(x.batch * slots) * per_worker);
-  for_each_task(x.batch * slots, [&](int64_t worker, int64_t task) {
+  Scratch<T> scratch(count_workers(z.batch * slots) * per_worker);
+  for_each_task(z.batch * slots, [&](int64_t worker, int64_t task) {
     const int64_t b = task / slots, slot = task % slots;
-    T* const c_block = scratch.data() + worker * per_worker;
-    T* const g_block = c_block + rows * width;
-    T* const dc = g_block + rows * width;
-    T* const source_part = source_parts.data() + task * rows * target_stride;
-    T* const beta_part = beta_parts.data() + task * rows;
-    std::fill(source_part, source_part + rows * target_stride, T(0));
-    std::fill(beta_part, beta_part + rows, T(0));
-    const Packed<T> z{
-        {source.data() + b * rows * m, target.data() + b * columns * m, m},
-        source_rows.data() + b * rows * source_stride,
-        target_rows.data() + b * columns * target_stride,
-        inverse_b.data() + b * rows,
-        x.norm + b * x.n_targets + x.begin,
-        rows,
-        source_stride,
-        target_stride};
+    BackwardScratch<T> to{};
+    to.c_block = scratch.data() + worker * per_worker;
+    to.g_block = to.c_block + rows * width;
+    to.dc = to.g_block + rows * width;
+    to.target_block = to.dc + dc_size;
+    to.source_part = source_parts.data() + task * part;
+    to.beta_part = beta_parts.data() + task * rows;
+    std::fill(to.source_part, to.source_part + part, T(0));
+    std::fill(to.beta_part, to.beta_part + rows, T(0));
     const Matrix<const G> grad{x.grad + b * x.grad_strides.batch, x.grad_strides.source, x.grad_strides.target};
     for (int64_t block = blocks * slot / slots; block < blocks * (slot + 1) / slots; ++block) {
       const int64_t q0 = block * per_block;
       const int64_t panels = std::min(per_block, round_up(n, kCols<T>) / kCols<T> - q0);
       backward_block<G>(
-          z, grad, m, S, n, q0, panels, x.eps, c_block, g_block, dc, dc + dc_size,
-          x.target_grad + b * m * x.n_targets + x.begin, x.n_targets, source_part, beta_part);
+          packed.at(b), z, grad, q0, panels, x.statistics.eps, to, x.target_grad + b * m * z.targets + z.begin);
     }
   });
-  add_source_parts<T>(x.batch, slots, m, S, rows, target_stride, source_parts.data(), x.source_grad);
-  for (int64_t b = 0; b < x.batch; ++b) {
+  add_source_parts<T>(z.batch, slots, m, S, rows, packed.target_stride, source_parts.data(), x.source_grad);
+  for (int64_t b = 0; b < z.batch; ++b) {
     for (int64_t slot = 0; slot < slots; ++slot) {
-      const T* part = beta_parts.data() + (b * slots + slot) * rows;
+      const T* beta = beta_parts.data() + (b * slots + slot) * rows;
       for (int64_t s = 0; s < S; ++s) {
-        x.beta[b * S + s] += part[s];
+        x.beta[b * S + s] += beta[s];
       }
     }
   }
@@ -287,16 +332,17 @@ void guided_band_backward(const BandBackwardArguments<In, G>& x) {
 template <class In>
 void guided_row_max_backward(const RowMaxBackwardArguments<In>& x) {
   using T = compute_t<In>;
-  torch::stable::parallel_for(0, x.batch * x.m, 1, [&](int64_t begin, int64_t end) {
+  const Features<In>& z = x.z;
+  torch::stable::parallel_for(0, z.batch * z.m, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / x.m;
-      const In* z_s = x.source + i * x.S;
-      const In* z_t = x.target + i * x.n_targets;
-      T* source_grad = x.source_grad + i * x.S;
-      T* target_grad = x.target_grad + i * x.n_targets;
-      for (int64_t s = 0; s < x.S; ++s) {
-        const int64_t at = x.row_argmax[b * x.S + s];
-        const T beta = x.row_max[b * x.S + s] == x.eps ? 0 : x.beta[b * x.S + s];
+      const int64_t b = i / z.m;
+      const In* z_s = z.source + i * z.sources;
+      const In* z_t = z.target + i * z.targets;
+      T* source_grad = x.source_grad + i * z.sources;
+      T* target_grad = x.target_grad + i * z.targets;
+      for (int64_t s = 0; s < z.sources; ++s) {
+        const int64_t at = x.statistics.row_argmax[b * z.sources + s];
+        const T beta = x.statistics.row_max[b * z.sources + s] == x.statistics.eps ? 0 : x.beta[b * z.sources + s];
         source_grad[s] += beta * static_cast<T>(z_t[at]);
         target_grad[at] += beta * static_cast<T>(z_s[s]);
       }

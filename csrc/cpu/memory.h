@@ -34,6 +34,22 @@ class Scratch {
   T* data_;
 };
 
+// Zeros to be added to; then rounded to the result.
+template <class T>
+class Sums : public Scratch<T> {
+ public:
+  explicit Sums(int64_t n) : Scratch<T>(n), n_(n) {
+    std::fill_n(this->data(), n, T(0));
+  }
+  template <class Out>
+  void round_to(Out* out) {
+    std::transform(this->data(), this->data() + n_, out, [](T x) { return static_cast<Out>(x); });
+  }
+
+ private:
+  int64_t n_;
+};
+
 // How many threads for_each_task uses.
 inline int64_t count_workers(int64_t tasks) {
   return std::min<int64_t>(tasks, torch::stable::get_num_threads());

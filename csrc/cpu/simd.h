@@ -23,6 +23,17 @@ SimdLevel simd_level();
 
 }  // namespace pose_kernels
 
+// Functions between the two are compiled for these features.
+#define SIMD_PRAGMA(...) _Pragma(#__VA_ARGS__)
+#ifdef __clang__
+#define SIMD_BEGIN(features) \
+  SIMD_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define SIMD_END SIMD_PRAGMA(clang attribute pop)
+#else
+#define SIMD_BEGIN(features) SIMD_PRAGMA(GCC push_options) SIMD_PRAGMA(GCC target(features))
+#define SIMD_END SIMD_PRAGMA(GCC pop_options)
+#endif
+
 // Variadic for the commas between template arguments.
 #ifdef SIMD_X86
 #define SIMD_DISPATCH(...)                                                                    \

@@ -1,5 +1,6 @@
 // Eqs. 9 and 2 and their gradients over blocks of all sources by some targets, for one instruction set. Where C comes
-// from is a type: `tile(p, q, c)` gives the register tile of source panel p and target panel q. Needs product.inl and matrix.inl.
+// from is a type: `tile(p, q, c)` gives the register tile of source panel p and target panel q. Needs product.inl and
+// matrix.inl.
 
 // C as the product of packed features.
 template <class T>
@@ -139,24 +140,24 @@ static void column_block(
   }
 }
 
-// All columns of a batch; tiles_of(b) gives C, matrix_of(b) the result, for n targets.
+// All columns of a batch; tiles_of(b) gives C, matrix_of(b) the result, for n targets. Norms lie norm_stride apart.
 template <class Out, class TilesOf, class MatrixOf, class T = compute_t<Out>>
 static void normalize_columns(
-    int64_t batch, int64_t S, int64_t n, T eps, const T* row_max, const TilesOf& tiles_of, const MatrixOf& matrix_of,
-    T* norm, int64_t norm_stride) {
+    int64_t batch, int64_t S, int64_t n, const Statistics<T>& x, const TilesOf& tiles_of, const MatrixOf& matrix_of,
+    int64_t norm_stride) {
   const int64_t rows = round_up(S, kRows), panels = round_up(n, kCols<T>) / kCols<T>;
   const int64_t per_block = panels_per_block<T>(rows), blocks = round_up(panels, per_block) / per_block;
   Scratch<T> inverse_b(batch * rows);
   for (int64_t b = 0; b < batch; ++b) {
-    invert(row_max + b * S, S, rows, inverse_b.data() + b * rows);
+    invert(x.row_max + b * S, S, rows, inverse_b.data() + b * rows);
   }
   const int64_t block_size = rows * per_block * kCols<T>;
   Scratch<T> scratch(count_workers(batch * blocks) * block_size);
   for_each_task(batch * blocks, [&](int64_t worker, int64_t task) {
     const int64_t b = task / blocks, q0 = task % blocks * per_block;
     column_block<Out>(
-        tiles_of(b), S, n, q0, std::min(per_block, panels - q0), eps, inverse_b.data() + b * rows,
-        scratch.data() + worker * block_size, matrix_of(b), norm + b * norm_stride);
+        tiles_of(b), S, n, q0, std::min(per_block, panels - q0), x.eps, inverse_b.data() + b * rows,
+        scratch.data() + worker * block_size, matrix_of(b), x.norm + b * norm_stride);
   });
 }
 

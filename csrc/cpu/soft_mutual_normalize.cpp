@@ -9,37 +9,31 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <tuple>
 #include <type_traits>
 
-#include "common.h"
+#include "checks.h"
 #include "cpu/memory.h"
 #include "cpu/simd.h"
 
 namespace pose_kernels {
 
+// Maps [B, S, T].
 template <class In>
 struct NormalizeArguments {
-  int64_t batch, S, n_targets;
-  compute_t<In> eps;
-  const In* map;  // [B, S, T]
-  In* result;  // [B, S, T]
-  compute_t<In>* row_max;  // [B, S]
-  int64_t* row_argmax;  // [B, S]
-  compute_t<In>* norm;  // [B, T]
+  int64_t batch, sources, targets;
+  Statistics<compute_t<In>> statistics;
+  const In* map;
+  In* result;
 };
 
 template <class In>
 struct NormalizeBackwardArguments {
-  int64_t batch, S, n_targets;
-  compute_t<In> eps;
-  const In* map;  // [B, S, T]
-  const In* grad;  // [B, S, T]
+  int64_t batch, sources, targets;
+  Statistics<compute_t<In>> statistics;
+  const In* map;
+  const In* grad;
   MapStrides grad_strides;
-  const compute_t<In>* row_max;  // [B, S]
-  const int64_t* row_argmax;  // [B, S]
-  const compute_t<In>* norm;  // [B, T]
-  In* map_grad;  // [B, S, T]
+  In* map_grad;
 };
 
 }  // namespace pose_kernels
@@ -49,55 +43,39 @@ struct NormalizeBackwardArguments {
 
 namespace pose_kernels {
 
-static std::tuple<Tensor, Tensor, Tensor, Tensor> soft_mutual_normalize(const Tensor& map_, double eps) {
+static MapAndStatistics soft_mutual_normalize(const Tensor& map_, double eps) {
   check_map(map_);
-  const Tensor map = torch::stable::contiguous(map_);
+  const Tensor map = torch::stable::contiguous(map_), result = new_like(map);
   const int64_t B = map.size(0), S = map.size(1), T = map.size(2) * map.size(3);
-  const ScalarType type = map.scalar_type(), wide = compute_type(type);
-  Tensor result = empty(map, {B, S, map.size(2), map.size(3)}, type);
-  Tensor row_max = empty(map, {B, S}, wide), row_argmax = empty(map, {B, S}, ScalarType::Long);
-  Tensor norm = empty(map, {B, T}, wide);
+  const StatisticsTensors statistics(map, B, S, T);
   if (B > 0) {
-    dispatch_floating(type, "soft_mutual_normalize", [&](auto zero) {
+    dispatch_floating(map.scalar_type(), "soft_mutual_normalize", [&](auto zero) {
       using In = decltype(zero);
-      using C = compute_t<In>;
       prefault(result.mutable_data_ptr(), B * S * T * static_cast<int64_t>(sizeof(In)));
       SIMD_DISPATCH(normalize<In>)
-      ({B, S, T, static_cast<C>(eps), const_data<In>(map), mutable_data<In>(result), mutable_data<C>(row_max),
-        mutable_data<int64_t>(row_argmax), mutable_data<C>(norm)});
+      ({B, S, T, statistics.of<compute_t<In>>(eps), const_data<In>(map), mutable_data<In>(result)});
     });
   }
-  return {result, row_max, row_argmax, norm};
+  return {result, statistics.row_max, statistics.row_argmax, statistics.norm};
 }
 
 static Tensor soft_mutual_normalize_backward(
-    const Tensor& grad_, const Tensor& map_, const Tensor& row_max_, const Tensor& row_argmax_, const Tensor& norm_,
+    const Tensor& grad_, const Tensor& map_, const Tensor& row_max, const Tensor& row_argmax, const Tensor& norm,
     double eps) {
   check_map(map_);
-  const Tensor map = torch::stable::contiguous(map_);
-  const Tensor row_max = torch::stable::contiguous(row_max_), norm = torch::stable::contiguous(norm_);
-  const Tensor row_argmax = torch::stable::contiguous(row_argmax_);
+  const Tensor map = torch::stable::contiguous(map_), map_grad = new_like(map);
+  const StatisticsTensors statistics(row_max, row_argmax, norm);
+  check_normalize_backward(grad_, map, statistics);
   const int64_t B = map.size(0), S = map.size(1), T = map.size(2) * map.size(3);
-  const ScalarType type = map.scalar_type(), wide = compute_type(type);
-  check_shape(grad_, "grad", {B, S, map.size(2), map.size(3)});
-  check_type(grad_, "grad", type);
-  check_shape(row_max, "row_max", {B, S});
-  check_shape(row_argmax, "row_argmax", {B, S});
-  check_shape(norm, "norm", {B, T});
-  check_type(row_max, "row_max", wide);
-  check_type(row_argmax, "row_argmax", ScalarType::Long);
-  check_type(norm, "norm", wide);
   MapStrides strides;
   const Tensor grad = with_map_strides(grad_, strides);
-  Tensor map_grad = empty(map, {B, S, map.size(2), map.size(3)}, type);
   if (B > 0) {
-    dispatch_floating(type, "soft_mutual_normalize_backward", [&](auto zero) {
+    dispatch_floating(map.scalar_type(), "soft_mutual_normalize_backward", [&](auto zero) {
       using In = decltype(zero);
-      using C = compute_t<In>;
       prefault(map_grad.mutable_data_ptr(), B * S * T * static_cast<int64_t>(sizeof(In)));
       SIMD_DISPATCH(normalize_backward<In>)
-      ({B, S, T, static_cast<C>(eps), const_data<In>(map), const_data<In>(grad), strides, const_data<C>(row_max),
-        const_data<int64_t>(row_argmax), const_data<C>(norm), mutable_data<In>(map_grad)});
+      ({B, S, T, statistics.of<compute_t<In>>(eps), const_data<In>(map), const_data<In>(grad), strides,
+        mutable_data<In>(map_grad)});
     });
   }
   return map_grad;

@@ -42,18 +42,18 @@ static void row_maximum(const In* row, int64_t n, T& highest, int64_t& at) {
 template <class In>
 void normalize(const NormalizeArguments<In>& x) {
   using T = compute_t<In>;
-  const int64_t S = x.S, n = x.n_targets;
+  const int64_t S = x.sources, n = x.targets;
   torch::stable::parallel_for(0, x.batch * S, 32768 / n + 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       T highest;
-      row_maximum<In>(x.map + i * n, n, highest, x.row_argmax[i]);
-      x.row_max[i] = highest < x.eps ? x.eps : highest;
+      row_maximum<In>(x.map + i * n, n, highest, x.statistics.row_argmax[i]);
+      x.statistics.row_max[i] = highest < x.statistics.eps ? x.statistics.eps : highest;
     }
   });
   normalize_columns<In>(
-      x.batch, S, n, x.eps, x.row_max,
+      x.batch, S, n, x.statistics,
       [&](int64_t b) { return Stored<In>{{x.map + b * S * n, n, 1}, S, n}; },
-      [&](int64_t b) { return Matrix<In>{x.result + b * S * n, n, 1}; }, x.norm, n);
+      [&](int64_t b) { return Matrix<In>{x.result + b * S * n, n, 1}; }, n);
 }
 
 template <class In, class T = compute_t<In>>
@@ -71,13 +71,13 @@ static void write_row(const T* from, int64_t count, In* to) {
 template <class In>
 void normalize_backward(const NormalizeBackwardArguments<In>& x) {
   using T = compute_t<In>;
-  const int64_t S = x.S, n = x.n_targets, rows = round_up(S, kRows);
+  const int64_t S = x.sources, n = x.targets, rows = round_up(S, kRows);
   const int64_t per_block = panels_per_block<T>(rows), width = per_block * kCols<T>;
   const int64_t panels = round_up(n, kCols<T>) / kCols<T>, blocks = round_up(panels, per_block) / per_block;
   const int64_t slots = source_slots(x.batch, blocks, rows);
   Scratch<T> inverse_b(x.batch * rows), beta_parts(x.batch * slots * rows);
   for (int64_t b = 0; b < x.batch; ++b) {
-    invert(x.row_max + b * S, S, rows, inverse_b.data() + b * rows);
+    invert(x.statistics.row_max + b * S, S, rows, inverse_b.data() + b * rows);
   }
   const int64_t per_worker = (2 * rows + kChunk) * width;
   Scratch<T> scratch(count_workers(x.batch * slots) * per_worker);
@@ -96,7 +96,7 @@ void normalize_backward(const NormalizeBackwardArguments<In>& x) {
       const int64_t used_width = used * kCols<T>, valid = std::min(used_width, n - t0);
       vec<T> dot[kMaxVecs], inverse_n[kMaxVecs] = {}, slope[kMaxVecs] = {};
       gradient_dots<In>(tiles, grad, S, rows, n, q0, used, scale, c_block, g_block, dot);
-      gradient_slopes<T>(x.norm + b * n + t0, valid, x.eps, dot, inverse_n, slope);
+      gradient_slopes<T>(x.statistics.norm + b * n + t0, valid, x.statistics.eps, dot, inverse_n, slope);
       for (int64_t s0 = 0; s0 < S; s0 += kChunk) {
         const int64_t count = std::min<int64_t>(kChunk, S - s0);
         gradient_rows<T>(
@@ -114,8 +114,8 @@ void normalize_backward(const NormalizeBackwardArguments<In>& x) {
       for (int64_t slot = 0; slot < slots; ++slot) {
         sum += beta_parts.data()[(b * slots + slot) * rows + s];
       }
-      if (x.row_max[b * S + s] != x.eps) {  // at its floor b_s has no gradient
-        In& at = x.map_grad[(b * S + s) * n + x.row_argmax[b * S + s]];
+      if (x.statistics.row_max[b * S + s] != x.statistics.eps) {  // at its floor b_s has no gradient
+        In& at = x.map_grad[(b * S + s) * n + x.statistics.row_argmax[b * S + s]];
         at = static_cast<In>(static_cast<T>(at) + sum);
       }
     }

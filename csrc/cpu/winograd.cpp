@@ -17,7 +17,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "common.h"
+#include "checks.h"
 #include "cpu/memory.h"
 #include "cpu/simd.h"
 
@@ -72,22 +72,6 @@ static int64_t padded(int64_t rows) {
   return (rows + kPadding - 1) / kPadding * kPadding;
 }
 
-static void check_contiguous(std::initializer_list<const Tensor*> tensors) {
-  for (const Tensor* x : tensors) {
-    STD_TORCH_CHECK(x->is_contiguous(), "winograd: expected contiguous tensors");
-  }
-}
-
-// Calls f with a value of the type that products are computed in.
-template <class F>
-static void dispatch_wide(ScalarType type, F&& f) {
-  if (type == ScalarType::Double) {
-    return f(double{});
-  }
-  STD_TORCH_CHECK(type == ScalarType::Float, "winograd: expected float32 or float64");
-  f(float{});
-}
-
 static void check_weight(const Tensor& weight) {
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(3) == 3, "weight: expected [n, S, kh, 3]");
 }
@@ -131,7 +115,7 @@ static void winograd_weight(const Tensor& weight, bool transposed, Tensor U) {
   check_contiguous({&U});
   const int64_t panel = SIMD_DISPATCH(winograd_panel)();
   dispatch_floating(weight.scalar_type(), "winograd_weight", [&](auto in) {
-    dispatch_wide(U.scalar_type(), [&](auto out) {
+    dispatch_wide(U.scalar_type(), "winograd", [&](auto out) {
       pack_weight<decltype(in), decltype(out)>(weight, transposed, panel, U);
     });
   });
@@ -165,7 +149,7 @@ static void winograd_weight_gradient(const Tensor& dU, Tensor dW) {
   check_weight(dW);
   check_shape(dU, "dU", {4, dW.size(1), dW.size(0) * dW.size(2)});
   check_contiguous({&dU, &dW});
-  dispatch_wide(dU.scalar_type(), [&](auto in) {
+  dispatch_wide(dU.scalar_type(), "winograd", [&](auto in) {
     dispatch_floating(dW.scalar_type(), "winograd_weight_gradient", [&](auto out) {
       unpack_gradient<decltype(in), decltype(out)>(dU, dW);
     });
@@ -190,7 +174,7 @@ static OutputBand<T> output_band(const Tensor& Y, T* data, const Tensor& maps, i
 static void winograd_add_output(const Tensor& U, const Tensor& maps, int64_t first, int64_t kh, Tensor Y) {
   check_contiguous({&U, &maps, &Y});
   check_type(U, "U", Y.scalar_type());
-  dispatch_wide(Y.scalar_type(), [&](auto zero) {
+  dispatch_wide(Y.scalar_type(), "winograd", [&](auto zero) {
     using T = decltype(zero);
     const OutputBand<T> band = output_band<T>(Y, mutable_data<T>(Y), maps, first, kh);
     const int64_t S = maps.size(1), rows = padded(band.outputs * kh);
@@ -202,7 +186,7 @@ static void winograd_add_output(const Tensor& U, const Tensor& maps, int64_t fir
 static void winograd_map_gradient(const Tensor& U, const Tensor& dY, int64_t first, int64_t kh, Tensor maps) {
   check_contiguous({&U, &maps, &dY});
   check_type(U, "U", dY.scalar_type());
-  dispatch_wide(dY.scalar_type(), [&](auto zero) {
+  dispatch_wide(dY.scalar_type(), "winograd", [&](auto zero) {
     using T = decltype(zero);
     const OutputBand<const T> band = output_band<const T>(dY, const_data<T>(dY), maps, first, kh);
     const int64_t S = maps.size(1), R = band.outputs * kh;
@@ -215,7 +199,7 @@ static void winograd_add_weight_gradient(
     const Tensor& maps, const Tensor& dY, int64_t first, int64_t kh, Tensor dU) {
   check_contiguous({&maps, &dY, &dU});
   check_type(dU, "dU", dY.scalar_type());
-  dispatch_wide(dY.scalar_type(), [&](auto zero) {
+  dispatch_wide(dY.scalar_type(), "winograd", [&](auto zero) {
     using T = decltype(zero);
     const OutputBand<const T> band = output_band<const T>(dY, const_data<T>(dY), maps, first, kh);
     const int64_t S = maps.size(1);

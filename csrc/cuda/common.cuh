@@ -1,4 +1,4 @@
-// Shared by the operators' registrations: the stream, the device, scratch, the memory format of maps.
+// Shared by the operators' registrations: the device, the stream, scratch, the memory format of gradients.
 #pragma once
 
 #include <vector>
@@ -6,8 +6,8 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "common.h"
-#include "cuda/product.cuh"
+#include "checks.h"
+#include "cuda/launch.cuh"
 
 namespace pose_kernels {
 
@@ -20,14 +20,11 @@ class Call {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
     stream_ = static_cast<Stream>(stream);
   }
-  Stream stream() const {
-    return stream_;
-  }
-  Allocate allocate() {
-    return [this](int64_t bytes) {
-      scratch_.push_back(empty(like_, {bytes}, ScalarType::Byte));
-      return scratch_.back().mutable_data_ptr();
-    };
+  Context context() {
+    return {stream_, [this](int64_t bytes) {
+              scratch_.push_back(empty(like_, {bytes}, ScalarType::Byte));
+              return scratch_.back().mutable_data_ptr();
+            }};
   }
 
  private:
@@ -54,12 +51,11 @@ inline Tensor readable_map(const Tensor& grad, bool* channels_last) {
   return *channels_last ? grad : torch::stable::contiguous(grad);
 }
 
-template <class In>
-Features<In> features_of(const Tensor& source, const Tensor& target) {
-  const int64_t batch = source.size(0), m = source.size(1);
-  const int64_t sources = batch ? source.numel() / (batch * m) : 0, targets = batch ? target.numel() / (batch * m) : 0;
-  STD_TORCH_CHECK(std::max(sources, targets) < 1 << 30, "source, target: 2^30 positions and more are not supported");
-  return {batch, m, sources, targets, const_data<In>(source), const_data<In>(target), 0, targets};
+// Positions of a sample are counted in 32 bits.
+inline void check_positions(const Tensor& source, const Tensor& target) {
+  STD_TORCH_CHECK(
+      std::max(positions(source), positions(target)) < 1 << 30,
+      "source, target: 2^30 positions and more are not supported");
 }
 
 }  // namespace pose_kernels

@@ -1,33 +1,30 @@
-// correlation_4d on CUDA: the kernels of guided_correlation, without what makes it guided.
-//
-// Predicted for B = 7, 64 x 64, m = 35 on an H200: forward 470 MB written beside 9.4 GFLOP (three times that where
-// float32 is exact), 0.12 ms; backward 470 MB read beside two such products, 0.13 ms (0.22).
+// correlation_4d on CUDA: the map of guided_correlation and its gradients, without what makes it guided.
 #pragma once
 
-#include "cuda/guided_correlation.cuh"
+#include "cuda/correlation_map.cuh"
+#include "cuda/feature_gradients.cuh"
 
 namespace pose_kernels {
 
-template <class In, class T = Compute<In>>
-void run_correlation_4d(
-    const Features<In>& z, bool tf32, const Map<In>& out, const Allocate& allocate, Stream stream) {
-  with_passes<In>(tf32, [&](auto passes) {
-    constexpr int P = passes;
-    PackPlan plan(z.batch, z.m);
-    const Packed<T, P> source = pack<In, T, P>(plan, Order::kRows, z, allocate);
-    const Packed<T, P> target = pack<In, T, P>(plan, Order::kColumns, z, allocate);
-    plan.run<In, T, P>(stream);
-    write_map<false, T, P, In>(
-        {make_walk(z.batch, z.targets, z.sources), nullptr, nullptr, out}, source, target, stream);
+template <class In, class T = compute_t<In>>
+void run_correlation_4d(const Features<In>& z, bool tf32, const Map<In>& out, const Context& context) {
+  with_operands(z, tf32, context, [&](const auto& source, const auto& target) {
+    WriteMapArguments<T, In> x{};
+    x.walk = make_walk(z.batch, z.targets, z.sources);
+    x.out = out;
+    write_map<false>(x, source, target, context.stream);
   });
 }
 
+// Null for a gradient that is not wanted.
 template <class In>
 void run_correlation_4d_backward(
     const Features<In>& z, bool tf32, const Map<const In>& grad, In* source_grad, In* target_grad,
-    const Allocate& allocate, Stream stream) {
-  run_backward<false, In, In>(
-      z, {}, tf32, grad, FeatureGrads<In>{source_grad, target_grad, nullptr, false, false}, allocate, stream);
+    const Context& context) {
+  FeatureGrads<In> out{};
+  out.source = source_grad;
+  out.target = target_grad;
+  run_backward<false>(z, {}, tf32, grad, out, context, [](const auto&...) {});
 }
 
 }  // namespace pose_kernels

@@ -3,16 +3,9 @@
 // tests/emulation/cuda_emulation.h, which runs the kernels' source on the CPU for the tests.
 #pragma once
 
-#include <cstdint>
-#include <type_traits>
-
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
+#include "types.h"
 
 namespace pose_kernels {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
 
 constexpr int kWarp = 32;
 

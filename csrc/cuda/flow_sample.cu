@@ -1,6 +1,4 @@
 // flow_sample for CUDA tensors; see flow_sample.cuh.
-#include <tuple>
-
 #include "cuda/common.cuh"
 #include "cuda/flow_sample.cuh"
 
@@ -15,23 +13,23 @@ static SampleGeometry<T> make_geometry(
   dispatch_floating(flow.scalar_type(), "flow", [&](auto zero) {
     using Flow = decltype(zero);
     geometry.displacement = make_displacement<Flow, T>(
-        flow.size(0), flow.size(2), flow.size(3), const_data<Flow>(flow), call.allocate(), call.stream());
+        flow.size(0), flow.size(2), flow.size(3), const_data<Flow>(flow), call.context());
   });
   return geometry;
 }
 
 static Tensor flow_sample(const Tensor& image_, const Tensor& flow_, int64_t height, int64_t width, bool zeros) {
   check_image_and_flow(image_, flow_);
-  STD_TORCH_CHECK(height > 0 && width > 0, "size: expected two positive integers");
+  check_size(height, width);
   Call call(image_);
   const Tensor image = torch::stable::contiguous(image_), flow = torch::stable::contiguous(flow_);
   const Tensor result = empty(image, {image.size(0), image.size(1), height, width}, image.scalar_type());
   if (image.size(0) > 0) {
     dispatch_floating(image.scalar_type(), "image", [&](auto zero) {
       using In = decltype(zero);
-      run_flow_sample<In>(
-          make_geometry<Compute<In>>(image, flow, height, width, zeros, call), const_data<In>(image),
-          mutable_data<In>(result), call.stream());
+      run_flow_sample(
+          make_geometry<compute_t<In>>(image, flow, height, width, zeros, call), const_data<In>(image),
+          mutable_data<In>(result), call.context().stream);
     });
   }
   return result;
@@ -40,38 +38,30 @@ static Tensor flow_sample(const Tensor& image_, const Tensor& flow_, int64_t hei
 static std::tuple<Tensor, Tensor> flow_sample_backward(
     const Tensor& grad_, const Tensor& image_, const Tensor& flow_, bool zeros, bool want_image, bool want_flow) {
   check_image_and_flow(image_, flow_);
-  STD_TORCH_CHECK(
-      grad_.dim() == 4 && grad_.size(0) == image_.size(0) && grad_.size(1) == image_.size(1),
-      "grad: unexpected shape");
-  check_type(grad_, "grad", image_.scalar_type());
+  check_sample_gradient(grad_, image_);
   Call call(image_);
   const Tensor grad = torch::stable::contiguous(grad_);  // it may be expanded (all strides 0)
   const Tensor image = torch::stable::contiguous(image_), flow = torch::stable::contiguous(flow_);
-  const int64_t B = image.size(0), C = image.size(1);
-  const Tensor image_grad = want_image ? empty(image, {B, C, image.size(2), image.size(3)}, image.scalar_type())
-                                       : empty(image, {0}, image.scalar_type());
-  const Tensor flow_grad = want_flow ? empty(flow, {B, 2, flow.size(2), flow.size(3)}, flow.scalar_type())
-                                     : empty(flow, {0}, flow.scalar_type());
-  if (B == 0 || !(want_image || want_flow)) {
+  const Tensor image_grad = new_like(image, want_image), flow_grad = new_like(flow, want_flow);
+  if (image.size(0) == 0 || !(want_image || want_flow)) {
     return {image_grad, flow_grad};
   }
   dispatch_floating(image.scalar_type(), "image", [&](auto zero) {
     using In = decltype(zero);
-    using T = Compute<In>;
+    using T = compute_t<In>;
     const SampleGeometry<T> geometry = make_geometry<T>(image, flow, grad.size(2), grad.size(3), zeros, call);
     if (want_image) {
       STD_TORCH_CHECK(
           std::max(4 * geometry.pixels(), geometry.plane()) < INT32_MAX,
           "image: the gradient of a plane of 2^29 output pixels or 2^31 image pixels and more is not supported");
-      run_image_gradient<In>(
-          geometry, const_data<In>(grad), mutable_data<In>(image_grad), call.allocate(), call.stream());
+      run_image_gradient(
+          geometry, const_data<In>(grad), mutable_data<In>(image_grad), call.context());
     }
     if (want_flow) {
       dispatch_floating(flow.scalar_type(), "flow", [&](auto flow_zero) {
         using Flow = decltype(flow_zero);
-        run_flow_gradient<In, Flow>(
-            geometry, const_data<In>(image), const_data<In>(grad), mutable_data<Flow>(flow_grad), call.allocate(),
-            call.stream());
+        run_flow_gradient(
+            geometry, const_data<In>(image), const_data<In>(grad), mutable_data<Flow>(flow_grad), call.context());
       });
     }
   });

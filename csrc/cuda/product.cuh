@@ -12,33 +12,35 @@
 // fragments are neighbours in memory (4 x 4 patches), whichever way the map lies: 16-byte loads and stores.
 #pragma once
 
-#include <algorithm>
-#include <functional>
 #include <utility>
 
-#include "cuda/device.cuh"
+#include "cuda/launch.cuh"
 
 namespace pose_kernels {
 
-// float16 and bfloat16 are storage formats: everything is computed in float32.
-template <class In>
-using Compute = std::conditional_t<std::is_same_v<In, double>, double, float>;
-
-// Device memory for the rest of the call, freed in the stream's order.
-using Allocate = std::function<void*(int64_t bytes)>;
-
-template <class T>
-T* allocate_array(const Allocate& allocate, int64_t n) {
-  return static_cast<T*>(allocate(n * static_cast<int64_t>(sizeof(T))));
-}
-
-constexpr int kTile = 128;  // positions are padded to whole tiles
-constexpr int kThreads = 256;
+constexpr int kGroup = 16;  // positions packed together: the rows of a fragment, the columns of two
+constexpr int kGroups = kTile / kGroup;
 constexpr int kStep = 8;  // features a fragment multiplies at a time
 
-HOST_DEVICE int64_t round_up(int64_t n, int64_t step) {
-  return (n + step - 1) / step * step;
-}
+// Doubles take twice the registers.
+template <class T>
+constexpr int kBlocksPerMultiprocessor = sizeof(T) == 4 ? 2 : 1;
+
+// The tile of C that a block makes: WarpRows x (8 / WarpRows) warps, each with MT x NT fragments of 16 x 8.
+template <int WarpRows, int MT_, int NT_>
+struct TileShape {
+  static constexpr int MT = MT_, NT = NT_;
+  static constexpr int kWarpRows = WarpRows, kWarpColumns = kWarps / WarpRows;
+  static constexpr int kRows = WarpRows * MT * 16, kColumns = kWarpColumns * NT * 8;
+
+  // The warp's first row and column.
+  static DEVICE int row(int warp) {
+    return warp / kWarpColumns * (MT * 16);
+  }
+  static DEVICE int column(int warp) {
+    return warp % kWarpColumns * (NT * 8);
+  }
+};
 
 // Position within a tile that row or column `f` of its fragments stands for.
 HOST_DEVICE int row_at(int f) {
@@ -48,7 +50,7 @@ HOST_DEVICE int column_at(int f) {
   return (f & ~15) | (f & 6) << 1 | (f >> 2 & 2) | (f & 1);
 }
 
-// How features are packed: quads [B][padded positions / 128][step of 8 features][8 times 16 positions][part][lane],
+// How features are packed: quads [B][padded positions / 128][step of 8 features][8 groups of positions][part][lane],
 // `part` high or low. So what one step of a product loads lies at constant distances.
 enum class Order {
   kRows,  // left operand of C: 16 sources by 8 features
@@ -106,10 +108,10 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackArguments x) {
   }
   const PackJob job = x.jobs[job_number];
   const int64_t index = (blockIdx.x - x.first_block[job_number]) * kThreads + threadIdx.x;
-  const int64_t steps = round_up(x.m, kStep) / kStep, tiles = round_up(job.count, kTile) / kTile;
+  const int64_t steps = ceil_div(x.m, kStep), tiles = ceil_div(job.count, kTile);
   const int lane = static_cast<int>(index % kWarp), g = lane / 4, t = lane % 4;
-  const int within = static_cast<int>(index / kWarp % 8) * 16;
-  const int64_t rest = index / kWarp / 8, step = rest % steps, tile = rest / steps % tiles, b = rest / steps / tiles;
+  const int within = static_cast<int>(index / kWarp % kGroups) * kGroup;
+  const int64_t rest = index / kWarp / kGroups, step = rest % steps, tile = rest / steps % tiles, b = rest / steps / tiles;
   if (b >= x.batch) {
     return;
   }
@@ -162,8 +164,8 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackArguments x) {
 template <class T, int Passes>
 struct Packed {
   static constexpr int kParts = Passes == 3 ? 2 : 1;
-  static constexpr int kNext = kParts * kWarp;  // quads from 16 positions to the next
-  static constexpr int kNextStep = 8 * kNext;  // to the next 8 features of the same positions
+  static constexpr int kNext = kParts * kWarp;  // quads from a group to the next
+  static constexpr int kNextStep = kGroups * kNext;  // to the next 8 features of the same positions
 
   const Quad<T>* data;
   int tiles;  // of 128 positions, per sample
@@ -172,9 +174,10 @@ struct Packed {
   static int64_t elements(int64_t batch, int64_t m, int64_t positions) {
     return batch * round_up(positions, kTile) * round_up(m, kStep) * kParts;
   }
-  // This lane's quad of the first features of 16 positions.
-  DEVICE const Quad<T>* at(int b, int sixteen) const {
-    return data + (int64_t{b} * tiles + sixteen / 8) * steps * kNextStep + sixteen % 8 * kNext + threadIdx.x % kWarp;
+  // This lane's quad of the first features of a group of positions.
+  DEVICE const Quad<T>* at(int b, int group) const {
+    return data + (int64_t{b} * tiles + group / kGroups) * steps * kNextStep + group % kGroups * kNext +
+        threadIdx.x % kWarp;
   }
 };
 
@@ -258,133 +261,37 @@ DEVICE void multiply(const Quad<T>* rows, const Quad<T>* columns, int steps, T (
   }
 }
 
+// acc = the warp's part of a tile of C.
+template <class Tile, class T, int Passes>
+DEVICE void multiply_tile(
+    const Packed<T, Passes>& source, const Packed<T, Passes>& target, int b, int source_tile, int target_tile,
+    T (&acc)[Tile::MT][Tile::NT][4]) {
+  const int warp = threadIdx.x / kWarp;
+  // In groups.
+  const int row = warp / Tile::kWarpColumns * Tile::MT, column = warp % Tile::kWarpColumns * (Tile::NT / 2);
+  multiply<T, Passes, Tile::MT, Tile::NT>(
+      source.at(b, source_tile * (Tile::kRows / kGroup) + row),
+      target.at(b, target_tile * (Tile::kColumns / kGroup) + column), source.steps, acc);
+}
+
 // Four values side by side of an array in scratch; `at` is a multiple of 4.
 template <class T>
 DEVICE Quad<T> four_of(const T* array, int64_t at) {
   return load_cached(reinterpret_cast<const Quad<T>*>(array + at));
 }
 
-// Element (r, c) of a thread's 4 x 4 patch (p, q): rows 32 p + 4 (lane / 4) + r and columns 16 q + 4 (lane % 4) + c
-// from the warp's first.
+// A thread's part of C is 4 x 4 patches, the first of them at this row and column from the warp's first.
+DEVICE int patch_row(int lane) {
+  return lane / 4 * 4;
+}
+DEVICE int patch_column(int lane) {
+  return lane % 4 * 4;
+}
+
+// Element (r, c) of patch (p, q), which lies 32 p rows and 16 q columns further.
 template <class T, int MT, int NT>
 DEVICE T& patch(T (&acc)[MT][NT][4], int p, int q, int r, int c) {
   return acc[2 * p + r / 2][2 * q + c / 2][r % 2 * 2 + c % 2];
-}
-
-// A map [B, S, T] in memory, or [B, T, S] (channels-last). `whole`: rows are whole aligned quads.
-template <class E>
-struct Map {
-  E* data;
-  int outers, inners;  // lines per sample and their length
-  bool channels_last, whole;
-};
-
-template <class E>
-Map<E> make_map(E* data, int64_t sources, int64_t targets, bool channels_last) {
-  const int64_t outers = channels_last ? targets : sources, inners = channels_last ? sources : targets;
-  const bool whole = inners % 4 == 0 && reinterpret_cast<uintptr_t>(data) % alignof(Quad<std::remove_const_t<E>>) == 0;
-  return {data, static_cast<int>(outers), static_cast<int>(inners), channels_last, whole};
-}
-
-// Offset of (b, outer, inner) in a map of outer x inner per sample.
-HOST_DEVICE int64_t map_offset(int64_t b, int64_t outer, int64_t inner, int64_t outers, int64_t inners) {
-  return (b * outers + outer) * inners + inner;
-}
-
-// The first `valid` of four neighbouring elements, zeros beyond them; all at once where rows are `whole` quads.
-template <class E, class T>
-DEVICE void load_four(const E* at, int valid, bool whole, T (&x)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    x[i] = 0;
-  }
-  if (whole) {
-    if (valid > 0) {
-      const Quad<E> quad = load_streaming(reinterpret_cast<const Quad<E>*>(at));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        x[i] = static_cast<T>(quad.v[i]);
-      }
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i < valid) {
-        x[i] = static_cast<T>(at[i]);
-      }
-    }
-  }
-}
-
-template <class E, class T>
-DEVICE void store_four(E* at, int valid, bool whole, const T (&x)[4]) {
-  Quad<E> quad;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    quad.v[i] = static_cast<E>(x[i]);
-  }
-  if (whole) {
-    if (valid > 0) {
-      store_streaming(reinterpret_cast<Quad<E>*>(at), quad);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i < valid) {
-        at[i] = quad.v[i];
-      }
-    }
-  }
-}
-
-// Calls f(o, address, valid elements) for the four lines of a patch.
-template <class E, class F>
-DEVICE void for_patch_lines(const Map<E>& map, int b, int row, int column, F&& f) {
-  const int outer = map.channels_last ? column : row, inner = map.channels_last ? row : column;
-  const int valid = min(map.inners - inner, 4);
-  E* const first = map.data + map_offset(b, outer, inner, map.outers, map.inners);
-#pragma unroll
-  for (int o = 0; o < 4; ++o) {
-    if (outer + o < map.outers) {
-      f(o, first + int64_t{o} * map.inners, valid);
-    }
-  }
-}
-
-// Zeros outside the map. The layout is chosen per element: a branch around all of it costs registers.
-template <class E, class T>
-DEVICE void load_patch(const Map<const E>& map, int b, int row, int column, T (&value)[4][4]) {
-#pragma unroll
-  for (int r = 0; r < 4; ++r) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      value[r][c] = 0;
-    }
-  }
-  for_patch_lines(map, b, row, column, [&](int o, const E* at, int valid) {
-    T x[4];
-    load_four(at, valid, map.whole, x);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (map.channels_last) {
-        value[i][o] = x[i];
-      } else {
-        value[o][i] = x[i];
-      }
-    }
-  });
-}
-
-template <class E, class T>
-DEVICE void store_patch(const Map<E>& map, int b, int row, int column, const T (&value)[4][4]) {
-  for_patch_lines(map, b, row, column, [&](int o, E* at, int valid) {
-    T x[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[i] = map.channels_last ? value[i][o] : value[o][i];
-    }
-    store_four(at, valid, map.whole, x);
-  });
 }
 
 // Blocks are numbered [B][tiles][runs]: each owns a tile of one side and walks over a run of tiles of the other. The
@@ -414,7 +321,7 @@ DEVICE Place place_of(const Walk& walk, int block) {
 // Enough blocks for some waves of the largest GPU, and not more runs than partial results are worth.
 inline Walk make_walk(int64_t batch, int64_t owned, int64_t walked) {
   constexpr int64_t kMostRuns = 32;
-  const int64_t tiles = round_up(owned, kTile) / kTile, others = round_up(walked, kTile) / kTile;
+  const int64_t tiles = ceil_div(owned, kTile), others = ceil_div(walked, kTile);
   const int64_t wanted = (enough(1024) + batch * tiles - 1) / std::max<int64_t>(1, batch * tiles);
   return {static_cast<int>(batch), static_cast<int>(tiles), static_cast<int>(others),
           static_cast<int>(std::clamp<int64_t>(wanted, 1, std::min(others, kMostRuns)))};
@@ -430,9 +337,9 @@ struct PackPlan {
   }
   void add(const PackJob& job) {
     const int64_t quads =
-        arguments.batch * round_up(job.count, kTile) / 16 * (round_up(arguments.m, kStep) / kStep) * kWarp;
+        arguments.batch * ceil_div(job.count, kTile) * kGroups * ceil_div(arguments.m, kStep) * kWarp;
     arguments.jobs[jobs++] = job;
-    const int64_t end = arguments.first_block[jobs - 1] + round_up(quads, kThreads) / kThreads;
+    const int64_t end = arguments.first_block[jobs - 1] + blocks_for(quads);
     for (int i = jobs; i <= PackArguments::kJobs; ++i) {
       arguments.first_block[i] = end;
     }
@@ -443,25 +350,23 @@ struct PackPlan {
   }
 };
 
-// A pair of feature maps [B, m, S], [B, m, T]; of the targets only `count` from `begin` on take part.
-template <class In>
-struct Features {
-  int64_t batch, m, sources, targets;
-  const In* source;
-  const In* target;
-  int64_t begin, count;
-};
-
 // Adds a job to the plan and says where its result will be.
 template <class In, class T, int Passes>
-Packed<T, Passes> pack(
-    PackPlan& plan, Order order, const Features<In>& z, const Allocate& allocate) {
+void pack(
+    PackPlan& plan, Order order, const Features<In>& z, const Context& context, Packed<T, Passes>& packed) {
   const bool rows = order == Order::kRows || order == Order::kFromRows;
-  const int64_t count = rows ? z.sources : z.count;
-  T* to = allocate_array<T>(allocate, Packed<T, Passes>::elements(z.batch, z.m, count));
-  plan.add({order, rows ? z.source : z.target, to, rows ? z.sources : z.targets, rows ? 0 : z.begin, count});
-  return {reinterpret_cast<const Quad<T>*>(to), static_cast<int>(round_up(count, kTile) / kTile),
-          static_cast<int>(round_up(z.m, kStep) / kStep)};
+  PackJob job{};
+  job.order = order;
+  job.from = rows ? z.source : z.target;
+  job.stride = rows ? z.sources : z.targets;
+  job.begin = rows ? 0 : z.begin;
+  job.count = rows ? z.sources : z.count;
+  T* to = context.allocate_array<T>(Packed<T, Passes>::elements(z.batch, z.m, job.count));
+  job.to = to;
+  plan.add(job);
+  packed.data = reinterpret_cast<const Quad<T>*>(to);
+  packed.tiles = static_cast<int>(ceil_div(job.count, kTile));
+  packed.steps = static_cast<int>(ceil_div(z.m, kStep));
 }
 
 // Calls f with the number of passes that the precision asks for, as a constant.
@@ -473,6 +378,19 @@ void with_passes(bool tf32, F&& f) {
     }
   }
   f(std::integral_constant<int, 1>{});
+}
+
+// Calls f with the operands of C, packed.
+template <class In, class F>
+void with_operands(const Features<In>& z, bool tf32, const Context& context, F&& f) {
+  with_passes<In>(tf32, [&](auto passes) {
+    PackPlan plan(z.batch, z.m);
+    Packed<compute_t<In>, passes> source, target;
+    pack(plan, Order::kRows, z, context, source);
+    pack(plan, Order::kColumns, z, context, target);
+    plan.run<In, compute_t<In>, passes>(context.stream);
+    f(source, target);
+  });
 }
 
 }  // namespace pose_kernels

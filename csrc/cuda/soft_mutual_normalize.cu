@@ -1,60 +1,45 @@
 // soft_mutual_normalize for CUDA tensors; see soft_mutual_normalize.cuh.
-#include <tuple>
-
 #include "cuda/common.cuh"
 #include "cuda/soft_mutual_normalize.cuh"
 
 namespace pose_kernels {
 
-static std::tuple<Tensor, Tensor, Tensor, Tensor> soft_mutual_normalize(const Tensor& map_, double eps) {
+// `grad` null: forward.
+template <class E>
+static MapPair<E> maps_of(const Tensor& map, const Tensor* grad) {
+  return {map.size(0), map.size(1), map.size(2) * map.size(3), const_data<E>(map),
+          grad == nullptr ? nullptr : const_data<E>(*grad)};
+}
+
+static MapAndStatistics soft_mutual_normalize(const Tensor& map_, double eps) {
   check_map(map_);
   Call call(map_);
-  const Tensor map = torch::stable::contiguous(map_);
-  const int64_t B = map.size(0), S = map.size(1), T = map.size(2) * map.size(3);
-  const ScalarType type = map.scalar_type(), wide = compute_type(type);
-  const Tensor result = empty(map, {B, S, map.size(2), map.size(3)}, type);
-  const Tensor row_max = empty(map, {B, S}, wide), row_argmax = empty(map, {B, S}, ScalarType::Long);
-  const Tensor norm = empty(map, {B, T}, wide);
-  if (B > 0) {
-    dispatch_floating(type, "soft_mutual_normalize", [&](auto zero) {
+  const Tensor map = torch::stable::contiguous(map_), result = new_like(map);
+  const StatisticsTensors statistics(map, map.size(0), map.size(1), map.size(2) * map.size(3));
+  if (map.size(0) > 0) {
+    dispatch_floating(map.scalar_type(), "soft_mutual_normalize", [&](auto zero) {
       using E = decltype(zero);
-      using C = Compute<E>;
-      run_soft_mutual_normalize<E>(
-          const_data<E>(map), B, S, T,
-          {static_cast<C>(eps), mutable_data<C>(row_max), mutable_data<int64_t>(row_argmax), mutable_data<C>(norm)},
-          mutable_data<E>(result), call.allocate(), call.stream());
+      run_soft_mutual_normalize(
+          maps_of<E>(map, nullptr), statistics.of<compute_t<E>>(eps), mutable_data<E>(result), call.context());
     });
   }
-  return {result, row_max, row_argmax, norm};
+  return {result, statistics.row_max, statistics.row_argmax, statistics.norm};
 }
 
 static Tensor soft_mutual_normalize_backward(
-    const Tensor& grad_, const Tensor& map_, const Tensor& row_max_, const Tensor& row_argmax_, const Tensor& norm_,
+    const Tensor& grad_, const Tensor& map_, const Tensor& row_max, const Tensor& row_argmax, const Tensor& norm,
     double eps) {
   check_map(map_);
   Call call(map_);
   const Tensor map = torch::stable::contiguous(map_), grad = torch::stable::contiguous(grad_);
-  const Tensor row_max = torch::stable::contiguous(row_max_), norm = torch::stable::contiguous(norm_);
-  const Tensor row_argmax = torch::stable::contiguous(row_argmax_);
-  const int64_t B = map.size(0), S = map.size(1), T = map.size(2) * map.size(3);
-  const ScalarType type = map.scalar_type(), wide = compute_type(type);
-  check_shape(grad, "grad", {B, S, map.size(2), map.size(3)});
-  check_shape(row_max, "row_max", {B, S});
-  check_shape(row_argmax, "row_argmax", {B, S});
-  check_shape(norm, "norm", {B, T});
-  check_type(grad, "grad", type);
-  check_type(row_max, "row_max", wide);
-  check_type(row_argmax, "row_argmax", ScalarType::Long);
-  check_type(norm, "norm", wide);
-  const Tensor result = empty(map, {B, S, map.size(2), map.size(3)}, type);
-  if (B > 0) {
-    dispatch_floating(type, "soft_mutual_normalize_backward", [&](auto zero) {
+  const StatisticsTensors statistics(row_max, row_argmax, norm);
+  check_normalize_backward(grad, map, statistics);
+  const Tensor result = new_like(map);
+  if (map.size(0) > 0) {
+    dispatch_floating(map.scalar_type(), "soft_mutual_normalize_backward", [&](auto zero) {
       using E = decltype(zero);
-      using C = Compute<E>;
-      run_soft_mutual_normalize_backward<E>(
-          const_data<E>(grad), const_data<E>(map), B, S, T,
-          {static_cast<C>(eps), mutable_data<C>(row_max), mutable_data<int64_t>(row_argmax), mutable_data<C>(norm)},
-          mutable_data<E>(result), call.allocate(), call.stream());
+      run_soft_mutual_normalize_backward(
+          maps_of<E>(map, &grad), statistics.of<compute_t<E>>(eps), mutable_data<E>(result), call.context());
     });
   }
   return result;

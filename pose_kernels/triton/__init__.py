@@ -1,4 +1,4 @@
-"""The operators in Triton: a file per operator, with a Python function per schema of `_library.py`.
+"""The operators in Triton: a file per operator, with a Python function per schema that it defines.
 
 Kernels are deterministic by construction: a program owns a block of rows or columns and walks over
 all of the others in order, so there is nothing to add up afterwards (the one exception, the image

@@ -1,4 +1,4 @@
-"""What the kernels share: packed features, their products, maxima, launching, sizes of blocks.
+"""What the kernels share: packed features, their products, statistics of a map, launching, blocks.
 
 Packed features are [B, positions, width] in the compute type, zeros at the end: both sides of every
 product are then contiguous along what is summed, and whatever came in, there is one kernel.
@@ -20,15 +20,6 @@ FEATURES = 64
 PROGRAMS = 128
 
 
-def _is_split(features: torch.Tensor, tf32: bool) -> bool:
-    """float32 that must stay accurate is multiplied as high and low parts, each exact in TF32.
-
-    The rest multiplies as it is: float16 and bfloat16 are exact in TF32, and AMD GPUs and float64
-    do without.
-    """
-    return features.dtype == torch.float32 and not tf32 and not torch.version.hip
-
-
 def pack(features: torch.Tensor, parts: int = 1, low: int = 0) -> torch.Tensor:
     """[B, m, ...] in any layout to [B, positions, width]; of three parts, number ``low`` is low."""
     z = features.flatten(2)
@@ -40,19 +31,19 @@ def pack(features: torch.Tensor, parts: int = 1, low: int = 0) -> torch.Tensor:
     if batch > 0:
         block = min(width, 64)
         programs = batch * triton.cdiv(positions, 64) * triton.cdiv(width, block)
-        launch(
-            pack_block, programs, z, *z.stride(), packed, m, positions,
-            WIDTH=width, PARTS=parts, LOW=low, BLOCK_N=64, BLOCK_W=block, num_warps=4,
-        )  # fmt: skip
+        launch(pack_block, programs, z, *z.stride(), packed, m, positions, WIDTH=width, PARTS=parts,
+               LOW=low, BLOCK_N=64, BLOCK_W=block, num_warps=4)
     return packed
 
 
 def pack_pair(source: torch.Tensor, target: torch.Tensor, tf32: bool):
     """Both packed for their product: sum of high high + high low + low high where they are split.
 
-    The parts stand side by side, so that it is one product over three times the features.
+    float32 that must stay accurate is multiplied as high and low parts, each exact in TF32. They
+    stand side by side, so that it is one product over three times the features. The rest multiplies
+    as it is: float16 and bfloat16 are exact in TF32, and AMD GPUs and float64 do without.
     """
-    if not _is_split(source, tf32):
+    if source.dtype != torch.float32 or tf32 or torch.version.hip:
         return pack(source), pack(target)
     return pack(source, 3, 2), pack(target, 3, 1)
 
@@ -61,22 +52,16 @@ def product_sizes(packed: torch.Tensor) -> dict[str, int | str]:
     """Of <source, target> for features from `pack_pair`."""
     width = packed.shape[2]
     simple = packed.dtype == torch.float64 or torch.version.hip
-    return {
-        "WIDTH": width,
-        "BLOCK_K": width if width <= WIDTH else WIDTH // 2,
-        "PRECISION": "ieee" if simple else "tf32",
-    }
+    return {"WIDTH": width, "BLOCK_K": width if width <= WIDTH else WIDTH // 2,
+            "PRECISION": "ieee" if simple else "tf32"}
 
 
 def gradient_sizes(packed: torch.Tensor, tf32: bool) -> dict[str, int | str]:
     """Of sum dC z for features that `pack` packed in one part; dC may have all bits of float32."""
     width = packed.shape[2]
     simple = packed.dtype == torch.float64 or torch.version.hip
-    return {
-        "FEATURES": width,
-        "BLOCK_F": min(width, FEATURES),
-        "GRAD_PRECISION": "ieee" if simple else "tf32" if tf32 else "tf32x3",
-    }
+    return {"FEATURES": width, "BLOCK_F": min(width, FEATURES),
+            "GRAD_PRECISION": "ieee" if simple else "tf32" if tf32 else "tf32x3"}
 
 
 def owned(batch: int, positions: int, packed: torch.Tensor, most: int = 128) -> dict[str, int]:
@@ -91,9 +76,19 @@ def owned(batch: int, positions: int, packed: torch.Tensor, most: int = 128) -> 
     while own > 32 and batch * triton.cdiv(positions, own) < PROGRAMS:
         own //= 2
     walk = 32 if packed.shape[2] > 64 or most < 128 else 64
-    return {
-        "BLOCK_OWN": own, "BLOCK_WALK": walk, "num_warps": 8 if own == 128 else 4, "num_stages": 2
-    }  # fmt: skip
+    return {"BLOCK_OWN": own, "BLOCK_WALK": walk, "num_warps": 8 if own == 128 else 4,
+            "num_stages": 2}
+
+
+def launch_owners(kernel, positions: int, packed: torch.Tensor, *arguments, most: int = 128,
+                  **sizes) -> None:
+    """A program per block of positions of each sample, and per block of features of a gradient."""
+    batch = packed.shape[0]
+    if batch > 0:
+        sizes |= owned(batch, positions, packed, most=most)
+        blocks = batch * triton.cdiv(positions, sizes["BLOCK_OWN"])
+        groups = sizes["FEATURES"] // sizes["BLOCK_F"] if "FEATURES" in sizes else 1
+        launch(kernel, blocks * groups, *arguments, **sizes)
 
 
 def launch(kernel, programs: int, *arguments, **sizes) -> None:
@@ -111,15 +106,10 @@ def round_to_tf32(b_x):
 
 
 @triton.jit(do_not_specialize=["m"])
-def pack_block(
-    p_z, stride_b, stride_k, stride_n, p_packed, m, N,
-    WIDTH: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
-):  # fmt: skip
-    i_w = tl.program_id(0) % (WIDTH // BLOCK_W)
-    i_n = tl.program_id(0) // (WIDTH // BLOCK_W) % tl.cdiv(N, BLOCK_N)
-    i_b = (tl.program_id(0) // (WIDTH // BLOCK_W) // tl.cdiv(N, BLOCK_N)).to(tl.int64)
-    o_n, m_n = block_offsets(i_n * BLOCK_N, N, BLOCK_N)
+def pack_block(p_z, stride_b, stride_k, stride_n, p_packed, m, N, WIDTH: tl.constexpr,
+               PARTS: tl.constexpr, LOW: tl.constexpr, BLOCK_N: tl.constexpr,
+               BLOCK_W: tl.constexpr):
+    i_b, i_w, o_n, m_n = own_block(N, BLOCK_N, WIDTH // BLOCK_W)
     o_w = i_w * BLOCK_W + tl.arange(0, BLOCK_W)
     b_part = o_w // m
     p_tile = p_z + i_b * stride_b + tile_offsets(o_n, stride_n, o_w % m, stride_k)
@@ -145,10 +135,8 @@ def load_packed(p_z, o_n, m_n, first, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr
 
 
 @triton.jit
-def correlate(
-    b_own, b_walk, p_own, p_walk, o_own, o_walk, m_own, m_walk,
-    WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def correlate(b_own, b_walk, p_own, p_walk, o_own, o_walk, m_own, m_walk, WIDTH: tl.constexpr,
+              BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
     """[own, walk] of C; b_own and b_walk are the first BLOCK_K features, kept by the caller."""
     b_c = tl.dot(b_own, tl.trans(b_walk), input_precision=PRECISION)
     if WIDTH > BLOCK_K:
@@ -177,6 +165,64 @@ def tile_offsets(o_rows, stride_rows, o_columns, stride_columns):
 
 
 @triton.jit
+def own_block(positions, BLOCK: tl.constexpr, groups):
+    """Of this program: sample, group, the positions that it owns, which of them exist.
+
+    Programs count groups first, then blocks of positions, then samples.
+    """
+    blocks = tl.cdiv(positions, BLOCK)
+    i_group = tl.program_id(0) % groups
+    i_own = tl.program_id(0) // groups % blocks
+    i_b = (tl.program_id(0) // groups // blocks).to(tl.int64)
+    o_own, m_own = block_offsets(i_own * BLOCK, positions, BLOCK)
+    return i_b, i_group, o_own, m_own
+
+
+@triton.jit
+def load_tile(p_x, o_rows, m_rows, stride_rows, o_columns, m_columns, stride_columns,
+              dtype: tl.constexpr):
+    """[rows, columns], 0 where one of the masks is off."""
+    p_tile = p_x + tile_offsets(o_rows, stride_rows, o_columns, stride_columns)
+    return tl.load(p_tile, mask=m_rows[:, None] & m_columns[None, :], other=0.0).to(dtype)
+
+
+@triton.jit
+def store_tile(p_x, o_rows, m_rows, stride_rows, o_columns, m_columns, stride_columns, b_x):
+    p_tile = p_x + tile_offsets(o_rows, stride_rows, o_columns, stride_columns)
+    m_tile = m_rows[:, None] & m_columns[None, :]
+    tl.store(p_tile, b_x.to(p_x.dtype.element_ty), mask=m_tile)
+
+
+@triton.jit
+def at_least(b_x, eps):
+    """A NaN stays one."""
+    floor = tl.full((), eps, b_x.dtype)
+    return tl.where(b_x < floor, floor, b_x)
+
+
+@triton.jit
+def above_floor(b_x, b_statistic, eps):
+    """0 where the statistic, a maximum or a norm, is at its floor."""
+    return tl.where(b_statistic == tl.full((), eps, b_statistic.dtype), 0.0, b_x)
+
+
+@triton.jit
+def slope(b_dots, b_norm, eps):
+    """D_t / n_t^2, the weight of u in du, from sum_s G u; 0 where n is at its floor."""
+    b_scale = 1.0 / b_norm
+    return above_floor(b_dots * b_scale * b_scale * b_scale, b_norm, eps)
+
+
+@triton.jit
+def gradient_tile(b_c, b_g, b_inverse_b, b_scale, b_slope):
+    """dC without beta, and du C^3 / b: the summands of -beta b."""
+    b_square = b_c * b_c * b_inverse_b
+    b_u = b_square * b_c
+    b_du = b_g * b_scale - b_u * b_slope
+    return 3.0 * b_square * b_du, b_du * b_u
+
+
+@triton.jit
 def keep_maximum(b_c, o_walk, m_walk, b_best, b_at):
     """Running maximum of every lane and where it is first; a NaN is the largest value."""
     b_c = tl.where(m_walk[None, :], b_c, float("-inf"))
@@ -193,3 +239,11 @@ def first_maximum(b_best, b_at):
     m_here = tl.where(m_any[:, None], m_lost, b_best == b_max[:, None])
     b_first = tl.min(tl.where(m_here, b_at, 2147483647), axis=1)
     return tl.where(m_any, float("nan"), b_max), b_first
+
+
+@triton.jit
+def store_maxima(p_max, p_argmax, o_s, m_s, b_best, b_at, eps):
+    """b and t* of the rows of one sample."""
+    b_max, b_first = first_maximum(b_best, b_at)
+    tl.store(p_max + o_s, at_least(b_max, eps), mask=m_s)
+    tl.store(p_argmax + o_s, b_first.to(tl.int64), mask=m_s)

@@ -1,29 +1,23 @@
 """The methods of the paper's Table 1, driven by given key points.
 
-Written from the papers' equations. All have one face (`estimator.FlowEstimator`): two poses in, one
-flow out, as `posemodel.model.warping.WarpingNetwork` has it.
+Written from the papers' equations. All have the face of `posemodel.flow.estimator.FlowEstimator`.
 """
 
 import dataclasses
 
+from posemodel.baselines.baseline import Baseline
 from posemodel.baselines.dense_motion import DenseMotionConfig
-from posemodel.baselines.estimator import FlowEstimator
 from posemodel.baselines.fomm import Fomm, FommConfig
 from posemodel.baselines.gfla import Gfla, GflaConfig
 from posemodel.baselines.mraa import Mraa, MraaConfig
 from posemodel.baselines.tpsmm import Tpsmm, TpsmmConfig
-from posemodel.errors import UserError
+from posemodel.runtime.errors import UserError
 
 BaselineConfig = DenseMotionConfig | GflaConfig
 
 _METHODS = {FommConfig: Fomm, MraaConfig: Mraa, TpsmmConfig: Tpsmm, GflaConfig: Gfla}
-_QUICK = {
-    "fomm": FommConfig(),
-    "mraa": MraaConfig(),
-    "tpsmm": TpsmmConfig(),
-    "gfla32": GflaConfig(scale=32),
-    "gfla64": GflaConfig(scale=64),
-}
+_QUICK = {"fomm": FommConfig(), "mraa": MraaConfig(), "tpsmm": TpsmmConfig(),
+          "gfla32": GflaConfig(scale=32), "gfla64": GflaConfig(scale=64)}
 _PAPER_HOURGLASS = {"width": 64, "blocks": 5, "max_width": 1024}
 _PAPER_UNET = {"max_width": 256, "correctness_weight": 20.0, "regularization_weight": 0.01}
 
@@ -53,13 +47,6 @@ def at_stride(config: BaselineConfig, stride: int) -> BaselineConfig:
     return dataclasses.replace(config, stride=stride, blocks=config.blocks + more)
 
 
-def build_baseline(config: BaselineConfig, *, image_size: tuple[int, int]) -> FlowEstimator:
+def build_baseline(config: BaselineConfig, *, image_size: tuple[int, int]) -> Baseline:
     """The estimator that a configuration describes, for images of (H, W), multiples of 4."""
     return _METHODS[type(config)](config=config, image_size=image_size)
-
-
-def parameter_counts(estimator: FlowEstimator) -> dict[str, int]:
-    """Number of weights of each part of an estimator, and "total"."""
-    counts = {name: sum(p.numel() for p in part.parameters())
-              for name, part in estimator.named_children()}
-    return counts | {"total": sum(counts.values())}

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pose_kernels
-from posemodel.baselines.estimator import FlowEstimator, Motion, require
+from posemodel.baselines.baseline import Baseline, require
 from posemodel.baselines.hourglass import Hourglass, HourglassEncoder
+from posemodel.flow.estimator import Motion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,6 @@ class DenseMotionConfig:
     """hourglass: how often the resolution is halved (5 in the papers)"""
     max_width: int = 256
     """hourglass: most channels of a level (1024 in the papers)"""
-    occlusion: bool = False
-    """predict an occlusion mask too, for a refinement that multiplies by it"""
 
     def __post_init__(self):
         require(self, "positive", "stride", "width", "blocks", "max_width")
@@ -63,40 +62,34 @@ class Candidates(NamedTuple):
     """`[B, M, h, w]`, where the joints or parts are: what the network sees"""
 
 
-class DenseMotionEstimator(FlowEstimator):
+class DenseMotionEstimator(Baseline):
     """The network that picks; a method adds its candidates."""
 
-    def __init__(
-        self,
-        *,
-        config: DenseMotionConfig,
-        image_size: tuple[int, int],
-        candidates: int,
-        maps: int,
-        background: Literal["identity", "affine"],
-    ):
-        super().__init__(
-            image_size=image_size, uses_image=config.motion_input == "keypoints+image")
-        self.stride = config.stride
-        width_in = maps + 3 * (candidates + 1) * self.uses_image
+    motions: int
+    """K, the number of candidates"""
+    maps: int
+    """M, the number of maps that the network sees"""
+    moves_background = True
+    """whether the background has an affine motion"""
+
+    def __init__(self, *, config: DenseMotionConfig, image_size: tuple[int, int]):
+        super().__init__(config=config, image_size=image_size)
+        width_in = self.maps + 3 * (self.motions + 1) * self.uses_image
         self.hourglass = Hourglass(width_in=width_in, width=config.width, blocks=config.blocks,
                                    max_width=config.max_width)
-        self.mask = nn.Conv2d(self.hourglass.width_out, candidates + 1, 7, padding=3)
-        self.occlusion = (
-            nn.Conv2d(self.hourglass.width_out, 1, 7, padding=3) if config.occlusion else None)
+        self.mask = nn.Conv2d(self.hourglass.width_out, self.motions + 1, 7, padding=3)
         self.background = (
-            BackgroundAffine(maps=maps, config=config) if background == "affine" else None)
+            BackgroundAffine(maps=self.maps, config=config) if self.moves_background else None)
 
     @abstractmethod
     def candidates(self, source_pose: Tensor, target_pose: Tensor, grid: Tensor) -> Candidates:
         """The method itself: two poses `[B, 18, 3]`, missing joints zero, and the positions `[2, h,
         w]`, all isotropic."""
 
-    def _estimate(
-        self, source_pose: Tensor, target_pose: Tensor, source_image: Tensor | None
-    ) -> DenseMotion:
+    def estimate(self, source_pose: Tensor, target_pose: Tensor,
+                 source_image: Tensor | None) -> DenseMotion:
         height, width = self.image_size
-        cells = (height // self.stride, width // self.stride)
+        cells = (height // self.config.stride, width // self.config.stride)
         stretch = source_pose.new_tensor([width / height, 1.0])
         identity = pose_kernels.identity_flow(*cells, device=source_pose.device)
         grid = identity * stretch.view(2, 1, 1)
@@ -112,17 +105,10 @@ class DenseMotionEstimator(FlowEstimator):
         seen = maps
         if source_image is not None:
             seen = torch.cat([maps, _moved_images(source_image, flows)], dim=1)
-        hidden = self.hourglass(seen)
-        scores = self.mask(hidden).float()
+        scores = self.mask(self.hourglass(seen)).float()
         unknown = F.pad(~known, (1, 0))[:, :, None, None]       # the background is always known
-        masks = scores.masked_fill(unknown, float("-inf")).softmax(dim=1)
-        masks = self.regularize(masks)
-        return DenseMotion(
-            flow=(masks.unsqueeze(2) * flows).sum(1),
-            occlusion=None if self.occlusion is None else self.occlusion(hidden).float().sigmoid(),
-            masks=masks,
-            candidates=flows,
-        )
+        masks = self.regularize(scores.masked_fill(unknown, float("-inf")).softmax(dim=1))
+        return DenseMotion(flow=(masks.unsqueeze(2) * flows).sum(1), masks=masks, candidates=flows)
 
     def regularize(self, masks: Tensor) -> Tensor:
         """What a method does to the masks while it is trained; they still sum to 1 after it."""
@@ -145,8 +131,8 @@ class BackgroundAffine(nn.Module):
 
     def forward(self, maps: Tensor, grid: Tensor) -> Tensor:
         """`[B, M, h, w]`, `[2, h, w]` -> displacement `[B, 2, h, w]`."""
-        found = self.last(self.encoder(maps)[-1].mean((2, 3))).float().view(-1, 2, 3, 1, 1)
-        return found[:, :, 0] * grid[0] + found[:, :, 1] * grid[1] + found[:, :, 2]
+        affine = self.last(self.encoder(maps)[-1].mean((2, 3))).float().view(-1, 2, 3, 1, 1)
+        return affine[:, :, 0] * grid[0] + affine[:, :, 1] * grid[1] + affine[:, :, 2]
 
 
 def _stretched(pose: Tensor, stretch: Tensor) -> Tensor:

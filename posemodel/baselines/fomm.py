@@ -10,11 +10,11 @@ joints given they have nothing to teach.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from posemodel.baselines.baseline import require
 from posemodel.baselines.dense_motion import (
     Candidates,
     DenseMotionConfig,
@@ -23,21 +23,18 @@ from posemodel.baselines.dense_motion import (
     gaussian_maps,
     similarity,
 )
-from posemodel.baselines.estimator import require
-from posemodel.data.keypoints import JOINTS, LIMBS
+from posemodel.poses.joints import JOINTS, LIMBS
 
 # Limbs lead away from the neck: every other joint is the far end of just one.
-_FAR_END = torch.tensor([[float(joint == far) for _, far in LIMBS] for joint in range(len(JOINTS))])
-_NEAR_END = torch.tensor(
-    [[float(joint == near) for near, _ in LIMBS] for joint in range(len(JOINTS))])
+_NEAR_END, _FAR_END = (
+    torch.tensor([[float(joint == end) for end in ends] for joint in range(len(JOINTS))])
+    for ends in zip(*LIMBS, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FommConfig(DenseMotionConfig):
     """FOMM with given joints."""
 
-    jacobian: Literal["limbs", "identity"] = "limbs"
-    """limbs: first order, from the limbs; identity: zero order, each joint only shifts"""
     limb_ridge: float = 0.04
     """length, in half image heights, below which a limb's rotation and scale are not trusted"""
     variance: float = 0.01
@@ -55,18 +52,13 @@ class Fomm(DenseMotionEstimator):
     not move; without the image that would be all it knows of it, so the two stay apart.
     """
 
-    def __init__(self, *, config: FommConfig, image_size: tuple[int, int]):
-        super().__init__(config=config, image_size=image_size, candidates=len(JOINTS),
-                         maps=2 * len(JOINTS), background="identity")
-        self.config = config
+    motions, maps = len(JOINTS), 2 * len(JOINTS)
+    moves_background = False
 
     def candidates(self, source_pose: Tensor, target_pose: Tensor, grid: Tensor) -> Candidates:
         source, target = source_pose[..., :2], target_pose[..., :2]
         common = source_pose[..., 2] * target_pose[..., 2]
-        if self.config.jacobian == "limbs":
-            linear = limb_jacobians(source, target, common, self.config.limb_ridge**2)
-        else:
-            linear = torch.eye(2, device=grid.device).expand(*source.shape, 2)
+        linear = limb_jacobians(source, target, common, self.config.limb_ridge**2)
         maps = [gaussian_maps(pose[..., :2], pose[..., 2], self.config.variance, grid)
                 for pose in (target_pose, source_pose)]
         return Candidates(affine_motions(linear, source, target, grid), common > 0,

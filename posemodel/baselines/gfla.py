@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pose_kernels
-from posemodel.baselines.estimator import Features, FlowEstimator, Motion, require
-from posemodel.data.keypoints import JOINTS
-from posemodel.errors import UserError
-from posemodel.model.pose_maps import pose_maps
+from posemodel.baselines.baseline import Baseline, require
+from posemodel.flow.estimator import Features, Motion
+from posemodel.flow.units import from_displacement, to_cells
+from posemodel.poses.joints import JOINTS
+from posemodel.poses.maps import pose_maps
+from posemodel.runtime.errors import UserError
 
 # Sampling correctness: the sampled features are a Gaussian mean of 4 x 4 positions.
 _TAPS = 4
@@ -62,13 +64,11 @@ class PyramidMotion(Motion):
     """`[B, 2, H/8, W/8]` and `[B, 2, H/4, W/4]`; `flow` is the one that the config chose"""
 
 
-class Gfla(FlowEstimator):
+class Gfla(Baseline):
     """The U-Net. The two choices of `scale` have the same weights."""
 
     def __init__(self, *, config: GflaConfig, image_size: tuple[int, int]):
-        super().__init__(
-            image_size=image_size, uses_image=config.motion_input == "keypoints+image")
-        self.config = config
+        super().__init__(config=config, image_size=image_size)
         step = 2**config.levels
         if config.levels < 4 or any(side % step or side < 2 * step for side in image_size):
             raise UserError(
@@ -84,9 +84,8 @@ class Gfla(FlowEstimator):
         self.jumps = nn.ModuleList(nn.Conv2d(widths[n], widths[n], 3, padding=1) for n in climb)
         self.heads = nn.ModuleList(_head(widths[n]) for n in (2, 1))
 
-    def _estimate(
-        self, source_pose: Tensor, target_pose: Tensor, source_image: Tensor | None
-    ) -> PyramidMotion:
+    def estimate(self, source_pose: Tensor, target_pose: Tensor,
+                 source_image: Tensor | None) -> PyramidMotion:
         seen = [pose_maps(pose, self.image_size, self.config.pose_sigma)
                 for pose in (source_pose, target_pose)]
         if source_image is not None:
@@ -96,22 +95,20 @@ class Gfla(FlowEstimator):
         for block in self.encoder:
             x = block(x)
             maps.append(x)
-        found = []
+        decoded = []
         for block, jump, skip in zip(self.decoder, self.jumps, maps[-2:0:-1], strict=True):
             x = block(x) + jump(skip)
-            found.append(x)
-        flows = tuple(
-            _absolute(head(x).float()) for head, x in zip(self.heads, found[-2:], strict=True))
+            decoded.append(x)
+        flows = tuple(from_displacement(head(x).float())
+                      for head, x in zip(self.heads, decoded[-2:], strict=True))
         return PyramidMotion(flow=flows[(32, 64).index(self.config.scale)], flows=flows)
 
-    def losses(
-        self, motion: PyramidMotion, batch: dict[str, Tensor], features: Features
-    ) -> dict[str, Tensor]:
+    def losses(self, motion: PyramidMotion, batch: dict[str, Tensor],
+               features: Features) -> dict[str, Tensor]:
         """Sampling correctness and affine regularisation, each summed over both flows."""
         with torch.no_grad():
-            sources, targets = features(batch["source"]), features(batch["target"])
-        by_size = {source.shape[-2:]: (source, target)
-                   for source, target in zip(sources, targets, strict=True)}
+            maps = zip(features(batch["source"]), features(batch["target"]), strict=True)
+        by_size = {source.shape[-2:]: (source, target) for source, target in maps}
         # What is left of a fit is small beside what went in: not a matter for bfloat16.
         with torch.autocast(motion.flow.device.type, enabled=False):
             correctness = torch.stack([
@@ -120,10 +117,8 @@ class Gfla(FlowEstimator):
             # Patches of 3 x 3 on the coarse flow and 5 x 5 on the fine one see about the same area.
             coarse, fine = motion.flows
             bend = affine_regularization(coarse, 3) + affine_regularization(fine, 5)
-        return {
-            "correctness": self.config.correctness_weight * correctness,
-            "regularization": self.config.regularization_weight * bend,
-        }
+        return {"correctness": self.config.correctness_weight * correctness,
+                "regularization": self.config.regularization_weight * bend}
 
 
 def sampling_correctness(flow: Tensor, source: Tensor, target: Tensor) -> Tensor:
@@ -142,9 +137,9 @@ def sampling_correctness(flow: Tensor, source: Tensor, target: Tensor) -> Tensor
         unit = F.normalize(source, dim=1).flatten(2)
         # One sample at a time: all pairs of positions are 64 MiB at 64 x 64.
         best = torch.stack([
-            (one.T @ other).amax(0) for one, other in zip(unit, target.flatten(2), strict=True)])
-    found = F.normalize(_gaussian_sample(source, flow), dim=1)
-    cosine = (found * target).sum(1).flatten(1)
+            (a.T @ b).amax(0) for a, b in zip(unit, target.flatten(2), strict=True)])
+    sampled = F.normalize(_gaussian_sample(source, flow), dim=1)
+    cosine = (sampled * target).sum(1).flatten(1)
     return ((-cosine / (best + 1e-8)).exp() - torch.tensor(-1.0).exp()).mean()
 
 
@@ -160,7 +155,7 @@ def affine_regularization(flow: Tensor, size: int) -> Tensor:
     height, width = flow.shape[-2:]
     # The identity is affine: its residual is zero, and displacements round less than positions.
     identity = pose_kernels.identity_flow(height, width, dtype=flow.dtype, device=flow.device)
-    cells = _cells(flow - identity)
+    cells = to_cells(flow - identity)
     ticks = torch.arange(size, dtype=flow.dtype, device=flow.device) - (size - 1) / 2
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")
     plane = torch.stack([x, y, torch.ones_like(x)], dim=-1).flatten(0, 1)          # [n n, 3]
@@ -179,7 +174,7 @@ def _gaussian_sample(source: Tensor, flow: Tensor) -> Tensor:
     positions away. Beyond the border its values repeat.
     """
     batch, channels, height, width = source.shape
-    x, y = (_cells(flow + 1) - 0.5).unbind(1)                                      # [B, h, w]
+    x, y = (to_cells(flow + 1) - 0.5).unbind(1)                                      # [B, h, w]
     x0, y0 = x.detach().floor(), y.detach().floor()
     total, norm = 0.0, 0.0
     for row in range(1 - _TAPS // 2, 1 + _TAPS // 2):
@@ -195,28 +190,13 @@ def _gaussian_sample(source: Tensor, flow: Tensor) -> Tensor:
     return total / norm.unsqueeze(1)
 
 
-def _cells(displacement: Tensor) -> Tensor:
-    """Normalised units to cells of the grid, `[B, 2, h, w]`."""
-    height, width = displacement.shape[-2:]
-    return displacement * displacement.new_tensor([width / 2, height / 2]).view(2, 1, 1)
-
-
-def _absolute(offset: Tensor) -> Tensor:
-    """Offsets in cells of the grid -> absolute, normalised."""
-    height, width = offset.shape[-2:]
-    unit = offset.new_tensor([2 / width, 2 / height]).view(2, 1, 1)
-    return pose_kernels.identity_flow(height, width, device=offset.device) + offset * unit
-
-
 def _norm(width: int) -> nn.Sequential:
     return nn.Sequential(nn.InstanceNorm2d(width, affine=True), nn.LeakyReLU(0.1))
 
 
 def _down(width_in: int, width: int) -> nn.Sequential:
-    return nn.Sequential(
-        _norm(width_in), nn.Conv2d(width_in, width, 4, stride=2, padding=1),
-        _norm(width), nn.Conv2d(width, width, 3, padding=1),
-    )
+    return nn.Sequential(_norm(width_in), nn.Conv2d(width_in, width, 4, stride=2, padding=1),
+                         _norm(width), nn.Conv2d(width, width, 3, padding=1))
 
 
 class _UpBlock(nn.Module):
@@ -224,10 +204,9 @@ class _UpBlock(nn.Module):
 
     def __init__(self, width_in: int, width: int):
         super().__init__()
-        self.layers = nn.Sequential(
-            _norm(width_in), nn.Conv2d(width_in, width, 3, padding=1),
-            _norm(width), nn.ConvTranspose2d(width, width, 4, stride=2, padding=1),
-        )
+        self.layers = nn.Sequential(_norm(width_in), nn.Conv2d(width_in, width, 3, padding=1),
+                                    _norm(width),
+                                    nn.ConvTranspose2d(width, width, 4, stride=2, padding=1))
         self.shortcut = nn.Sequential(
             _norm(width_in), nn.ConvTranspose2d(width_in, width, 4, stride=2, padding=1))
 

@@ -8,11 +8,8 @@ from torch import Tensor, nn
 
 
 def _block(width_in: int, width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(width_in, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-    )
+    return nn.Sequential(nn.Conv2d(width_in, width, 3, padding=1, bias=False),
+                         nn.BatchNorm2d(width), nn.ReLU(inplace=True))
 
 
 class HourglassEncoder(nn.Module):
@@ -43,14 +40,11 @@ class Hourglass(nn.Module):
         super().__init__()
         self.encoder = HourglassEncoder(
             width_in=width_in, width=width, blocks=blocks, max_width=max_width)
-        coming = self.encoder.widths[-1]
-        up = []
+        self.width_out, self.up = self.encoder.widths[-1], nn.ModuleList()
         for level in reversed(range(blocks)):
             going = min(max_width, width * 2**level)
-            up.append(_block(coming, going))
-            coming = going + self.encoder.widths[level]
-        self.up = nn.ModuleList(up)
-        self.width_out = coming
+            self.up.append(_block(self.width_out, going))
+            self.width_out = going + self.encoder.widths[level]
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, width_in, h, w]` -> `[B, width_out, h, w]`."""

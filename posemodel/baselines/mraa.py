@@ -11,11 +11,12 @@ autoencoder of shapes belongs to videos.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from posemodel.baselines.baseline import require
 from posemodel.baselines.dense_motion import (
     Candidates,
     DenseMotionConfig,
@@ -23,8 +24,7 @@ from posemodel.baselines.dense_motion import (
     affine_motions,
     similarity,
 )
-from posemodel.baselines.estimator import require
-from posemodel.data.keypoints import JOINTS
+from posemodel.poses.joints import JOINTS
 
 PARTS = (
     (0, 14, 15, 16, 17),  # head
@@ -44,8 +44,6 @@ class MraaConfig(DenseMotionConfig):
 
     thickness: float = 0.05
     """half width of a straight part, in half image heights: added to each covariance"""
-    background: Literal["identity", "affine"] = "affine"
-    """motion of the background: none, or an affine one estimated from the poses"""
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,10 +64,7 @@ class Regions(NamedTuple):
 class Mraa(DenseMotionEstimator):
     """Ten parts, ten affine motions; the network sees each part as a Gaussian, in both poses."""
 
-    def __init__(self, *, config: MraaConfig, image_size: tuple[int, int]):
-        super().__init__(config=config, image_size=image_size, candidates=len(PARTS),
-                         maps=2 * len(PARTS), background=config.background)
-        self.config = config
+    motions, maps = len(PARTS), 2 * len(PARTS)
 
     def candidates(self, source_pose: Tensor, target_pose: Tensor, grid: Tensor) -> Candidates:
         floor = self.config.thickness**2

@@ -10,13 +10,13 @@ is for videos, whose camera moves behind the person.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import pose_kernels
+from posemodel.baselines.baseline import require
 from posemodel.baselines.dense_motion import (
     Candidates,
     DenseMotionConfig,
@@ -24,8 +24,8 @@ from posemodel.baselines.dense_motion import (
     gaussian_maps,
     similarity,
 )
-from posemodel.baselines.estimator import Features, Motion, require
-from posemodel.data.keypoints import JOINTS
+from posemodel.flow.estimator import Features, Motion
+from posemodel.poses.joints import JOINTS
 
 GROUPS = (
     (0, 14, 15, 16, 17),  # head
@@ -48,8 +48,6 @@ class TpsmmConfig(DenseMotionConfig):
     dropout: float = 0.5
     """largest chance that a spline is left out of the mixture in training; it grows over the first
     tenth of the training and is zero after 0.35 of it"""
-    background: Literal["identity", "affine"] = "affine"
-    """motion of the background: none, or an affine one estimated from the poses"""
     variance: float = 0.01
     """of a joint's Gaussian, in squared half image heights"""
     warp_weight: float = 1.0
@@ -69,10 +67,7 @@ class Tpsmm(DenseMotionEstimator):
     drawn once.
     """
 
-    def __init__(self, *, config: TpsmmConfig, image_size: tuple[int, int]):
-        super().__init__(config=config, image_size=image_size, candidates=len(GROUPS),
-                         maps=2 * len(JOINTS), background=config.background)
-        self.config = config
+    motions, maps = len(GROUPS), 2 * len(JOINTS)
 
     def candidates(self, source_pose: Tensor, target_pose: Tensor, grid: Tensor) -> Candidates:
         groups = list(GROUPS)
@@ -95,30 +90,24 @@ class Tpsmm(DenseMotionEstimator):
         masks = torch.cat([masks[:, :1] + 1e-6, masks[:, 1:]], dim=1) * kept[:, :, None, None]
         return masks / masks.sum(1, keepdim=True)
 
-    def losses(
-        self, motion: Motion, batch: dict[str, Tensor], features: Features
-    ) -> dict[str, Tensor]:
-        """The warp loss: mean |E(target) - E(source) warped| for each map E of the features, times
-        the occlusion mask where there is one. Only the flow learns from it.
+    def losses(self, motion: Motion, batch: dict[str, Tensor],
+               features: Features) -> dict[str, Tensor]:
+        """The warp loss: mean |E(target) - E(source) warped| for each map E of the features. Only
+        the flow learns from it.
 
         In the paper E is the encoder of its inpainting network; here it is whatever `features` is.
         """
         with torch.no_grad():
-            sources, targets = features(batch["source"]), features(batch["target"])
+            maps = zip(features(batch["source"]), features(batch["target"]), strict=True)
         loss = motion.flow.new_zeros(())
-        for source, target in zip(sources, targets, strict=True):
-            difference = target - pose_kernels.flow_sample(source, motion.flow)
-            if motion.occlusion is not None:
-                seen = motion.occlusion.detach()
-                difference = difference * F.interpolate(
-                    seen, size=difference.shape[-2:], mode="bilinear", align_corners=False)
-            loss = loss + difference.abs().float().mean()
+        for source, target in maps:
+            warped = pose_kernels.flow_sample(source, motion.flow)
+            loss = loss + (target - warped).abs().float().mean()
         return {"warp": self.config.warp_weight * loss}
 
 
-def spline_motions(
-    source: Tensor, target: Tensor, common: Tensor, ridge: float, grid: Tensor
-) -> Tensor:
+def spline_motions(source: Tensor, target: Tensor, common: Tensor, ridge: float,
+                   grid: Tensor) -> Tensor:
     """Thin-plate splines from target to source points, evaluated on a grid.
 
     `T(z) = a + B z + sum_i w_i U(|z - p_i|)`, `U(r) = r^2 log r^2`, which minimises the misses plus

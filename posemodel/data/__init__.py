@@ -1,1 +1,1 @@
-"""Data: generated people, photographs in their published layouts, key points."""
+"""Data sets in their published layouts, and the source of a run's batches."""

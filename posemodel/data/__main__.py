@@ -4,8 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from posemodel.cli import run_main
-from posemodel.progress_bar import ProgressBar
+from posemodel.data.layouts import FILE_WIDTHS, LAYOUTS
+from posemodel.runtime.main import run_main
+from posemodel.runtime.progress_bar import ProgressBar
 
 PROGRAM = "python -m posemodel.data"
 
@@ -16,74 +17,81 @@ def main(argv: list[str]) -> int:
         from posemodel.data import pose_command
 
         return pose_command.main(argv[1:])
-    arguments = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Data sets on disk, and poses.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_check(commands)
+    _add_prepare(commands)
+    _add_synthesize(commands)
+    commands.add_parser("pose", add_help=False, help="poses of images: see `pose --help`")
+    arguments = parser.parse_args(argv)
     return arguments.command(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="Data sets on disk, and poses.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    one = commands.add_parser(
+def _add_check(commands) -> None:
+    parser = commands.add_parser(
         "check", help="is a data set there as a whole, sound, and the published one?",
         description="Exit code 0: complete and sound; 2: something has to be mended.")
-    one.set_defaults(command=_check)
-    one.add_argument("root", type=Path, help="folder of the data set, or the one that contains it")
-    one.add_argument("--kind", choices=("deepfashion", "market"), help="where there are both")
-    one.add_argument("--frame", type=int, choices=(176, 256), metavar="COLUMNS",
-                     help="frame of DeepFashion's annotation files, 176 or 256 columns "
-                          "(default: told from the joints)")
-    one.add_argument("--sample", type=int, default=64, metavar="N",
-                     help="images of each split to decode (default: 64)")
-    one.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+    parser.set_defaults(command=_check)
+    parser.add_argument("root", type=Path,
+                        help="folder of the data set, or the one that contains it")
+    parser.add_argument("--kind", choices=tuple(LAYOUTS), help="where there are both")
+    parser.add_argument("--frame", type=int, choices=FILE_WIDTHS, metavar="COLUMNS",
+                        help="frame of DeepFashion's annotation files, "
+                             f"{' or '.join(map(str, FILE_WIDTHS))} columns "
+                             "(default: told from the joints)")
+    parser.add_argument("--sample", type=int, default=64, metavar="N",
+                        help="images of each split to decode (default: 64)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
 
-    one = commands.add_parser(
+
+def _add_prepare(commands) -> None:
+    parser = commands.add_parser(
         "prepare", help="from the downloads to a data set folder",
         description="Make a data set folder of the downloads, which stay as they are. The same "
                     "command again continues.")
-    one.set_defaults(command=_prepare)
-    one.add_argument("raw", type=Path, help="unpacked download, folder with its zip, or the zip")
-    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    one.add_argument("--kind", choices=("deepfashion", "market"), required=True)
-    one.add_argument("--annotations", type=Path, metavar="DIR",
-                     help="folder of the csv and lst files (default: where the download is)")
-    one.add_argument("--password", help="of DeepFashion's zip")
+    parser.set_defaults(command=_prepare)
+    parser.add_argument("raw", type=Path, help="unpacked download, folder with its zip, or the zip")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--kind", choices=tuple(LAYOUTS), required=True)
+    parser.add_argument("--annotations", type=Path, metavar="DIR",
+                        help="folder of the csv and lst files (default: where the download is)")
+    parser.add_argument("--password", help="of DeepFashion's zip")
 
-    one = commands.add_parser(
+
+def _add_synthesize(commands) -> None:
+    inner, whole = FILE_WIDTHS[0], FILE_WIDTHS[-1]
+    parser = commands.add_parser(
         "synthesize", help="generated people in the layout of a real data set",
         description="Write generated people as a data set. The same command again continues.")
-    one.set_defaults(command=_synthesize)
-    one.add_argument("out", type=Path, help="folder to write")
-    one.add_argument("--layout", choices=("deepfashion", "market"), required=True)
-    one.add_argument("--pairs", type=int, default=200, metavar="N",
-                     help="training pairs (default: 200)")
-    one.add_argument("--test-pairs", type=int, default=20, metavar="N",
-                     help="test pairs (default: 20)")
-    one.add_argument("--seed", type=int, default=0,
-                     help="other people to train on; the test split is always the same")
-    one.add_argument("--frame", type=int, choices=(176, 256), default=176, metavar="COLUMNS",
-                     help="deepfashion: images and annotations of 176 columns, as PATN's, or of "
-                          "256 with white borders (default: 176)")
-    one.add_argument("--image-rows", type=int, default=0, metavar="ROWS",
-                     help="height of the image files (default: 256 or, of market, 128)")
-
-    commands.add_parser("pose", add_help=False, help="poses of images: see `pose --help`")
-    return parser
+    parser.set_defaults(command=_synthesize)
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--layout", choices=tuple(LAYOUTS), required=True)
+    parser.add_argument("--pairs", type=int, default=200, metavar="N",
+                        help="training pairs (default: 200)")
+    parser.add_argument("--test-pairs", type=int, default=20, metavar="N",
+                        help="test pairs (default: 20)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="other people to train on; the test split is always the same")
+    parser.add_argument("--frame", type=int, choices=FILE_WIDTHS, default=inner, metavar="COLUMNS",
+                        help=f"deepfashion: images and annotations of {inner} columns, as PATN's, "
+                             f"or of {whole} with white borders (default: {inner})")
+    parser.add_argument("--image-rows", type=int, default=0, metavar="ROWS",
+                        help="height of the image files (default: 256 or, of market, 128)")
 
 
 def _check(arguments: argparse.Namespace) -> int:
     from posemodel.data.check import check, describe
-    from posemodel.errors import UserError
-    from posemodel.files import write_result
+    from posemodel.runtime.errors import UserError
+    from posemodel.runtime.files import write_result
 
     if arguments.sample < 0:
         raise UserError(f"--sample {arguments.sample}: expected 0 or more")
-    found = check(arguments.root, kind=arguments.kind, frame=arguments.frame,
+    findings = check(arguments.root, kind=arguments.kind, frame=arguments.frame,
                   sample=arguments.sample)
-    print(describe(found))
+    print(describe(findings))
     if arguments.json is not None:
-        write_result(arguments.json, json.dumps(found.to_dict(), indent=2) + "\n")
-    return 2 if found.problems else 0
+        write_result(arguments.json, json.dumps(findings.to_dict(), indent=2) + "\n")
+    return 2 if findings.problems else 0
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
@@ -91,30 +99,28 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
     with ProgressBar() as bar:
         new = prepare(arguments.raw, arguments.out, kind=arguments.kind,
-                      annotations=arguments.annotations, password=arguments.password,
-                      progress=bar)
-    _say_done(arguments.out, new)
-    return 0
+                      annotations=arguments.annotations, password=arguments.password, progress=bar)
+    return _say_done(arguments.out, new)
 
 
 def _synthesize(arguments: argparse.Namespace) -> int:
-    from posemodel.data.synthesize import Plan, synthesize
-    from posemodel.engine.data_source import HELD_OUT_SEED, check_seed
+    from posemodel.data.source import HELD_OUT_SEED, check_seed
+    from posemodel.data.synthesize import SynthesisPlan, synthesize
 
     check_seed(arguments.seed)
-    plan = Plan(layout=arguments.layout, pairs=arguments.pairs, test_pairs=arguments.test_pairs,
-                seed=arguments.seed, held_out_seed=HELD_OUT_SEED, frame=arguments.frame,
-                image_rows=arguments.image_rows)
+    plan = SynthesisPlan(layout=arguments.layout, pairs=arguments.pairs, seed=arguments.seed,
+                         test_pairs=arguments.test_pairs, held_out_seed=HELD_OUT_SEED,
+                         frame=arguments.frame, image_rows=arguments.image_rows)
     with ProgressBar() as bar:
         new = synthesize(arguments.out, plan,
                          progress=lambda done, total: bar("pairs", done, total))
-    _say_done(arguments.out, new)
-    return 0
+    return _say_done(arguments.out, new)
 
 
-def _say_done(out: Path, new: bool) -> None:
+def _say_done(out: Path, new: bool) -> int:
     print(f"{'written' if new else 'complete already'}: {out}")
     print(f"next: {PROGRAM} check {out}")
+    return 0
 
 
 if __name__ == "__main__":

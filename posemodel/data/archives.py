@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from posemodel.data.images import inside
-from posemodel.errors import UserError
+from posemodel.runtime.errors import UserError
 
 MAX_BYTES = 200 * 10**9
 MAX_FILES = 1_000_000
@@ -28,10 +28,8 @@ _CHUNK = 2**20
 _MAX_TAR_READ = 2**24
 _PART = ".extract.part"  # what is being written, in the destination
 
-_DAMAGE = (
-    OSError, zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, ValueError,
-    LookupError, ArithmeticError, RecursionError,
-)  # fmt: skip
+_DAMAGE = (OSError, zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError,
+           ValueError, LookupError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -43,16 +41,10 @@ class _Member:
     open: Callable[[], BinaryIO]
 
 
-def extract(
-    archive: str | Path,
-    destination: str | Path,
-    *,
-    wanted: Callable[[str], bool] | None = None,
-    password: str | None = None,
-    max_bytes: int = MAX_BYTES,
-    max_files: int = MAX_FILES,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
+def extract(archive: str | Path, destination: str | Path, *,
+            wanted: Callable[[str], bool] | None = None, password: str | None = None,
+            max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES,
+            progress: Callable[[int, int], None] | None = None) -> list[Path]:
     """Unpack the regular files of an archive below `destination`.
 
     Everything that the archive says of itself is checked before anything is written. Each file is
@@ -71,8 +63,7 @@ def extract(
         max_bytes, max_files: limits on what the whole archive contains, wanted or not.
         progress: is called with bytes done and bytes in total, both unpacked.
 
-    Returns:
-        the paths of all wanted files, in the archive's order.
+    Returns: the paths of all wanted files, in the archive's order.
 
     Raises: `UserError`: no archive, damaged, cut off, a wrong or missing password; names that leave
         the destination or come twice, links and devices among the wanted; too many or too large
@@ -83,42 +74,43 @@ def extract(
     if not archive.is_file():
         raise UserError(f"{archive}: there is no such file")
     with _explained(archive, destination, password), open(archive, "rb") as file:
-        if _is_zip(file):
-            entries = _zip_entries(file, archive, password)
-        else:
-            entries = _tar_entries(file, archive)
+        is_zip = file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")  # with files, without any
+        file.seek(0)
+        entries = _zip_entries(file, archive, password) if is_zip else _tar_entries(file, archive)
         members = _members(entries, archive, wanted or (lambda name: True), max_bytes, max_files)
         paths = {member.name: _path(destination, member, archive) for member in members}
         missing = [member for member in members if not paths[member.name].exists()]
-        _check_room(destination, sum(member.size for member in missing))
-
+        needed = sum(member.size for member in missing)
+        above = next(p for p in (destination, *destination.absolute().parents) if p.exists())
+        free = shutil.disk_usage(above).free
+        if needed > free:
+            raise UserError(f"{destination}: {needed:,} bytes are to be unpacked, {free:,} are "
+                            "free")
         total = sum(member.size for member in members)
-        done = total - sum(member.size for member in missing)
+        done = total - needed
         part = destination / _PART
         part.unlink(missing_ok=True)  # what a killed call left behind
         for member in missing:
-            with member.open() as source:
-                path = paths[member.name]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    for count in _copy(source, part, member, archive):
-                        done += count
-                        if progress is not None:
-                            progress(done, total)
-                    part.replace(path)
-                finally:
-                    part.unlink(missing_ok=True)
+            for count in _write(member, paths[member.name], part, archive):
+                done += count
+                if progress is not None:
+                    progress(done, total)
     return list(paths.values())
+
+
+def _write(member: _Member, path: Path, part: Path, archive: Path) -> Iterator[int]:
+    """Write one file as a whole or not at all; yields the bytes written since the last time."""
+    with member.open() as source:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield from _copy(source, part, member, archive)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 # An entry: name, size, opener; the opener is None for a folder and the kind of anything strange.
 _Entry = tuple[str, int, Callable[[], BinaryIO] | str | None]
-
-
-def _is_zip(file: BinaryIO) -> bool:
-    mark = file.read(4)
-    file.seek(0)
-    return mark in (b"PK\x03\x04", b"PK\x05\x06")  # with files, without any
 
 
 def _zip_entries(file: BinaryIO, archive: Path, password: str | None) -> Iterator[_Entry]:
@@ -134,9 +126,8 @@ def _zip_entries(file: BinaryIO, archive: Path, password: str | None) -> Iterato
             yield info.filename, info.file_size, opener
 
 
-def _open_in_zip(
-    packed: zipfile.ZipFile, info: zipfile.ZipInfo, archive: Path, password: str | None
-) -> BinaryIO:
+def _open_in_zip(packed: zipfile.ZipFile, info: zipfile.ZipInfo, archive: Path,
+                 password: str | None) -> BinaryIO:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise NotImplementedError(f"compression method {info.compress_type}")
     encrypted = info.flag_bits & 1
@@ -185,13 +176,8 @@ class _ShortReads:
         return self.file.read(size)
 
 
-def _members(
-    entries: Iterator[_Entry],
-    archive: Path,
-    wanted: Callable[[str], bool],
-    max_bytes: int,
-    max_files: int,
-) -> list[_Member]:
+def _members(entries: Iterator[_Entry], archive: Path, wanted: Callable[[str], bool],
+             max_bytes: int, max_files: int) -> list[_Member]:
     """The wanted files, once the archive as a whole is found to be sound."""
     packed_size = archive.stat().st_size
     members: dict[str, _Member] = {}
@@ -232,16 +218,8 @@ def _path(destination: Path, member: _Member, archive: Path) -> Path:
     if path.exists() and not (path.is_file() and path.stat().st_size == member.size):
         raise UserError(
             f"{path} is in the way of a file of {archive} and differs from it; move it away, or "
-            "unpack into another folder"
-        )
+            "unpack into another folder")
     return path
-
-
-def _check_room(destination: Path, needed: int) -> None:
-    above = next(p for p in (destination, *destination.absolute().parents) if p.exists())
-    free = shutil.disk_usage(above).free
-    if needed > free:
-        raise UserError(f"{destination}: {needed:,} bytes are to be unpacked, {free:,} are free")
 
 
 def _copy(source: BinaryIO, part: Path, member: _Member, archive: Path) -> Iterator[int]:
@@ -277,5 +255,4 @@ def _explained(archive: Path, destination: Path, password: str | None):
     except NotImplementedError as error:
         raise UserError(
             f"{archive}: is packed in a way that is unknown here ({error}); unpack it with another "
-            "program (unzip, 7-Zip) and give the folder"
-        ) from error
+            "program (unzip, 7-Zip) and give the folder") from error

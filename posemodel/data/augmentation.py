@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import pose_kernels
-from posemodel.data.keypoints import flip_pose
-from posemodel.losses.affine import affine_flow, transform_pose
+from posemodel.flow.affine import affine_flow, transform_pose
+from posemodel.poses.joints import flip_pose
 
 _AUGMENTATION = 2  # the random stream of this module; `pair_loader` has others
 
@@ -37,7 +37,7 @@ class Augmentation:
     """largest shift along each axis, normalised coordinates"""
 
 
-class Draws(NamedTuple):
+class Moves(NamedTuple):
     """What happens to each pair of a batch; on the CPU, where it is drawn."""
 
     flip: Tensor
@@ -46,25 +46,25 @@ class Draws(NamedTuple):
     """`[B, 2, 2, 3]`: for source and target `A x + b`, normalised; None: nothing is resampled"""
 
 
-def draw(bounds: Augmentation, *, seed: int, positions: Sequence[int], aspect: float) -> Draws:
-    """The draws of the pairs at these positions of the training sequence, a pure function of the
+def draw(bounds: Augmentation, *, seed: int, positions: Sequence[int], aspect: float) -> Moves:
+    """What happens to the pairs at these positions of the training sequence, a pure function of the
     arguments; `aspect` is width / height, so that a rotation does not shear a narrow image."""
     numbers = np.stack([np.random.default_rng([seed, _AUGMENTATION, position]).random(9)
                         for position in positions])
     # Always all nine, so that no field of `bounds` changes what another one draws.
     flip = torch.from_numpy(numbers[:, 0] < 0.5) & bounds.flip
     if max(bounds.rotate, bounds.scale, bounds.shift) == 0:
-        return Draws(flip, None)
-    moves = torch.from_numpy(2 * numbers[:, 1:].reshape(-1, 2, 4) - 1)             # [B, 2, 4]
-    angle = torch.deg2rad(moves[..., 0] * bounds.rotate)
-    size = 1 + moves[..., 1] * bounds.scale
+        return Moves(flip, None)
+    signed = torch.from_numpy(2 * numbers[:, 1:].reshape(-1, 2, 4) - 1)            # [B, 2, 4]
+    angle = torch.deg2rad(signed[..., 0] * bounds.rotate)
+    size = 1 + signed[..., 1] * bounds.scale
     cos, sin = size * angle.cos(), size * angle.sin()
     linear = torch.stack([cos, -sin / aspect, sin * aspect, cos], -1).unflatten(-1, (2, 2))
-    affine = torch.cat([linear, moves[..., 2:, None] * bounds.shift], dim=-1)
-    return Draws(flip, affine.float())
+    affine = torch.cat([linear, signed[..., 2:, None] * bounds.shift], dim=-1)
+    return Moves(flip, affine.float())
 
 
-def augment(batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+def augment(batch: dict[str, Tensor], moves: Moves) -> dict[str, Tensor]:
     """The pairs, mirrored and then moved; the batch itself is left as it is.
 
     Args:
@@ -73,12 +73,12 @@ def augment(batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
     augmented = dict(batch)
     for index, name in enumerate(("source", "target")):
         image, pose = batch[name], batch[f"{name}_pose"]
-        if draws.flip.any():
-            mirrored = draws.flip.to(image.device)
+        if moves.flip.any():
+            mirrored = moves.flip.to(image.device)
             image = torch.where(mirrored.view(-1, 1, 1, 1), image.flip(-1), image)
             pose = torch.where(mirrored.view(-1, 1, 1), flip_pose(pose), pose)
-        if draws.affine is not None:
-            image, pose = move(image, pose, draws.affine[:, index])
+        if moves.affine is not None:
+            image, pose = move(image, pose, moves.affine[:, index])
         augmented[name], augmented[f"{name}_pose"] = image, pose
     return augmented
 

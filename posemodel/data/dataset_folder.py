@@ -6,7 +6,6 @@
     train/ test/    the images; beside them the text files, written last
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -19,14 +18,11 @@ import numpy as np
 from PIL import Image
 
 from posemodel import __version__
-from posemodel.errors import UserError
-from posemodel.files import sha256, write_aside
+from posemodel.runtime.files import sha256, write_aside, writing
+from posemodel.runtime.folder import OwnFolder
 
 MANIFEST = "manifest.json"
 IMAGES = "images.jsonl"
-_LOCK = "lock"
-# What a start that was killed before it wrote the manifest leaves behind.
-_FIRST_FILES = {_LOCK, MANIFEST + ".tmp"}
 _ROW_KEYS = {"split", "name", "bytes", "sha256"}
 
 
@@ -64,7 +60,7 @@ class DatasetFolder:
         digests = {name: sha256(self.root / name) for name in (*texts, IMAGES)}
         manifest = {"recipe": self.recipe, "complete": True, "version": __version__,
                     "counts": counts, "sha256": digests}
-        write_aside(self.root / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        _own(self.root).write(manifest)
         self.complete = True
 
 
@@ -78,52 +74,33 @@ def open_folder(root: Path, recipe: dict) -> Iterator[DatasetFolder]:
     Raises: `UserError` for a folder with other things or another recipe in it, which stays as it
         is, and for one that another process writes.
     """
-    try:
-        there = {path.name for path in root.iterdir()} if root.exists() else set()
-        if MANIFEST not in there and not there <= _FIRST_FILES:
-            raise UserError(f"{root} is not empty and holds no {MANIFEST} of this program: nothing "
-                            "was touched; choose another folder")
-        root.mkdir(parents=True, exist_ok=True)
-        with (root / _LOCK).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is writing {root}: wait for it, or choose "
-                                "another folder") from None
-            manifest = read_manifest(root) or {"recipe": recipe, "complete": False}
-            changed = [f"{key}: {manifest['recipe'].get(key)!r} there, {recipe.get(key)!r} asked"
-                       for key in sorted({*manifest["recipe"], *recipe})
-                       if manifest["recipe"].get(key) != recipe.get(key)]
-            if changed:
-                raise UserError(f"{root} holds another set ({'; '.join(changed)}): nothing was "
-                                "touched; choose another folder, or give the same command")
-            if not manifest["complete"]:
-                write_aside(root / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-            yield DatasetFolder(root, recipe, complete=manifest["complete"],
-                                rows=_rows_of_files(root))
-    except OSError as error:
-        raise UserError(f"cannot write in {root}: {error.strerror or error}") from error
+    own = _own(root)
+    with writing(f"in {root}"), own.lock("writing"):
+        manifest = read_manifest(root) or {"recipe": recipe, "complete": False}
+        own.refuse_other(manifest["recipe"], recipe)
+        if not manifest["complete"]:
+            own.write(manifest)
+        yield DatasetFolder(root, recipe, complete=manifest["complete"], rows=_rows_of_files(root))
 
 
 def read_manifest(root: Path) -> dict | None:
-    """The manifest of a folder; None where there is none.
-
-    Raises: `UserError` for a manifest that is damaged or another program's.
-    """
-    path = root / MANIFEST
-    if not path.exists():
+    """The manifest of a folder; None where there is none. Raises: `UserError` for a manifest that
+    is damaged or another program's."""
+    own = _own(root)
+    if not own.record.exists():
         return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+    with own.reading() as manifest:
         sound = isinstance(manifest["recipe"], dict) and isinstance(manifest["complete"], bool)
         if manifest["complete"]:
             sound = sound and isinstance(manifest["counts"], dict) \
                 and all(len(name) < 256 for name in manifest["sha256"].keys())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged or not of this program: {error!r}") from error
-    if not sound:
-        raise UserError(f"{path} is damaged or not of this program")
+        if not sound:
+            raise ValueError("not of this program")
     return manifest
+
+
+def _own(root: Path) -> OwnFolder:
+    return OwnFolder(root, MANIFEST, "set of images")
 
 
 def read_rows(root: Path) -> list[dict]:

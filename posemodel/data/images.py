@@ -20,33 +20,30 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from posemodel.errors import UserError
+from posemodel.runtime.errors import UserError
 
 MAX_PIXELS = 50_000_000
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # of the files of a data set
 
 # The decoders are called by their classes and not through `Image.open`, whose limit on pixels is a
-# setting of the whole program and a warning where it should be an error.
-_READERS = (
+# setting of the whole program and a warning where it should be an error. None: of other files that
+# are often found under the name of an image.
+_KINDS = (
     ("JPEG", 0, b"\xff\xd8\xff", JpegImageFile),
     ("PNG", 0, b"\x89PNG\r\n\x1a\n", PngImageFile),
     ("WebP", 8, b"WEBP", WebPImageFile),
     ("BMP", 0, b"BM", BmpImageFile),
-)
-# Other files that are often found under the name of an image.
-_STRANGERS = (
-    ("a GIF", 0, b"GIF8"),
-    ("a TIFF", 0, b"II*\0"),
-    ("a TIFF", 0, b"MM\0*"),
-    ("HEIC, AVIF or a video", 4, b"ftyp"),
-    ("a web page or other text, perhaps the answer to a failed download", 0, b"<"),
+    ("a GIF", 0, b"GIF8", None),
+    ("a TIFF", 0, b"II*\0", None),
+    ("a TIFF", 0, b"MM\0*", None),
+    ("HEIC, AVIF or a video", 4, b"ftyp", None),
+    ("a web page or other text, perhaps the answer to a failed download", 0, b"<", None),
 )
 _HEAD = 16  # bytes that tell the kind of a file
 
 # What Pillow raises on damaged files, apart from its own errors, which are OSError.
-_DECODER_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
-    struct.error, zlib.error,
-)  # fmt: skip
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError,
+                   EOFError, struct.error, zlib.error)
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,8 +74,7 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.n
         path: a regular file, or a symbolic link to one. Anything else is refused unopened.
         max_pixels: most pixels that are decoded; compared with the header before decoding.
 
-    Returns:
-        `[H, W, 3]` uint8, contiguous and writable.
+    Returns: `[H, W, 3]` uint8, contiguous and writable.
 
     Raises: `ImageError`, whatever is wrong with the file.
     """
@@ -94,8 +90,7 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.n
     # 16 bits in 4 channels, uncompressed, and room for what is stored beside the pixels.
     if status.st_size > 8 * max_pixels + 2**24:
         raise ImageError(
-            f"{path}: {status.st_size:,} bytes are more than an image of {max_pixels:,} pixels has"
-        )
+            f"{path}: {status.st_size:,} bytes are more than an image of {max_pixels:,} pixels has")
     try:
         file = open(path, "rb")
     except OSError as error:
@@ -128,8 +123,7 @@ def inside(root: str | os.PathLike, name: str) -> Path:
     if bad or not windows.parts:
         raise UserError(
             f"the file name {name!r} is refused: a name must be relative, with / between folders "
-            f"and without '..', and stay inside {root}"
-        )
+            f"and without '..', and stay inside {root}")
     path = os.fspath(root)
     for part in windows.parts:
         path = os.path.join(path, part)
@@ -138,9 +132,20 @@ def inside(root: str | os.PathLike, name: str) -> Path:
     return Path(path)
 
 
-def read_or_substitute(
-    read: Callable[[int], Sample], index: int, *, count: int, seed: int
-) -> tuple[Sample, list[str]]:
+def image_names(folder: Path) -> list[str]:
+    """The image files in a folder of a data set, sorted. Raises: `UserError` for a folder that
+    cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from error
+    return sorted(name for name in names
+                  if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+
+
+def read_or_substitute(read: Callable[[int], Sample], index: int, *, count: int,
+                       seed: int) -> tuple[Sample, list[str]]:
     """Read a pair, or another one in the place of a pair with a bad image.
 
     Which pair it is depends on the files, `index`, `count` and `seed` only. So it is the same in
@@ -159,18 +164,14 @@ def read_or_substitute(
     Raises: `ImageError`, when no substitute is good either.
     """
     problems: list[str] = []
-    try:
-        return read(index), problems
-    except ImageError as error:
-        problems.append(str(error))
-    for substitute in np.random.default_rng([seed, index]).integers(count, size=_SUBSTITUTES):
+    substitutes = np.random.default_rng([seed, index]).integers(count, size=_SUBSTITUTES)
+    for candidate in (index, *substitutes.tolist()):
         try:
-            return read(int(substitute)), problems
+            return read(candidate), problems
         except ImageError as error:
             problems.append(str(error))
     raise ImageError(
-        f"pair {index} and {_SUBSTITUTES} others drawn in its place have bad images: {problems[0]}"
-    )
+        f"pair {index} and {_SUBSTITUTES} others drawn in its place have bad images: {problems[0]}")
 
 
 class BadImages:
@@ -211,8 +212,7 @@ class BadImages:
             raise UserError(
                 f"{len(self.problems)} bad images among the first {seen:,}: the data set is damaged"
                 f" or incomplete (one of them: {min(self.problems)}); check it with "
-                "python -m posemodel.data check"
-            )
+                "python -m posemodel.data check")
 
 
 def _decode(file: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
@@ -225,8 +225,7 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
-            f"{name}: {width} x {height} pixels; images of up to {max_pixels:,} pixels are read"
-        )
+            f"{name}: {width} x {height} pixels; images of up to {max_pixels:,} pixels are read")
     with _named(name, kind):
         image.load()
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
@@ -235,15 +234,13 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
 
 def _reader(head: bytes, name: str) -> tuple[str, type[Image.Image]]:
     """The kind of an image file, by its first bytes, and what opens it."""
-    for kind, start, mark, reader in _READERS:
-        if head.startswith(mark, start):
-            return kind, reader
     if not head:
         raise ImageError(f"{name}: is empty")
-    for kind, start, mark in _STRANGERS:
-        if head.startswith(mark, start):
-            raise ImageError(f"{name}: is {kind}; JPEG, PNG, WebP and BMP images are read")
-    raise ImageError(f"{name}: is no image; JPEG, PNG, WebP and BMP images are read")
+    kind, reader = next(((kind, reader) for kind, start, mark, reader in _KINDS
+                         if head.startswith(mark, start)), ("no image", None))
+    if reader is None:
+        raise ImageError(f"{name}: is {kind}; JPEG, PNG, WebP and BMP images are read")
+    return kind, reader
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -274,5 +271,4 @@ def _check_link(root: str | os.PathLike, name: str) -> None:
     if not target.is_relative_to(os.path.realpath(root)):
         raise UserError(
             f"the file name {name!r} leads through a symbolic link to {target}, outside of {root}; "
-            "only the folder of the images itself may be a link"
-        )
+            "only the folder of the images itself may be a link")

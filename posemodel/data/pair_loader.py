@@ -20,64 +20,48 @@ from torch.utils.data import DataLoader, Dataset
 
 from posemodel.data.augmentation import Augmentation, augment, draw
 from posemodel.data.images import BadImages, ImageError, read_image, read_or_substitute
-from posemodel.data.keypoints import pixels_to_normalized
-from posemodel.data.layouts import BORDER, INNER_WIDTH
+from posemodel.data.layouts.layout import same_aspect
 from posemodel.data.pair_set import PairSet
-from posemodel.errors import UserError
+from posemodel.pictures.pixels import to_images
+from posemodel.poses.joints import pixels_to_normalized
+from posemodel.runtime.errors import UserError
 
 _ORDER = 1  # the random stream of this module; `augmentation` has another
-# DeepFashion's people stand in the middle 176 of 256 columns; the rest is white.
-_INNER = (BORDER, BORDER + INNER_WIDTH)
 # Seconds that a worker goes on after SIGTERM; torchrun grants a job as many.
 _GRACE = 30
-# The high-resolution files of DeepFashion are 750 x 1101: not quite 176 x 256.
-_ASPECT_TOLERANCE = 0.01
 
 
 class View:
     """What part of a data set's frame the model sees, and in what size.
 
-    An image of the frame's own aspect shows the whole frame. DeepFashion's (256, 176) shows its
-    middle, without the white borders; `fit="stretch"` widens that middle to the whole image (GFLA).
+    An image of the frame's own aspect shows the whole frame, one of the aspect of what lies between
+    white borders that alone; `fit="stretch"` widens it to an image of the frame's aspect (GFLA).
     """
 
     def __init__(self, pairs: PairSet, *, image_size: tuple[int, int], fit: str):
         """
         Args:
             image_size: (H, W) of the images to come.
-            fit: "pad"; deepfashion also "stretch".
+            fit: "pad"; of a data set with white borders also "stretch".
 
         Raises: `UserError` for a size that would distort the people.
         """
-        height, width = pairs.frame
-        self.frame, self.image_size = pairs.frame, tuple(image_size)
-        self._bordered = pairs.kind == "deepfashion"
-        aspects = [(height, width)] + [(height, INNER_WIDTH)] * self._bordered
-        if not any(_same_aspect(image_size, aspect, 0.0) for aspect in aspects):
-            shapes = " or ".join(f"{h}:{w}" for h, w in aspects)
+        self.layout, self.image_size = pairs.layout, tuple(image_size)
+        if not any(same_aspect(image_size, size) for size in self.layout.sizes):
+            shapes = " or ".join(f"{h}:{w}" for h, w in self.layout.sizes)
             raise UserError(
                 f"--data.image-size {image_size[0]} {image_size[1]} would distort the people of a "
                 f"{pairs.kind} data set; expected a height to width of {shapes}")
-        whole = _same_aspect(image_size, pairs.frame, 0.0) and fit == "pad"
-        self.columns = (0, width) if whole else _INNER
+        whole = same_aspect(image_size, pairs.frame) and fit == "pad"
+        self.columns = (0, pairs.frame[1]) if whole else self.layout.inner
         """the first and the last plus one of the frame's columns that the model sees"""
 
     def joints(self, joints: np.ndarray) -> np.ndarray:
         """`[..., 3]` in pixels of the frame -> normalised; outside of what is seen: missing."""
         first, last = self.columns
         pixels = torch.from_numpy(joints - np.float32([first, 0, 0]))
-        pose = pixels_to_normalized(pixels, (self.frame[0], last - first))
+        pose = pixels_to_normalized(pixels, (self.layout.frame[0], last - first))
         return (pose * (pose[..., :2].abs() <= 1).all(-1, keepdim=True)).numpy()
-
-    def _covered(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """The frame's columns that a file of (H, W) shows: all of them or, without the borders,
-        the middle ones, in any resolution. None: it is no picture of this frame."""
-        height, width = self.frame
-        if _same_aspect(size, (height, width), _ASPECT_TOLERANCE):
-            return 0, width
-        if self._bordered and _same_aspect(size, (height, INNER_WIDTH), _ASPECT_TOLERANCE):
-            return _INNER
-        return None
 
     def picture(self, image: np.ndarray) -> np.ndarray | None:
         """An image file's pixels `[h, w, 3]` uint8 -> `[H, W, 3]`; None if they do not fit.
@@ -85,7 +69,7 @@ class View:
         Resized by Pillow's bicubic filter, which averages where it reduces.
         """
         height, width = image.shape[:2]
-        covered = self._covered((height, width))
+        covered = self.layout.covered((height, width))
         if covered is None:
             return None
         picture = Image.fromarray(image)
@@ -98,11 +82,6 @@ class View:
             picture, first, last = page, 0, page.width
         size = self.image_size[::-1]
         return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, (first, 0, last, height)))
-
-
-def _same_aspect(size: tuple[int, int], other: tuple[int, int], tolerance: float) -> bool:
-    ratio = (size[1] * other[0]) / (size[0] * other[1])
-    return abs(ratio - 1) <= tolerance
 
 
 class PairImages(Dataset):
@@ -119,21 +98,16 @@ class PairImages(Dataset):
         Returns: `images` `[B, 2, H, W, 3]` uint8, `pairs` `[B]` the indices that they really have,
         `problems` a line for each bad image, `failure` a line if no other pair could be found.
         """
-        images, found, problems = [], [], []
-        part = {"images": torch.empty(0, 2, *self.view.image_size, 3, dtype=torch.uint8),
-                "pairs": torch.empty(0, dtype=torch.long), "problems": problems, "failure": ""}
+        samples, problems, failure = [], [], ""
         try:
-            for index in wanted:
-                sample = self._read_or_replace(int(index), problems)
-                if sample is not None:
-                    found.append(sample[0])
-                    images.append(sample[1])
+            samples = [sample for index in wanted
+                       if (sample := self._read_or_replace(int(index), problems)) is not None]
         except ImageError as error:
-            # An exception that leaves a worker comes out as its traceback.
-            return part | {"failure": str(error)}
-        if images:
-            part |= {"images": torch.from_numpy(np.stack(images)), "pairs": torch.tensor(found)}
-        return part
+            failure = str(error)  # an exception that leaves a worker comes out as its traceback
+        images = np.array([image for _, image in samples], np.uint8)
+        return {"images": torch.from_numpy(images.reshape(-1, 2, *self.view.image_size, 3)),
+                "pairs": torch.tensor([index for index, _ in samples], dtype=torch.long),
+                "problems": problems, "failure": failure}
 
     def _read_or_replace(self, index: int, problems: list[str]) -> tuple[int, np.ndarray] | None:
         if self.replace:
@@ -155,7 +129,7 @@ class PairImages(Dataset):
         pixels = read_image(path)
         picture = self.view.picture(pixels)
         if picture is None:
-            (height, width), (h, w) = pixels.shape[:2], self.view.frame
+            (height, width), (h, w) = pixels.shape[:2], self.pairs.frame
             raise ImageError(f"{path}: {width} x {height} pixels; a {self.pairs.kind} image has "
                              f"the shape of {w} x {h}")
         return picture
@@ -261,9 +235,7 @@ class PairLoader:
         ends = torch.from_numpy(self.pairs.pairs)[part["pairs"]]                   # [B, 2]
         batch = {"pair": part["pairs"]}
         for side, name in enumerate(("source", "target")):
-            pixels = images[:, side].permute(0, 3, 1, 2)
-            batch[name] = pixels.to(torch.float32, memory_format=torch.contiguous_format) \
-                .div_(127.5).sub_(1)
+            batch[name] = to_images(images[:, side])
             batch[f"{name}_pose"] = self._poses[ends[:, side]].to(self.device, non_blocking=True)
         return batch
 
@@ -284,13 +256,11 @@ class TrainingPairs:
         self.augmentation, self.seed, self.description = augmentation, seed, description
         self.report_to = loader.report_to
         self._order = PairOrder(len(loader.pairs.pairs), pairs_per_epoch=pairs_per_epoch, seed=seed)
-        self._next, self._stream = 0, _nothing()
+        self._next, self._stream = 0, None
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """The batch of training step n (from 1); steps in a row are read ahead.
-
-        Returns: what `PairLoader.stream` yields, augmented.
-        """
+        """The batch of training step n (from 1); steps in a row are read ahead. Returns: what
+        `PairLoader.stream` yields, augmented."""
         if step != self._next:
             # The stream must not refer to `self`, which refers to it: its workers end with it.
             positions = map(self.positions, itertools.count(step))
@@ -304,12 +274,9 @@ class TrainingPairs:
     def close(self) -> None:
         """Ends the worker processes. Left to the interpreter's exit, that would take as long as
         they are allowed to outlive a signal."""
-        self._next, stream, self._stream = 0, self._stream, _nothing()
-        stream.close()
-
-
-def _nothing() -> Iterator[dict[str, Tensor]]:
-    yield from ()
+        self._next, stream, self._stream = 0, self._stream, None
+        if stream is not None:
+            stream.close()
 
 
 def _start_worker(_index: int) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from posemodel.data.layouts.layout import DatasetLayout
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairSet:
@@ -14,20 +16,28 @@ class PairSet:
     pixel. A missing joint is all zero.
     """
 
-    kind: str
-    """deepfashion or market; says how a person is read from a name"""
+    layout: DatasetLayout
+    """of the data set: its frame, and how a person is read from a name"""
     split: str
     """train or test"""
     folder: Path
     """where the images lie"""
-    frame: tuple[int, int]
-    """(H, W) of the pictures that the joints belong to"""
     names: tuple[str, ...]
     """file names in `folder`, N of them, no two the same"""
     joints: np.ndarray
     """`[N, 18, 3]` float32: x, y, presence (0 or 1)"""
     pairs: np.ndarray
     """`[P, 2]` int64: indices of source and target"""
+
+    @property
+    def kind(self) -> str:
+        """As `--data.kind` calls the data set."""
+        return self.layout.kind
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """(H, W) of the pictures that the joints belong to."""
+        return self.layout.frame
 
     def path(self, index: int) -> Path:
         """The file of one image."""

@@ -7,20 +7,14 @@ those of the mirrored person seen from behind.
 
 import numpy as np
 
-from posemodel.data.joint_layouts import Pose
-from posemodel.data.keypoints import JOINTS
+from posemodel.data.layouts import LAYOUTS
+from posemodel.poses.joints import JOINTS
+from posemodel.poses.layouts import Pose
 
 _HEAD = [JOINTS.index(name) for name in
-         ("nose", "neck", "right_eye", "left_eye", "right_ear", "left_ear")]  # fmt: skip
+         ("nose", "neck", "right_eye", "left_eye", "right_ear", "left_ear")]
 _FEET_FIRST = [[JOINTS.index(f"{side}_{part}") for side in ("right", "left")]
-               for part in ("ankle", "knee", "hip")]  # fmt: skip
-
-# DeepFashion exists as 256 x 256 images with white borders of 40 pixels left and right, and
-# without them. People stand in the middle: on average at x = 128 and 88. Of the published rows with
-# borders 1 % lie left of the middle of the two.
-_BORDER = 40
-_WITH_BORDERS, _WITHOUT_BORDERS = (256, 256), (256, 176)
-_BETWEEN = 108.0
+               for part in ("ankle", "knee", "hip")]
 
 
 def check_pose(pose: Pose, image_size: tuple[int, int]) -> list[str]:
@@ -37,8 +31,7 @@ def check_pose(pose: Pose, image_size: tuple[int, int]) -> list[str]:
     if pose.frame is not None and pose.frame != image_size:
         warnings.append(
             f"the joints belong to a picture of {_words(pose.frame)} pixels, this image has "
-            f"{_words(image_size)}"
-        )
+            f"{_words(image_size)}")
     if len(xy) > 1 and xy.min() >= -1 and xy.max() <= 1 and min(image_size) > 8:
         return [*warnings, "all joints lie within two pixels: fractions taken for pixels?"]
 
@@ -49,17 +42,15 @@ def check_pose(pose: Pose, image_size: tuple[int, int]) -> list[str]:
         warnings.append(
             f"{len(names)} of {len(xy)} joints lie outside of the image of {_words(image_size)} "
             f"pixels ({', '.join(names)}); x reaches from {left:.0f} to {right:.0f}, "
-            f"y from {top:.0f} to {bottom:.0f}"
-        )
+            f"y from {top:.0f} to {bottom:.0f}")
     right, down = _from_head_to_feet(pose)
     if right > 2 * abs(down):
         warnings.append(
-            "the person lies on the side and would stand if x and y changed places: swapped?"
-        )
+            "the person lies on the side and would stand if x and y changed places: swapped?")
     elif outside.any() and down <= abs(right) and _inside(xy[:, ::-1], image_size).all():
         warnings.append("with x and y swapped all joints would lie inside: swapped?")
-    elif borders := _border_warning(xy, image_size):
-        warnings.append(borders)
+    elif borders := _border_warnings(xy, image_size):
+        warnings += borders
     elif outside.mean() > 0.5 and xy.min() >= 0:
         warnings.append("most joints lie outside: are they of a larger picture than this one?")
     return warnings
@@ -81,21 +72,21 @@ def _from_head_to_feet(pose: Pose) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-def _border_warning(xy: np.ndarray, size: tuple[int, int]) -> str | None:
-    if len(xy) < 3:
-        return None
-    middle = xy[:, 0].mean()
-    if size == _WITH_BORDERS and middle < _BETWEEN and _inside(xy, _WITHOUT_BORDERS).all():
-        return (
-            "the joints may be those of the same image without its borders (176 x 256): then "
-            f"{_BORDER} is to be added to x"
-        )
-    if size == _WITHOUT_BORDERS and middle > _BETWEEN and _inside(xy - (_BORDER, 0), size).all():
-        return (
-            "the joints may be those of the same image with white borders (256 x 256): then "
-            f"{_BORDER} is to be taken from x"
-        )
-    return None
+def _border_warnings(xy: np.ndarray, size: tuple[int, int]) -> list[str]:
+    """Of data sets whose images exist with white borders and without them."""
+    warnings = []
+    for layout in (each for each in LAYOUTS.values() if each.border and len(xy) >= 3):
+        wide, narrow = layout.sizes
+        # People stand in the middle. Of DeepFashion's published rows with borders 1 % lie left of
+        # the middle of the two middles.
+        middle, between = xy[:, 0].mean(), (wide[1] + narrow[1]) / 4
+        if size == wide and middle < between and _inside(xy, narrow).all():
+            warnings.append("the joints may be those of the same image without its borders "
+                            f"({_words(narrow)}): then {layout.border} is to be added to x")
+        elif size == narrow and middle > between and _inside(xy - (layout.border, 0), size).all():
+            warnings.append("the joints may be those of the same image with white borders "
+                            f"({_words(wide)}): then {layout.border} is to be taken from x")
+    return warnings
 
 
 def _words(size: tuple[int, int]) -> str:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from posemodel.cli import run_main
+from posemodel.runtime.main import run_main
 
 
 def main(argv: list[str]) -> int:
@@ -17,18 +17,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     arguments = parser.parse_args(argv)
-    return show(arguments)
 
-
-def show(arguments: argparse.Namespace) -> int:
-    """Load the model, draw some people, serve until Ctrl-C."""
     from posemodel.demo.server import DemoSite
     from posemodel.demo.workbench import Workbench
-    from posemodel.inference import PoseTransferModel
-    from posemodel.local_server import LocalServer
+    from posemodel.inference.model import PoseTransferModel
+    from posemodel.runtime.local_server import LocalServer
 
     model = PoseTransferModel.choose(arguments.run, arguments.device)
-    print(f"model: {model.name}, {model.step:,} steps, on {model.device}")
+    print(f"model: {model.summary}")
     server = LocalServer(DemoSite(Workbench(model)), port=arguments.port)
     print(f"page: {server.url}  (Ctrl-C stops it)", flush=True)
     server.serve_until_interrupted(browser=not arguments.no_browser)

@@ -4,7 +4,6 @@ import json
 import time
 from importlib import resources
 
-from posemodel.data.keypoints import FLIP_PAIRS, JOINT_COLORS, JOINTS, LIMB_COLORS, LIMBS
 from posemodel.demo.workbench import (
     MAX_IMAGE_BYTES,
     MAX_IMAGE_PIXELS,
@@ -15,7 +14,8 @@ from posemodel.demo.workbench import (
     data_url,
     decoded,
 )
-from posemodel.local_server import Refused, field, static_files
+from posemodel.poses.joints import FLIP_PAIRS, JOINT_COLORS, JOINTS, LIMB_COLORS, LIMBS
+from posemodel.runtime.local_server import Refused, field, static_files
 
 _JSON_ROOM = 4096  # bytes of a question beside the file in it
 
@@ -31,14 +31,9 @@ class DemoSite:
         self._files = static_files("posemodel.demo")
         poses = resources.files("posemodel.demo") / "poses.json"
         self._gallery = json.loads(poses.read_text(encoding="utf-8"))
-        self._answers = {
-            "/api/start": self._start,
-            "/api/upload": self._upload,
-            "/api/joints": self._joints,
-            "/api/transfer": self._transfer,
-            "/api/correspondence": self._correspondence,
-            "/api/pose": self._pose,
-        }
+        self._answers = {"/api/start": self._start, "/api/upload": self._upload,
+                         "/api/joints": self._joints, "/api/transfer": self._transfer,
+                         "/api/correspondence": self._correspondence, "/api/pose": self._pose}
 
     def get(self, path: str) -> tuple[str, bytes]:
         """One of the page's files. Raises: `Refused`."""
@@ -56,16 +51,14 @@ class DemoSite:
         model = self.workbench.model
         return {
             "model": {"name": model.name, "steps": model.step, "about": about(model),
-                      "height": model.size[0], "width": model.size[1],
-                      "device": str(model.device)},
+                      "height": model.size[0], "width": model.size[1], "device": str(model.device)},
             "people": [self._person(person_id) for person_id in self.workbench.people()],
             "gallery": self._gallery,
             "skeleton": {"joints": [name.replace("_", " ") for name in JOINTS], "limbs": LIMBS,
                          "jointColors": JOINT_COLORS, "limbColors": LIMB_COLORS,
                          "mirrored": FLIP_PAIRS},
             "limits": {"imageBytes": MAX_IMAGE_BYTES, "imagePixels": MAX_IMAGE_PIXELS,
-                       "jointBytes": MAX_JOINT_BYTES},
-        }
+                       "jointBytes": MAX_JOINT_BYTES}}
 
     def _upload(self, values: dict) -> dict:
         name = _name(values)

@@ -1,7 +1,7 @@
 """What stands behind the page: the people that it can show, and what the model makes of them.
 
 Convention: the page speaks of joints in normalised coordinates of a person's picture
-(`data.keypoints`); the model and the files of joints are in its pixels.
+(`poses.joints`); the model and the files of joints are in its pixels.
 """
 
 import base64
@@ -17,19 +17,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-import pose_kernels
-from posemodel import pictures
 from posemodel.data.images import read_image_bytes
-from posemodel.data.joint_layouts import Pose, main_person
-from posemodel.data.keypoint_formats import openpose_json, read_poses
-from posemodel.data.keypoints import JOINTS, normalized_to_pixels, pixels_to_normalized
-from posemodel.data.mannequins import Mannequins
 from posemodel.data.pose_checks import check_pose
-from posemodel.engine.data_source import HELD_OUT_SEED
-from posemodel.errors import UserError
-from posemodel.evaluation.pose_mask import pose_mask
-from posemodel.inference import PoseTransferModel, TransferResult
+from posemodel.data.source import HELD_OUT_SEED
+from posemodel.flow.pictures import flow_picture
+from posemodel.inference.model import PoseTransferModel
+from posemodel.inference.result import TransferResult
+from posemodel.mannequins.pairs import Mannequins
+from posemodel.pictures.flow_colors import heat
+from posemodel.pictures.pixels import to_pictures
+from posemodel.poses.files import choose_person, openpose_json, people_of_image, read_poses
+from posemodel.poses.joints import JOINTS, normalized_to_pixels, pixels_to_normalized
+from posemodel.poses.layouts import Pose
+from posemodel.poses.mask import pose_mask
+from posemodel.runtime.errors import UserError
 
 MAX_IMAGE_BYTES = 12 * 2**20
 MAX_IMAGE_PIXELS = 24_000_000
@@ -39,7 +42,6 @@ _LONGEST_SIDE = 512  # of a picture in the page; uploads are reduced to it
 _EXAMPLE_HEIGHT = 192  # mannequins are drawn finer than the model sees them, as photographs are
 _EXAMPLES = (32, 2, 26, 13, 34, 9)
 _UPLOADS = 8  # kept at a time; the one that was used longest ago goes first
-_MAX_FLOW = 0.25  # displacement that gets the full colour, as a share of the height
 _BODY_ROWS = 32  # of the mask of a body, so coarse that its edge is soft
 _BODY_RADIUS = 3.0  # half width of a limb there
 
@@ -90,13 +92,12 @@ class Workbench:
         raise UserError(f"this picture is no longer kept (the last {_UPLOADS} uploads are): "
                         "add it again")
 
-    def normalized(self, person_id: str) -> np.ndarray | None:
+    def normalized(self, person_id: str) -> Tensor | None:
         """The pose of a person as the page has it, `[18, 3]`."""
         person = self.person(person_id)
         if person.pose is None:
             return None
-        size = person.image.shape[:2]
-        return pixels_to_normalized(torch.from_numpy(person.pose), size).numpy()
+        return pixels_to_normalized(torch.from_numpy(person.pose), person.image.shape[:2])
 
     def add(self, content: bytes, name: str) -> str:
         """An upload, from the bytes of an image file -> its id. Raises: `UserError`."""
@@ -125,43 +126,32 @@ class Workbench:
                 poses = read_poses(path, image_size=person.full_size)
             except UserError as error:
                 raise UserError(str(error).replace(str(path), name)) from error
-        names = {pose.name for pose in poses}
-        if len(names) > 1:
-            named = [pose for pose in poses if pose.name == person.name]
-            if not named:
-                raise UserError(f"{name} holds joints of {len(names)} images and none of "
-                                f"{person.name}; give a file of this image alone")
-            poses = named
-        chosen = main_person(poses)
+        poses = people_of_image(poses, person.name, where=name,
+                                otherwise="give a file of this image alone")
+        chosen = choose_person(poses)
         notes = check_pose(chosen, person.full_size)
         if len(poses) > 1:
             notes.insert(0, f"{len(poses)} people in the file; the one with the most joints is "
                             "taken")
-        person.pose = _scaled(chosen.joints, person.full_size, person.image.shape[:2])
+        normalized = pixels_to_normalized(torch.from_numpy(chosen.joints), person.full_size)
+        person.pose = normalized_to_pixels(normalized, person.image.shape[:2]).numpy()
         person.notes = tuple(notes)
         return person
 
-    def transfer(self, person_id: str, source_pose: np.ndarray, target_pose: np.ndarray
+    def transfer(self, person_id: str, source_pose: Tensor, target_pose: Tensor
                  ) -> dict[str, np.ndarray]:
         """`refined`, `warped`, `flow` and `visibility`, `[H, W, 3]` uint8, the size of the person's
         picture; the latter two are pale where the target pose says that no body is. Poses
         `[18, 3]` are normalised. Raises: `UserError`."""
         result = self._result(person_id, source_pose, target_pose)
         flow = torch.from_numpy(result.flow[0])
-        height, width = flow.shape[-2:]
-        moved = flow - pose_kernels.identity_flow(height, width)
-        moved *= moved.new_tensor([width / 2, height / 2]).view(2, 1, 1)
         seen = torch.from_numpy(result.visibility["affine"][0])
-        body = _body(result.target_poses[0], (height, width))
-        return {
-            "refined": result.refined(0),
-            "warped": result.warped(0),
-            "flow": result.in_frame(
-                0, _pale(pictures.flow_to_color(moved, _MAX_FLOW * height), body)),
-            "visibility": result.in_frame(0, _pale(pictures.heat(seen), body)),
-        }
+        body = _body(result.target_poses[0], flow.shape[-2:])
+        return {"refined": result.refined(0), "warped": result.warped(0),
+                "flow": result.in_frame(0, _pale(flow_picture(flow), body)),
+                "visibility": result.in_frame(0, _pale(heat(seen), body))}
 
-    def correspondence(self, person_id: str, source_pose: np.ndarray, target_pose: np.ndarray,
+    def correspondence(self, person_id: str, source_pose: Tensor, target_pose: Tensor,
                        at: tuple[float, float]) -> tuple[list[float], np.ndarray, list[float]]:
         """What a place of the result looks at.
 
@@ -176,29 +166,30 @@ class Workbench:
         """
         result = self._result(person_id, source_pose, target_pose)
         size = self.person(person_id).image.shape[:2]
-        x, y = _pixels(np.float32([[*at, 1]]), size)[0, :2]
-        place, row = result.correspondence(0, (float(x), float(y)))
+        x, y, _ = normalized_to_pixels(torch.tensor([*at, 1.0]), size).tolist()
+        place, row = self.model.correspondence(result, 0, (x, y))
         crop = result.source_crop
-        corners = np.float32([[crop.left - 0.5, crop.top - 0.5, 1],
-                              [crop.left + crop.width - 0.5, crop.top + crop.height - 0.5, 1]])
-        sampled = _normalized(np.float32([[*place, 1]]), size)[0, :2]
-        return sampled.tolist(), _overlay(row), _normalized(corners, size)[:, :2].ravel().tolist()
+        left, top = crop.left - 0.5, crop.top - 0.5  # of the first pixel
+        shown = pixels_to_normalized(torch.tensor(
+            [[*place, 1], [left, top, 1], [left + crop.width, top + crop.height, 1]]), size)
+        sampled, *corners = shown[:, :2].tolist()
+        return sampled, _overlay(row), sum(corners, [])
 
-    def openpose(self, person_id: str, pose: np.ndarray) -> str:
+    def openpose(self, person_id: str, pose: Tensor) -> str:
         """A normalised pose as OpenPose JSON, in pixels of the person's picture."""
         size = self.person(person_id).image.shape[:2]
-        return openpose_json([Pose(joints=_pixels(pose, size), format="openpose18")], size)
+        joints = normalized_to_pixels(pose, size).numpy()
+        return openpose_json([Pose(joints=joints, format="openpose18")], size)
 
-    def _result(self, person_id: str, source_pose: np.ndarray, target_pose: np.ndarray
-                ) -> TransferResult:
+    def _result(self, person_id: str, source_pose: Tensor, target_pose: Tensor) -> TransferResult:
         """The last one is kept: a click asks about what has just been made."""
         person = self.person(person_id)
-        size = person.image.shape[:2]
-        key = (person_id, source_pose.tobytes(), target_pose.tobytes())
+        poses = torch.stack([source_pose, target_pose])
+        key = (person_id, poses.numpy().tobytes())
         with self._lock:
             if self._last is None or self._last[0] != key:
-                self._last = (key, self.model.transfer(
-                    person.image, _pixels(source_pose, size), [_pixels(target_pose, size)]))
+                source, *targets = normalized_to_pixels(poses, person.image.shape[:2]).numpy()
+                self._last = (key, self.model.transfer(person.image, source, targets))
             return self._last[1]
 
 
@@ -220,16 +211,15 @@ def decoded(text: str, limit: int, name: str) -> bytes:
     return content
 
 
-def checked_pose(rows: list, name: str) -> np.ndarray:
+def checked_pose(rows: list, name: str) -> Tensor:
     """`[18, 3]` float32 out of JSON, joints outside of the picture missing. Raises: `UserError`."""
     whole = isinstance(rows, list) and len(rows) == len(JOINTS) and all(
         isinstance(row, list) and len(row) == 3
-        and all(type(value) in (int, float) and abs(value) <= 100 for value in row)
-        for row in rows)
+        and all(type(value) in (int, float) and abs(value) <= 100 for value in row) for row in rows)
     if not whole:
         raise UserError(f"{name}: expected {len(JOINTS)} rows of x, y and presence")
-    pose = np.float32(rows)
-    present = (pose[:, 2] > 0) & (np.abs(pose[:, :2]) <= 1).all(1)
+    pose = torch.tensor(rows, dtype=torch.float32)
+    present = (pose[:, 2] > 0) & (pose[:, :2].abs() <= 1).all(1)
     pose[:, 2] = present
     return pose * present[:, None]
 
@@ -239,7 +229,7 @@ def about(model: PoseTransferModel) -> str:
     height, width = model.size
     if model.about:
         return model.about
-    if model.config.data.kind == "mannequins":
+    if model.config.data.generated:
         return (f"Trained on generated mannequins of {width} × {height} pixels. It has never seen "
                 "a photograph, a face or real cloth: with photographs it shows how the method "
                 "moves and invents pixels, not a good picture. Its results are about as sharp as "
@@ -252,15 +242,13 @@ def _draw_examples(size: tuple[int, int]) -> list[Person]:
     scale = max(1, round(_EXAMPLE_HEIGHT / size[0]))
     frame = (scale * size[0], scale * size[1])
     pairs = Mannequins(size=frame, turn=45.0, seed=HELD_OUT_SEED).pairs(_EXAMPLES)
-    images = ((pairs["source"] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [
-        Person(name=f"mannequin {number}", image=_rows(image), full_size=frame,
-               pose=normalized_to_pixels(pose, frame).numpy())
-        for number, (image, pose) in enumerate(zip(images, pairs["source_pose"], strict=True), 1)
-    ]
+    people = zip(to_pictures(pairs["source"]), pairs["source_pose"], strict=True)
+    return [Person(name=f"mannequin {number}", image=image, full_size=frame,
+                   pose=normalized_to_pixels(pose, frame).numpy())
+            for number, (image, pose) in enumerate(people, 1)]
 
 
-def _body(pose: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+def _body(pose: Tensor, size: tuple[int, int]) -> np.ndarray:
     """About where a body is, `[H, W]` from 0 to 1, by its joints `[18, 3]`, normalised."""
     small = (_BODY_ROWS, max(1, round(_BODY_ROWS * size[1] / size[0])))
     joints = normalized_to_pixels(pose, small).numpy()
@@ -268,15 +256,10 @@ def _body(pose: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(mask.resize(size[::-1], Image.Resampling.BILINEAR))
 
 
-def _pale(image: torch.Tensor, body: np.ndarray) -> np.ndarray:
-    """`[3, H, W]` uint8 -> `[H, W, 3]`, mostly white outside of the body."""
+def _pale(image: np.ndarray, body: np.ndarray) -> np.ndarray:
+    """`[H, W, 3]` uint8, mostly white outside of the body."""
     strength = 0.15 + 0.85 * body[..., None]
-    return np.uint8(np.round(255 - (255 - _rows(image).astype(np.float32)) * strength))
-
-
-def _rows(image: torch.Tensor) -> np.ndarray:
-    """`[3, H, W]` -> `[H, W, 3]`."""
-    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return np.uint8(np.round(255 - (255 - image.astype(np.float32)) * strength))
 
 
 def _reduced(image: np.ndarray) -> np.ndarray:
@@ -288,22 +271,9 @@ def _reduced(image: np.ndarray) -> np.ndarray:
     return np.array(picture)
 
 
-def _scaled(pose: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-    """Pixels of one size to pixels of another one of the same picture."""
-    return _pixels(_normalized(pose, old), new)
-
-
-def _pixels(pose: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return normalized_to_pixels(torch.from_numpy(pose), size).numpy()
-
-
-def _normalized(pose: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return pixels_to_normalized(torch.from_numpy(pose), size).numpy()
-
-
 def _overlay(row: np.ndarray) -> np.ndarray:
     """A row of the map, `[h, w]`, with the largest value fully opaque."""
     share = np.clip(row / max(float(row.max()), 1e-12), 0, 1)
-    color = _rows(pictures.heat(torch.from_numpy(share)))
+    color = heat(torch.from_numpy(share))
     # The square root keeps second best places in sight.
     return np.dstack([color, np.uint8(np.round(235 * np.sqrt(share)))])

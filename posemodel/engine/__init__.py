@@ -1,1 +1,1 @@
-"""Training, evaluation, run folders, reports: everything around the networks."""
+"""Training: the step, what it minimises, its schedule, the run folder, the report."""

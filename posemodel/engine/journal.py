@@ -3,13 +3,12 @@
 import contextlib
 from collections.abc import Iterator
 
-from posemodel.config import Config
-from posemodel.engine.evaluation import evaluate
 from posemodel.engine.progress import Progress
 from posemodel.engine.report import end_panel, write_report
 from posemodel.engine.run_folder import RunFolder
-from posemodel.engine.samples import write_samples
 from posemodel.engine.trainer import Trainer
+from posemodel.evaluation.held_out import evaluate
+from posemodel.evaluation.samples import write_samples
 
 
 class Journal:
@@ -18,7 +17,7 @@ class Journal:
 
     def __init__(self, run: RunFolder | None, trainer: Trainer, start: int):
         self.run, self.trainer, self.world = run, trainer, trainer.world
-        self.config: Config = trainer.config
+        self.config = trainer.config
         if run is not None:
             self.progress = Progress(self.config.steps, start, run.log,
                                      evaluate_every=self.config.evaluate_every)

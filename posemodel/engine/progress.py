@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
+from posemodel.runtime.progress_bar import duration
+
 # The first steps pay for warm-up of caches and allocators and say nothing about the others.
 _WARM_UP = 3
 _SECONDS_BETWEEN_LINES = 10.0
@@ -89,8 +91,7 @@ class Progress:
         return math.ceil(self.total / self.evaluate_every) - self.step // self.evaluate_every
 
     def _text(self) -> str:
-        parts = [f"{name.removeprefix('loss_')} {value:.3g}"
-                 for name, value in self._values.items()
+        parts = [f"{name.removeprefix('loss_')} {value:.3g}" for name, value in self._values.items()
                  if name.startswith("loss") and isinstance(value, (int, float))]
         speed = self._values.get("pairs_per_second")
         if isinstance(speed, (int, float)):
@@ -100,15 +101,3 @@ class Progress:
         left = self.seconds_left()
         parts.append("measuring the speed" if left is None else f"{duration(left)} left")
         return " | ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `2 h 5 min`: as precise as an estimate deserves."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, rest = divmod(seconds, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if minutes < 10 and rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"

@@ -17,37 +17,24 @@ restored checkpoint has not seen yet.
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
 import shlex
-import weakref
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
-from posemodel.config import Config, ConfigError, drift, free_changes, from_dict, to_dict
-from posemodel.engine import environment
-from posemodel.errors import UserError
-from posemodel.files import write_aside
-
-# What a start that was killed before it wrote config.json leaves behind.
-_FIRST_FILES = {"lock", "config.json.tmp"}
-
-_locks: "weakref.WeakSet" = weakref.WeakSet()
-
-
-def _close_locks_in_child() -> None:
-    # A lock lives as long as any copy of its file descriptor: a data worker that outlives a killed
-    # trainer would keep the folder locked.
-    for lock in list(_locks):
-        lock.close()
-
-
-os.register_at_fork(after_in_child=_close_locks_in_child)
+import pose_kernels
+from pose_kernels import _dispatch
+from posemodel.config.sections import Config
+from posemodel.config.stored import drift, free_changes, from_dict, to_dict
+from posemodel.runtime import environment
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.files import write_aside, writing
+from posemodel.runtime.folder import run_folder
 
 
 class RunFolder:
@@ -60,44 +47,38 @@ class RunFolder:
     @classmethod
     def open(cls, config: Config, argv: list[str], processes: int = 1) -> "RunFolder":
         """Make the folder `config.out`, or continue the run that is in it, by so many processes.
-
-        Raises: `UserError` when that is not possible; an existing folder is then as it was.
-        """
+        Raises: `UserError` when that is not possible; an existing folder is then as it was."""
         path = Path(config.out)
-        _refuse_foreign(path)
+        own = run_folder(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = _take_lock(path)
+            with contextlib.ExitStack() as until_open:
+                lock = until_open.enter_context(own.lock("training in"))
+                saved = _read_config(path) if own.record.exists() else None
+                if saved is not None:
+                    _refuse_drift(path, saved, config)
+                run = cls(path, config, resumed=saved is not None, lock=lock)
+                run._start(saved, argv, processes)
+                until_open.pop_all()
+            return run
         except OSError as error:
-            raise _cannot_write(path, error) from error
-        try:
-            saved = _read_config(path) if (path / "config.json").exists() else None
-            if saved is not None:
-                _refuse_drift(path, saved, config)
-            run = cls(path, config, resumed=saved is not None, lock=lock)
-            run._start(saved, argv, processes)
-        except OSError as error:
-            lock.close()
-            raise _cannot_write(path, error) from error
-        except BaseException:
-            lock.close()
-            raise
-        return run
+            raise UserError(f"--out {path}: cannot write there ({error.strerror or error})"
+                            ) from error
 
     @classmethod
     def open_existing(cls, path: str | Path) -> "RunFolder":
         """A run folder to read from; takes no lock and writes nothing."""
         path = Path(path)
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path} is no run folder: it has no config.json")
         return cls(path, _read_config(path), resumed=True)
 
     def _start(self, saved: Config | None, argv: list[str], processes: int) -> None:
         # config.json comes first: with it the folder is a run and can be continued.
-        write_aside(self.path / "config.json", json.dumps(to_dict(self.config), indent=2) + "\n")
+        run_folder(self.path).write(to_dict(self.config))
         for folder in ("samples", "checkpoints"):
             (self.path / folder).mkdir(exist_ok=True)
-        before, now = self.read_environment(), environment.collect(processes)
+        before = self.read_environment()
+        kernels = {op: {name: entry.reason or "available" for name, entry in table.items()}
+                   for op, table in pose_kernels.implementations().items()}
+        now = environment.collect(processes) | {"pose_kernels": kernels}
         write_aside(self.path / "env.json", json.dumps(now, indent=2) + "\n")
         command = f"{shlex.join(['python', '-m', 'posemodel.train', *argv])}  # {_now()}"
         _append(self.path / "command.txt", command)
@@ -114,18 +95,11 @@ class RunFolder:
 
     # --- writing ------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> contextlib.AbstractContextManager[None]:
         """Around everything that writes into the folder while a run is at work.
-
-        Raises: `UserError`, one line, when the disk is full or the folder cannot be written.
-        """
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"cannot write into {self.path} ({error.strerror or error}); what is there stays "
-                "as it was, and the same command continues from the last checkpoint") from error
+        Raises: `UserError`, one line, when the disk is full or the folder cannot be written."""
+        return writing(f"into {self.path}", then="; what is there stays as it was, and the same "
+                       "command continues from the last checkpoint")
 
     def log(self, line: str) -> None:
         """To the terminal and, from the process that trains, to log.txt."""
@@ -136,15 +110,16 @@ class RunFolder:
 
     def append_metrics(self, row: dict) -> None:
         """One line of metrics.jsonl; NaN and infinity become null."""
-        self._require_lock()
-        with self.writing():
-            _append(self.path / "metrics.jsonl", json.dumps(_strict(row), allow_nan=False))
+        self._append_row("metrics.jsonl", row)
 
     def append_evaluation(self, row: dict) -> None:
         """One line of eval.jsonl; NaN and infinity become null."""
+        self._append_row("eval.jsonl", row)
+
+    def _append_row(self, name: str, row: dict) -> None:
         self._require_lock()
         with self.writing():
-            _append(self.path / "eval.jsonl", json.dumps(_strict(row), allow_nan=False))
+            _append(self.path / name, json.dumps(_strict(row), allow_nan=False))
 
     def truncate_to(self, step: int) -> None:
         """Back to a checkpoint: drop the lines of later steps, a torn last line, and DONE."""
@@ -193,7 +168,10 @@ class RunFolder:
 
     def read_environment(self) -> dict:
         """env.json; empty if it cannot be read."""
-        return _read_json(self.path / "env.json") or {}
+        with contextlib.suppress(OSError, ValueError):
+            values = json.loads((self.path / "env.json").read_text(encoding="utf-8"))
+            return values if isinstance(values, dict) else {}
+        return {}
 
     def last_command(self) -> str:
         """The command that started or last continued the run; empty if it is not known."""
@@ -217,46 +195,9 @@ class RunFolder:
         self.close()
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Never write among files that are not ours."""
-    try:
-        names = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    if "config.json" not in names and not names <= _FIRST_FILES:
-        raise UserError(f"{path} is not empty and is no run folder (no config.json): "
-                        "nothing was touched; choose another --out")
-
-
-def _take_lock(path: Path):
-    # The kernel drops the lock when the process ends in any way, so none can be left behind.
-    lock = (path / "lock").open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        owner = lock.read().strip() or "unknown"
-        lock.close()
-        raise UserError(f"another process (pid {owner}) is training in {path}: "
-                        "wait for it, stop it, or choose another --out") from None
-    except OSError:
-        lock.close()
-        raise
-    _locks.add(lock)
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    return lock
-
-
 def _read_config(path: Path) -> Config:
-    file = path / "config.json"
-    try:
-        return from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ConfigError) as error:
-        raise UserError(f"cannot use {file}: {error}; nothing was changed") from error
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); nothing was changed") from error
+    with run_folder(path).reading() as values:
+        return from_dict(values)
 
 
 def _refuse_drift(path: Path, saved: Config, wanted: Config) -> None:
@@ -268,10 +209,6 @@ def _refuse_drift(path: Path, saved: Config, wanted: Config) -> None:
         if saved.steps != wanted.steps else ""
     raise UserError(f"{path} holds another run: {shown}{why}. Start a new one with another --out, "
                     f"or continue this one with its own command (the last in {path}/command.txt)")
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"--out {path}: cannot write there ({error.strerror or error})")
 
 
 def _now() -> str:
@@ -298,13 +235,6 @@ def _append(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
-def _read_json(path: Path) -> dict | None:
-    with contextlib.suppress(OSError, ValueError):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return values if isinstance(values, dict) else None
-    return None
-
-
 def _read_lines(path: Path) -> list[dict]:
     """The rows of a JSON lines file; a line that a kill left torn is skipped."""
     rows = []
@@ -315,3 +245,8 @@ def _read_lines(path: Path) -> list[dict]:
                 if isinstance(row, dict):
                     rows.append(row)
     return rows
+
+
+def kernels_on(device: torch.device) -> str:
+    """Which implementation the two ops of the model use on `device`, and why no better one."""
+    return _dispatch.summary(("guided_correlation", "flow_sample"), device)

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import torch
 
-from posemodel.engine import checkpoint
+from posemodel.build import build_generator
 from posemodel.engine.run_folder import RunFolder
-from posemodel.errors import UserError
-from posemodel.model.pose_transfer import PoseTransfer, build_generator
+from posemodel.model.pose_transfer import PoseTransfer
+from posemodel.runtime import checkpoint
+from posemodel.runtime.errors import UserError
 
 
 def load_trained(run: RunFolder, device: torch.device, log: Callable[[str], None] = print,
@@ -16,11 +17,11 @@ def load_trained(run: RunFolder, device: torch.device, log: Callable[[str], None
 
     Raises: `UserError` for a run that has none.
     """
-    found = checkpoint.load_latest(run.checkpoints)
-    if found is None:
+    saved = checkpoint.load_latest(run.checkpoints)
+    if saved is None:
         raise UserError(f"{run.path} has no checkpoint yet; train it first")
-    for line in found.skipped:
+    for line in saved.skipped:
         log(f"warning: {line}")
     model = build_generator(run.config.model, run.config.data.image_size).to(device)
-    model.load_state_dict(found.weights["averaged"])
-    return model.eval(), found
+    model.load_state_dict(saved.weights["averaged"])
+    return model.eval(), saved

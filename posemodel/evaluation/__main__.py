@@ -5,11 +5,9 @@ import json
 import re
 from pathlib import Path
 
-from posemodel.cli import run_main
-from posemodel.errors import UserError
-from posemodel.files import write_result
-
-PROGRAM = "python -m posemodel.evaluation"
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.files import write_result
+from posemodel.runtime.main import run_main
 
 # PATN names what it makes SOURCE___TARGET_vis.ENDING.
 _GENERATED = re.compile(r"(?:.*___)?(?P<target>.+?)(?:_vis\.\w+)?")
@@ -17,18 +15,20 @@ _GENERATED = re.compile(r"(?:.*___)?(?P<target>.+?)(?:_vis\.\w+)?")
 
 def main(argv: list[str]) -> int:
     """Measure what the tools of other projects have found in generated images."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m posemodel.evaluation",
+                                     description=main.__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    one = commands.add_parser(
+    command = commands.add_parser(
         "pckh", help="how often joints are found where they should be",
         description="PCKh as PATN defines it: the share of the target's joints that a pose "
         "estimator finds in the generated images, less than half a head away.")
-    one.add_argument("found", type=Path, metavar="FOUND.csv",
-                     help="joints found in generated images (name:keypoints_y:keypoints_x), whose "
-                     "names are those of their targets, or SOURCE___TARGET_vis.jpg")
-    one.add_argument("--targets", type=Path, required=True, metavar="FILE.csv",
-                     help="annotation file of the data set, in the same pixels")
-    one.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of each image")
+    command.add_argument("found", type=Path, metavar="FOUND.csv",
+                         help="joints found in generated images (name:keypoints_y:keypoints_x), "
+                         "whose names are those of their targets, or SOURCE___TARGET_vis.jpg")
+    command.add_argument("--targets", type=Path, required=True, metavar="FILE.csv",
+                         help="annotation file of the data set, in the same pixels")
+    command.add_argument("--json", type=Path, metavar="FILE",
+                         help="write the numbers of each image")
     return measure_pckh(parser.parse_args(argv))
 
 
@@ -36,8 +36,8 @@ def measure_pckh(arguments: argparse.Namespace) -> int:
     """Prints the share and what it counts. Raises: `UserError`."""
     import numpy as np
 
-    from posemodel.data.annotations import read_annotations
     from posemodel.evaluation.pckh import pckh
+    from posemodel.poses.annotations import read_annotations
 
     names, found = read_annotations(arguments.found)
     if not names:

@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posemodel.errors import UserError
-from posemodel.files import sha256
-from posemodel.protocols import Protocol, prepare
-from posemodel.weights import PublishedWeights, read_weights
+from posemodel.evaluation.accumulators import Group, Sum
+from posemodel.evaluation.protocols import Protocol, prepare
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.files import sha256
+from posemodel.runtime.weights import PublishedWeights, read_weights
 
 FEATURES = {
     # Converted from the TensorFlow network of the original FID.
@@ -73,55 +74,39 @@ class InceptionFeatures:
         return self._network(images)
 
 
-class FeatureStatistics:
+class FeatureStatistics(Group):
     """Mean and covariance of features, of any number of images in constant memory."""
 
-    def __init__(self, size: int = 2048):
-        self.count = 0
-        self._sum = np.zeros(size)
-        self._product = np.zeros((size, size))
+    def __init__(self):
+        super().__init__(lambda name: Sum())
 
     def update(self, features: Tensor) -> None:
         """Add `[B, size]`."""
         features = features.double()
-        self.count += len(features)
-        self._sum = self._sum + features.sum(0).cpu().numpy()
-        self._product = self._product + (features.T @ features).cpu().numpy()
+        self["count"].update(len(features))
+        self["sum"].update(features.sum(0).cpu().numpy())
+        self["product"].update((features.T @ features).cpu().numpy())
 
-    def merge(self, other: "FeatureStatistics") -> None:
-        """Add the images of another part of a set."""
-        self.count += other.count
-        self._sum = self._sum + other._sum
-        self._product = self._product + other._product
+    @property
+    def count(self) -> int:
+        """How many images there were."""
+        return int(self["count"].total) if self.parts else 0
 
     @property
     def mean(self) -> np.ndarray:
         """`[size]`"""
-        return self._sum / self.count
+        return self["sum"].total / self.count
 
     @property
     def covariance(self) -> np.ndarray:
         """`[size, size]`, divided by n - 1"""
-        return (self._product - self.count * np.outer(self.mean, self.mean)) / (self.count - 1)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Everything that `load` needs to go on."""
-        return {"count": np.array(self.count), "sum": self._sum, "product": self._product}
-
-    @classmethod
-    def load(cls, state: dict[str, np.ndarray]) -> "FeatureStatistics":
-        """The statistics that `state` was taken from."""
-        self = cls(len(state["sum"]))
-        self.count = int(state["count"])
-        self._sum, self._product = state["sum"], state["product"]
-        return self
+        product, mean = self["product"].total, self.mean
+        return (product - self.count * np.outer(mean, mean)) / (self.count - 1)
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the FID.
-
-    Raises: `UserError` for fewer than two images, or without torch-fidelity.
-    """
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the FID. Raises: `UserError` for fewer than two
+    images, or without torch-fidelity."""
     try:
         from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
     except ImportError as error:
@@ -147,9 +132,9 @@ def reference_statistics(paths: Sequence[Path], network: InceptionFeatures, prot
     path = cache / f"fid-{_reference_digest(paths, network, protocol)[:20]}.npz"
     if path.is_file():
         with np.load(path, allow_pickle=False) as file:
-            found = FeatureStatistics.load({name: file[name] for name in file.files})
-        if found.count == len(paths):
-            return found
+            cached = FeatureStatistics().load(dict(file))
+        if cached.count == len(paths):
+            return cached
     statistics = FeatureStatistics()
     for start in range(0, len(paths), _AT_ONCE):
         images = [torch.from_numpy(read(file)).permute(2, 0, 1)[None] / 127.5 - 1
@@ -172,8 +157,7 @@ def missing(name: str) -> str:
     return FEATURES[name].missing()
 
 
-def _reference_digest(paths: Sequence[Path], network: InceptionFeatures,
-                      protocol: Protocol) -> str:
+def _reference_digest(paths: Sequence[Path], network: InceptionFeatures, protocol: Protocol) -> str:
     digest = hashlib.sha256()
     seen = [protocol.size, protocol.fit, protocol.resize_filter, protocol.pad,
             asdict(protocol.target_codec)]

@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pose_kernels
-from posemodel import metrics
-from posemodel.data.mannequins import PART_NAMES
+from posemodel.evaluation import metrics
+from posemodel.evaluation.accumulators import Group, Sum
 from posemodel.evaluation.roc import RocAccumulator
+from posemodel.mannequins.pairs import PART_NAMES
 
 WITHIN = (1, 3, 5)  # pixels
+TURNS = ((0, 30), (30, 60), (60, 180))
+"""degrees that a body turns by, from one to below the other"""
 _PART_LIMIT = 1 << 14
 
 
@@ -47,15 +50,13 @@ def pixel_values(batch: dict[str, Tensor], flow: Tensor) -> dict[str, tuple[Tens
     def color_distance(color: Tensor) -> Tensor:
         return (color - target).abs().mean(1) * 127.5
 
-    return {
-        "epe": (error, visible),
-        **{f"within_{limit}px": ((error <= limit).float(), visible) for limit in WITHIN},
-        "invented_l1": (color_distance(pose_kernels.flow_sample(source, flow)), invented),
-        "invented_l1_mean": (color_distance(mean_color), invented),
-        "invented_l1_copy": (color_distance(source), invented),
-        "invented_same_part": ((part == batch["target_part"][:, 0]).float(), invented),
-        "invented_background": ((part == 0).float(), invented),
-    }
+    return {"epe": (error, visible),
+            **{f"within_{limit}px": ((error <= limit).float(), visible) for limit in WITHIN},
+            "invented_l1": (color_distance(pose_kernels.flow_sample(source, flow)), invented),
+            "invented_l1_mean": (color_distance(mean_color), invented),
+            "invented_l1_copy": (color_distance(source), invented),
+            "invented_same_part": ((part == batch["target_part"][:, 0]).float(), invented),
+            "invented_background": ((part == 0).float(), invented)}
 
 
 @torch.no_grad()
@@ -80,10 +81,10 @@ def pair_aucs(batch: dict[str, Tensor], scores: dict[str, Tensor]) -> dict[str, 
         curve.update(score[body], visible[body])
         return curve.auc()
 
-    seen = batch["target_foreground"], batch["visible"]
-    return {f"pair_auc_{name}": torch.tensor([area(*one) for one in zip(score, *seen, strict=True)],
-                                             dtype=torch.float64)
-            for name, score in scores.items()}
+    pixels = batch["target_foreground"], batch["visible"]
+    return {f"pair_auc_{name}": torch.tensor(
+        [area(*pair) for pair in zip(score, *pixels, strict=True)], dtype=torch.float64)
+        for name, score in scores.items()}
 
 
 @torch.no_grad()
@@ -99,23 +100,31 @@ def part_sums(values: dict[str, tuple[Tensor, Tensor]], part: Tensor,
     """
     columns = torch.stack([column for value, mask in values.values() for column in (
         value.where(mask, 0.0).flatten(1), mask.flatten(1).to(value.dtype))], -1)   # [B, HW, 2 K]
-    every = torch.arange(len(PART_NAMES), device=part.device)[:, None]
+    indices = torch.arange(len(PART_NAMES), device=part.device)[:, None]
     # Pair by pair: a map of every part of every pair is large.
-    sums = torch.stack([(one.flatten() == every).double() @ column.double()
-                        for one, column in zip(part, columns, strict=True)])
+    sums = torch.stack([(parts.flatten() == indices).double() @ column.double()
+                        for parts, column in zip(part, columns, strict=True)])
     return {name: (sums[..., 2 * index], sums[..., 2 * index + 1])
             for index, name in enumerate(values)}
 
 
-class MannequinTotals:
-    """Pooled over all pixels of a test set, over the body and by part, in bounded memory.
+def turned_by(turn, low: int, high: int):
+    """Which of some turns in degrees, `[B]`, are among those of one of `TURNS`, `[B]` bool."""
+    return (turn >= low) & ((turn < high) | (high == 180))
+
+
+class MannequinTotals(Group):
+    """Pooled over all pixels of a test set, over the body, by part and by turn, in bounded memory.
 
     Convention: pooled values are means over pixels, those of `pair_metrics` means of pairs' means.
     """
 
     def __init__(self):
-        self._sums: dict[str, np.ndarray] = {}             # name -> [2, parts]: sum and number
-        self._roc: dict[str, RocAccumulator] = {}          # "score/part" or "score/all"
+        self._sums = Group(lambda name: Sum())                 # [2, parts]: sum and number
+        self._curves = Group(lambda score: Group(
+            lambda part: RocAccumulator() if part == "all" else RocAccumulator(_PART_LIMIT)))
+        self._turns = Group(lambda low: Group(lambda score: RocAccumulator()))
+        super().__init__(mannequins=Group(sum=self._sums, roc=self._curves), turn=self._turns)
 
     @torch.no_grad()
     def update(self, batch: dict[str, Tensor], flow: Tensor, scores: dict[str, Tensor]) -> None:
@@ -127,26 +136,28 @@ class MannequinTotals:
         """
         sums = part_sums(pixel_values(batch, flow), batch["target_part"][:, 0])
         for name, pair in sums.items():
-            total = torch.stack([one.sum(0) for one in pair])
-            self._sums[name] = self._sums.get(name, 0) + total.cpu().numpy()
+            self._sums[name].update(torch.stack([part.sum(0) for part in pair]).cpu().numpy())
         body = batch["target_foreground"]
         part, order = batch["target_part"][body].sort()
         visible = batch["visible"][body][order]
         index, sizes = part.unique_consecutive(return_counts=True)
-        for name, score in scores.items():
-            score = score[body][order]
-            self._curve(f"{name}/all").update(score, visible)
-            split = zip(index.tolist(), score.split(sizes.tolist()), visible.split(sizes.tolist()),
-                        strict=True)
-            for one, part_score, part_visible in split:
-                self._curve(f"{name}/{PART_NAMES[one]}").update(part_score, part_visible)
+        names, sizes = [PART_NAMES[part] for part in index.tolist()], sizes.tolist()
+        for score, values in scores.items():
+            values = values[body][order]
+            self._curves[score]["all"].update(values, visible)
+            for name, *pixels in zip(names, values.split(sizes), visible.split(sizes), strict=True):
+                self._curves[score][name].update(*pixels)
+        for low, high in TURNS:
+            chosen = body & turned_by(batch["turn"], low, high).view(-1, 1, 1, 1)
+            for score, values in scores.items():
+                self._turns[str(low)][score].update(values[chosen], batch["visible"][chosen])
 
-    def merge(self, other: "MannequinTotals") -> None:
-        """Add the pixels of another part of the test set."""
-        for name, total in other._sums.items():
-            self._sums[name] = self._sums.get(name, 0) + total
-        for key, curve in other._roc.items():
-            self._curve(key).merge(curve)
+    def aucs(self, turn: tuple[int, int] | None = None) -> dict[str, float | None]:
+        """How well each score tells visible pixels, of one of `TURNS` or all; None where there are
+        no two kinds of pixels to tell apart."""
+        curves = {score: parts["all"] for score, parts in self._curves.parts.items()} \
+            if turn is None else self._turns[str(turn[0])].parts
+        return {score: _number(curve.auc()) for score, curve in curves.items()}
 
     def summary(self) -> dict:
         """Ready for JSON; a value that no pixel has is None.
@@ -161,46 +172,18 @@ class MannequinTotals:
         """
         parts = {name: self._means(slice(index, index + 1))
                  for index, name in enumerate(PART_NAMES) if index}
-        visibility: dict[str, dict] = {}
-        for key, curve in self._roc.items():
-            score, _, part = key.partition("/")
-            entry = visibility.setdefault(score, {"parts": {}})
-            if part == "all":
-                entry |= {"auc": _number(curve.auc()), "auc_error": _number(curve.auc_error()),
-                          "curve": curve.curve()}
-            else:
-                entry["parts"][part] = _number(curve.auc())
+        visibility = {}
+        for score, curves in self._curves.parts.items():
+            body = curves["all"]
+            visibility[score] = {
+                "parts": {part: _number(curve.auc()) for part, curve in curves.parts.items()
+                          if part != "all"},
+                "auc": _number(body.auc()), "auc_error": _number(body.auc_error()),
+                "curve": body.curve()}
         return {"body": self._means(slice(1, None)), "parts": parts, "visibility": visibility}
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Everything that `load` needs to go on, as arrays."""
-        state = {f"sum/{name}": total for name, total in self._sums.items()}
-        for key, curve in self._roc.items():
-            state |= {f"roc/{key}/{name}": value for name, value in curve.state().items()}
-        return state
-
-    @classmethod
-    def load(cls, state: dict[str, np.ndarray]) -> "MannequinTotals":
-        """The totals that `state` was taken from; an empty state gives empty totals."""
-        self, curves = cls(), {}
-        for key, value in state.items():
-            kind, _, name = key.partition("/")
-            if kind == "sum":
-                self._sums[name] = value
-            else:
-                key, _, field = name.rpartition("/")
-                curves.setdefault(key, {})[field] = value
-        self._roc = {key: RocAccumulator.load(fields) for key, fields in curves.items()}
-        return self
-
-    def _curve(self, key: str) -> RocAccumulator:
-        if key not in self._roc:
-            self._roc[key] = RocAccumulator() if key.endswith("/all") \
-                else RocAccumulator(_PART_LIMIT)
-        return self._roc[key]
-
     def _means(self, parts: slice) -> dict[str, float | None]:
-        total = {name: sums[:, parts].sum(1) for name, sums in self._sums.items()}
+        total = {name: sums.total[:, parts].sum(1) for name, sums in self._sums.parts.items()}
         values = {name: _ratio(*pair) for name, pair in total.items()}
         if total:
             visible, invented = total["epe"][1], total["invented_l1"][1]

@@ -4,6 +4,7 @@
       about.json       what is measured and how; another evaluation is refused
       rows-0.jsonl     one line per pair, as process 0 measured them
       totals-0.npz     pooled totals, and up to where rows-0.jsonl belongs to them
+      lock-0           held by process 0 while it measures
       rows-1.jsonl     ...
 
 Each process writes files of its own, so any number of them may share a test set, and a later start
@@ -13,7 +14,7 @@ measured again.
 
 from __future__ import annotations
 
-import fcntl
+import io
 import json
 import math
 import os
@@ -24,7 +25,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from posemodel.errors import UserError
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.files import write_aside, writing
+from posemodel.runtime.folder import OwnFolder
 
 if TYPE_CHECKING:  # for annotations only: reading results needs no torch
     from torch import Tensor
@@ -38,9 +41,9 @@ class PairRecords:
         self.done: set[int] = set()
         """pairs that need no measuring any more, by whichever process"""
         self.totals: dict[str, np.ndarray] = {}
-        """what this process last committed beside its rows; empty at first"""
+        """the state of what this process last committed beside its rows; empty at first"""
         self._names: list[str] | None = None
-        self._rows = None
+        self._rows = self._lock = None
 
     @classmethod
     def open(cls, folder: str | Path, about: dict, *, process: int = 0) -> PairRecords:
@@ -54,18 +57,11 @@ class PairRecords:
             cannot be written.
         """
         self = cls(Path(folder), process)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _claim(self.folder, about)
+        own = _own(self.folder)
+        with writing(f"in {folder}"):
+            own.claim(about)
+            self._lock = own.lock("measuring into", f"lock-{process}")
             self._rows = (self.folder / f"rows-{process}.jsonl").open("a+b")
-        except OSError as error:
-            raise UserError(f"cannot write in {folder}: {error.strerror or error}") from error
-        try:
-            fcntl.flock(self._rows, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise UserError(f"{self._rows.name} is in use: another process is measuring into "
-                            f"{folder}; wait for it, or choose another folder") from None
         for other in _processes(self.folder):
             rows, totals, size = _committed(self.folder, other)
             self.done.update(row["pair"] for row in rows)
@@ -99,9 +95,8 @@ class PairRecords:
                             f"{', '.join(values)}; choose another folder")
         columns = {name: column.tolist() for name, column in values.items()}
         for index, pair in enumerate(pairs):
-            row = {"pair": pair} | {
-                name: column[index] if math.isfinite(column[index]) else None
-                for name, column in columns.items()}
+            row = {"pair": pair} | {name: column[index] if math.isfinite(column[index]) else None
+                                    for name, column in columns.items()}
             self._rows.write((json.dumps(row, allow_nan=False) + "\n").encode())
         self.done.update(pairs)
 
@@ -109,22 +104,20 @@ class PairRecords:
         """Make everything appended so far survive.
 
         Args:
-            totals: pooled over exactly the pairs that this process has appended, ever.
+            totals: the state of what is pooled over exactly the pairs that this process has
+                appended, ever.
         """
         self._rows.flush()
         os.fsync(self._rows.fileno())
-        path = _totals_path(self.folder, self.process)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, size=self._rows.tell(), **{f"total/{name}": value
-                                                     for name, value in (totals or {}).items()})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        file = io.BytesIO()
+        np.savez(file, size=self._rows.tell(), **{f"total/{name}": value
+                                                 for name, value in (totals or {}).items()})
+        write_aside(_totals_path(self.folder, self.process), file.getvalue())
 
     def close(self) -> None:
         """Give the files free; what was not committed is measured again another time."""
         self._rows.close()
+        self._lock.close()
 
     def __enter__(self) -> PairRecords:
         return self
@@ -137,20 +130,19 @@ def read(folder: str | Path) -> tuple[dict[str, np.ndarray], list[dict[str, np.n
     """All that the processes of an evaluation have committed.
 
     Returns:
-        The values by name, each `[N]` in float64 in the order of `pair` (int64); and the totals of
-        each process.
+        The values by name, each `[N]` in float64 in the order of `pair` (int64); and the state of
+        the totals of each process.
 
     Raises: `UserError` if there is no evaluation, a file is damaged, or two processes have measured
         the same pair.
     """
     folder = Path(folder)
-    if not (folder / "about.json").is_file():
-        raise UserError(f"{folder} holds no evaluation: it has no about.json")
+    _own(folder).require()
     rows, totals = [], []
     for process in _processes(folder):
-        found, total, _ = _committed(folder, process)
-        rows += found
-        totals.append(total)
+        committed, state, _ = _committed(folder, process)
+        rows += committed
+        totals.append(state)
     rows.sort(key=lambda row: row["pair"])
     pairs = np.array([row["pair"] for row in rows], dtype=np.int64)
     twice = pairs[1:][pairs[1:] == pairs[:-1]]
@@ -164,37 +156,22 @@ def read(folder: str | Path) -> tuple[dict[str, np.ndarray], list[dict[str, np.n
 
 def means(table: dict[str, np.ndarray]) -> dict[str, float | None]:
     """The mean of each column of `read` over the pairs that have the value; None if none has."""
-    columns = {name: values[np.isfinite(values)] for name, values in table.items()
-               if name != "pair"}
+    return {name: mean(values) for name, values in table.items() if name != "pair"}
+
+
+def mean(values: np.ndarray) -> float | None:
+    """The mean of the finite ones; None if there is none."""
+    finite = values[np.isfinite(values)]
     # fsum rounds once, so the order in which processes came does not matter.
-    return {name: math.fsum(values) / len(values) if len(values) else None
-            for name, values in columns.items()}
+    return math.fsum(finite) / len(finite) if len(finite) else None
 
 
-def _claim(folder: Path, about: dict) -> None:
-    """Write about.json, or refuse a folder that says otherwise."""
-    path = folder / "about.json"
-    text = json.dumps(about, indent=2, sort_keys=True, allow_nan=False)
-    temporary = folder / f"about.json.{os.getpid()}.tmp"
-    temporary.write_text(text + "\n", encoding="utf-8")
-    try:
-        os.link(temporary, path)  # unlike a rename it fails where the file is there already
-    except FileExistsError:
-        try:
-            there, wanted = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); nothing was changed") from error
-        if there != wanted:
-            keys = sorted(key for key in {*there, *wanted} if there.get(key) != wanted.get(key))
-            raise UserError(f"{folder} holds another evaluation (other {', '.join(keys)}): nothing "
-                            "was changed; choose another folder") from None
-    finally:
-        temporary.unlink()
+def _own(folder: Path) -> OwnFolder:
+    return OwnFolder(folder, "about.json", "evaluation")
 
 
 def _processes(folder: Path) -> list[int]:
-    names = [path.stem.removeprefix("rows-") for path in folder.glob("rows-*.jsonl")]
-    return sorted(int(name) for name in names)
+    return sorted(int(path.stem.removeprefix("rows-")) for path in folder.glob("rows-*.jsonl"))
 
 
 def _totals_path(folder: Path, process: int) -> Path:

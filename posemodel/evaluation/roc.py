@@ -4,8 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posemodel.evaluation.accumulators import Accumulator
 
-class RocAccumulator:
+
+class RocAccumulator(Accumulator):
     """Scores and labels of a whole test set, counted by score; memory stays bounded.
 
     As long as there are at most `limit` different scores the result is exact. Beyond that, scores
@@ -23,9 +25,7 @@ class RocAccumulator:
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Add elements: scores of any shape, counted in float32, and bool labels of the same.
-
-        Raises: `ValueError` if a score is NaN.
-        """
+        Raises: `ValueError` if a score is NaN."""
         scores = scores.detach().flatten().float() + 0.0   # -0 becomes 0, which equals it
         if scores.isnan().any():
             raise ValueError("a score is NaN")
@@ -40,7 +40,7 @@ class RocAccumulator:
             self._settle()
 
     def merge(self, other: "RocAccumulator") -> None:
-        """Add the elements of another accumulator of the same limit."""
+        """Add the elements of another one. Raises: `ValueError` if it has another limit."""
         if other.limit != self.limit:
             raise ValueError(f"accumulators of limit {self.limit} and {other.limit} do not merge")
         self._settle()
@@ -75,29 +75,24 @@ class RocAccumulator:
         is absent.
         """
         self._settle()
-        rates = np.zeros((2, 1))
-        if self._count.shape[1] and self._count.sum(1).all():
+        rates = np.zeros((2, 0))
+        if self._count.sum(1).all():
             falling = np.cumsum(self._count[:, ::-1], 1) / self._count.sum(1, keepdims=True)
-            rates = np.concatenate([rates, falling], 1)
+            rates = np.concatenate([np.zeros((2, 1)), falling], 1)
             # Evenly along the curve, whose two rates together grow from 0 to 2.
             wanted = np.linspace(0, 2, points)
             rates = rates[:, np.unique(np.searchsorted(rates.sum(0), wanted - 1e-12))]
-        else:
-            rates = rates[:, :0]
         return {"false_positive_rate": rates[0].tolist(), "true_positive_rate": rates[1].tolist()}
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that `load` needs to go on."""
         self._settle()
         return {"limit": np.array(self.limit), "dropped": np.array(self._dropped),
                 "cell": self._cell, "count": self._count}
 
-    @classmethod
-    def load(cls, state: dict[str, np.ndarray]) -> "RocAccumulator":
-        """The accumulator that `state` was taken from."""
-        self = cls(int(state["limit"]))
-        self._dropped = int(state["dropped"])
-        self._cell, self._count = state["cell"], state["count"]
+    def load(self, state: dict[str, np.ndarray]) -> "RocAccumulator":
+        if state:
+            self.limit, self._dropped = int(state["limit"]), int(state["dropped"])
+            self._cell, self._count, self._new = state["cell"], state["count"], []
         return self
 
     def _settle(self) -> None:

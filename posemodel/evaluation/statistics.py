@@ -19,16 +19,15 @@ class Spread:
     """standard deviation of single runs (n - 1); NaN for one run"""
     count: int
 
-    def __str__(self):
-        return f"{self.mean:.4g} ± {self.deviation:.2g} (n = {self.count})" if self.count > 1 \
-            else f"{self.mean:.4g} (one run)"
+    def text(self, digits: int) -> str:
+        """For a table: mean ± deviation, the mean alone of one run."""
+        deviation = f" ± {self.deviation:.{digits}f}" if self.count > 1 else ""
+        return f"{self.mean:.{digits}f}{deviation}"
 
 
 def spread(values) -> Spread:
-    """Mean and standard deviation over seeds.
-
-    Raises: `ValueError` if there is no value, or one is not finite.
-    """
+    """Mean and standard deviation over seeds. Raises: `ValueError` if there is no value, or one is
+    not finite."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"expected finite values of at least one run; got {values.tolist()}")
@@ -82,10 +81,9 @@ def compare(first, second, *, groups=None, seed: int = 0, resamples: int = 10_00
     mean = difference.mean()
     random = np.random.default_rng(seed)
 
-    means = np.concatenate([
-        total[draw].sum(1) / count[draw].sum(1)
-        for draw in (random.integers(len(total), size=(rows, len(total)))
-                     for rows in _parts(resamples, len(total)))])
+    means = np.concatenate([total[draw].sum(1) / count[draw].sum(1)
+                            for draw in (random.integers(len(total), size=(rows, len(total)))
+                                         for rows in _parts(resamples, len(total)))])
     low, high = np.percentile(means, [2.5, 97.5])
 
     # Flipping a group's sign leaves the number of pairs as it is, so sums may stand for means.
@@ -117,9 +115,9 @@ def rejected(p, alpha: float = 0.05) -> np.ndarray:
     p = np.asarray(p, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     passed = np.logical_and.accumulate(p[order] <= alpha / (len(p) - np.arange(len(p))))
-    found = np.zeros(len(p), bool)
-    found[order] = passed
-    return found
+    rejections = np.zeros(len(p), bool)
+    rejections[order] = passed
+    return rejections
 
 
 def _parts(rows: int, columns: int) -> list[int]:

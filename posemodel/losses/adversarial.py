@@ -1,36 +1,44 @@
 """The adversarial loss, for generator and discriminator (Eq. 6), and what steadies it."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+#: R1 is computed in every so many steps only, and weighs as much more.
+R1_EVERY = 16
+
+
+# By form: what the generator minimises of D's scores of its images; what D minimises of its scores
+# of real images, and of generated ones.
+_FORMS = {
+    "lsgan": (lambda fake: (fake - 1).square(), lambda real: (real - 1).square(), torch.square),
+    "nonsaturating": (lambda fake: F.softplus(-fake), lambda real: F.softplus(-real), F.softplus),
+    "hinge": (torch.neg, lambda real: F.relu(1 - real), lambda fake: F.relu(1 + fake)),
+    # As printed, L_g = E[1 - D(y)] + E[D(I_t)]: the discriminator minimises it, so the generator
+    # maximises the part that it has a hand in.
+    "paper": (lambda fake: 1 - fake, lambda real: 1 - real, lambda fake: fake),
+}
+
 
 def generator_loss(fake: Tensor, form: str) -> Tensor:
     """What the generator minimises, given D's scores of its images."""
-    if form == "lsgan":
-        return (fake - 1).square().mean()
-    if form == "nonsaturating":
-        return F.softplus(-fake).mean()
-    if form == "hinge":
-        return -fake.mean()
-    if form == "paper":
-        # As printed, L_g = E[1 - D(y)] + E[D(I_t)]: the discriminator minimises it, so the
-        # generator maximises the part that it has a hand in.
-        return (1 - fake).mean()
-    raise ValueError(f"adversarial form is {form!r}, expected lsgan, hinge, nonsaturating or paper")
+    of_generator, _, _ = _form(form)
+    return of_generator(fake).mean()
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, form: str) -> Tensor:
     """What the discriminator minimises, given its scores of real and generated images."""
-    if form == "lsgan":
-        return (real - 1).square().mean() + fake.square().mean()
-    if form == "nonsaturating":
-        return F.softplus(-real).mean() + F.softplus(fake).mean()
-    if form == "hinge":
-        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-    if form == "paper":
-        return (1 - real).mean() + fake.mean()
-    raise ValueError(f"adversarial form is {form!r}, expected lsgan, hinge, nonsaturating or paper")
+    _, of_real, of_fake = _form(form)
+    return of_real(real).mean() + of_fake(fake).mean()
+
+
+def _form(name: str) -> tuple[Callable[[Tensor], Tensor], ...]:
+    if name not in _FORMS:
+        raise ValueError(
+            f"adversarial form is {name!r}, expected lsgan, hinge, nonsaturating or paper")
+    return _FORMS[name]
 
 
 def feature_matching_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
@@ -66,9 +74,6 @@ def balance(real: Tensor, fake: Tensor, form: str) -> dict[str, Tensor]:
     """
     middle = 0.5 if form in ("lsgan", "paper") else 0.0
     real, fake = real.detach(), fake.detach()
-    return {
-        "d_real": real.mean(),
-        "d_fake": fake.mean(),
-        "d_real_accuracy": (real > middle).float().mean(),
-        "d_fake_accuracy": (fake < middle).float().mean(),
-    }
+    return {"d_real": real.mean(), "d_fake": fake.mean(),
+            "d_real_accuracy": (real > middle).float().mean(),
+            "d_fake_accuracy": (fake < middle).float().mean()}

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from posemodel.errors import UserError
-from posemodel.weights import PublishedWeights, check_hash, read_weights
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.weights import PublishedWeights, check_hash, read_weights
 
 VGG19 = PublishedWeights(
     what="the perceptual loss", url="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
@@ -49,13 +49,13 @@ class PerceptualLoss(nn.Module):
         left out (each layer halves it)."""
         x = ((image.float() + 1) / 2 - self.mean) / self.std
         x = x.contiguous(memory_format=torch.channels_last)
-        found = []
+        maps = []
         for index, layers in enumerate(self.slices):
             if index and min(x.shape[-2:]) < 2:
                 break
             x = layers(x)
-            found.append(x)
-        return found
+            maps.append(x)
+        return maps
 
     def forward(self, images: Sequence[Tensor], target: Tensor) -> list[Tensor]:
         """Images and their one target, `[B, 3, H, W]` in [-1, 1] -> a scalar for each image."""
@@ -84,8 +84,8 @@ class _MeanDistance(torch.autograd.Function):
         ctx.save_for_backward(x, target)
         # On a CPU a sample at a time, in one and the same small buffer; a GPU wants few calls.
         size = 1 if x.device.type == "cpu" else len(x)
-        sums = [torch.sub(one, other).abs_().sum(dtype=torch.float32)
-                for one, other in zip(x.split(size), target.split(size), strict=True)]
+        sums = [torch.sub(a, b).abs_().sum(dtype=torch.float32)
+                for a, b in zip(x.split(size), target.split(size), strict=True)]
         return torch.stack(sums).sum() / x.numel()
 
     @staticmethod
@@ -123,11 +123,10 @@ def load_perceptual_loss(weights: str = "") -> PerceptualLoss:
     with torch.device("meta"):
         features = vgg19().features
     try:
-        state = read_weights(path)
         # Only the convolutions are used; files without the classifier are fine.
-        features.load_state_dict({
-            name.removeprefix("features."): value for name, value in state.items()
-            if name.startswith("features.")}, assign=True)
+        state = {name.removeprefix("features."): value
+                 for name, value in read_weights(path).items() if name.startswith("features.")}
+        features.load_state_dict(state, assign=True)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{origin}: not torchvision's VGG-19 weights ({reason})") from error

@@ -33,6 +33,11 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         return _SplitBackward.apply(x, self.weight, self.stride, self.padding, True)
 
 
+def normalized(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+    """A convolution, which needs no bias, with BatchNorm and ReLU."""
+    return [convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True)]
+
+
 def _split(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
     return (SLOW_GRADIENT and x.device.type == "cpu" and x.dtype == torch.float32
             and torch.is_grad_enabled() and layer.weight.requires_grad and layer.bias is None

@@ -42,11 +42,11 @@ def expected_match(source: Tensor, target: Tensor, eps: float) -> Tensor:
     with torch.autocast(source.device.type, enabled=False):
         source, target = source.float(), target.float()
         # Eq. 9 divides C^3 by b_s: so do features of the source that are divided by its cube root.
-        row_max = _row_max(source, target, eps).unflatten(1, (1, hs, ws))
-        source = source * row_max.pow(-1 / 3)
+        best = row_max(source, target, eps).unflatten(1, (1, hs, ws))
+        source = source * best.pow(-1 / 3)
         samples = [
-            torch.cat([run(one, band, terms, eps) for band in _bands(other, hs * ws)], dim=2)
-            for one, other in zip(source.split(1), target.split(1), strict=True)]
+            torch.cat([run(a, band, terms, eps) for band in _bands(b, hs * ws)], dim=2)
+            for a, b in zip(source.split(1), target.split(1), strict=True)]
         return torch.cat(samples).unflatten(2, target.shape[2:])
 
 
@@ -59,14 +59,14 @@ def _band_targets(sources: int, device: torch.device) -> int:
     return max(BAND_TARGETS, BAND_BYTES[device.type] // (4 * sources))
 
 
-def _row_max(source: Tensor, target: Tensor, eps: float) -> Tensor:
+def row_max(source: Tensor, target: Tensor, eps: float) -> Tensor:
     """b_s of Eq. 9, `[B, S]`: the best match of each source position, at least eps."""
     positions = target.shape[2] * target.shape[3]
     with torch.no_grad():
         best = torch.cat([
-            torch.cat([pose_kernels.correlation_4d(band, other).flatten(2).argmax(dim=2)
-                       for band in _bands(one, positions)], dim=1)
-            for one, other in zip(source.split(1), target.split(1), strict=True)
+            torch.cat([pose_kernels.correlation_4d(band, b).flatten(2).argmax(dim=2)
+                       for band in _bands(a, positions)], dim=1)
+            for a, b in zip(source.split(1), target.split(1), strict=True)
         ])                                                                         # t*(s), [B, S]
     # The maximum again from its place, so that its gradient needs no map either.
     partners = target.flatten(2).gather(2, best[:, None].expand(-1, target.shape[1], -1))

@@ -1,9 +1,12 @@
 """C_l, the flow head: from the rasterised guided correlation map to a flow."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
 import pose_kernels
+from posemodel.model.convolution import normalized
 
 
 class FlowHead(nn.Module):
@@ -16,17 +19,10 @@ class FlowHead(nn.Module):
 
     def __init__(self, *, source_positions: int, channels: tuple[int, ...], depth: int):
         super().__init__()
-        hidden = channels[len(channels) - (depth - 1):]
-        layers = []
-        width_in = source_positions
-        for width in hidden:
-            layers += [
-                nn.Conv2d(width_in, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-            ]
-            width_in = width
-        last = nn.Conv2d(width_in, 2, 3, padding=1)
+        widths = (source_positions, *channels[len(channels) - (depth - 1):])
+        layers = [layer for before, after in itertools.pairwise(widths)
+                  for layer in normalized(nn.Conv2d(before, after, 3, padding=1, bias=False))]
+        last = nn.Conv2d(widths[-1], 2, 3, padding=1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)

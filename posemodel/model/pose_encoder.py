@@ -1,9 +1,12 @@
 """M, the pose encoder: one set of pose maps to a grid of feature vectors."""
 
+import itertools
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from posemodel.model.convolution import normalized
 
 
 class PoseEncoder(nn.Module):
@@ -14,27 +17,14 @@ class PoseEncoder(nn.Module):
     dot product tells "different" from "unrelated".
     """
 
-    def __init__(
-        self,
-        *,
-        maps: int,
-        channels: tuple[int, ...],
-        features: int,
-        halvings: int,
-        norm: Literal["location", "channel", "none"],
-    ):
+    def __init__(self, *, maps: int, channels: tuple[int, ...], features: int, halvings: int,
+                 norm: Literal["location", "channel", "none"]):
         super().__init__()
         layers = []
-        width_in = maps
-        for index, width in enumerate(channels):
-            layers += [
-                nn.Conv2d(width_in, width, 3, stride=2 if index < halvings else 1, padding=1,
-                          bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-            ]
-            width_in = width
-        last = nn.Conv2d(width_in, features, 3, padding=1, bias=False)
+        for index, (before, after) in enumerate(itertools.pairwise((maps, *channels))):
+            stride = 2 if index < halvings else 1
+            layers += normalized(nn.Conv2d(before, after, 3, stride, padding=1, bias=False))
+        last = nn.Conv2d(channels[-1], features, 3, padding=1, bias=False)
         self.layers = nn.Sequential(*layers, last, nn.BatchNorm2d(features))
         self.norm = norm
 

@@ -7,24 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pose_kernels
-from posemodel.model.convolution import Conv2d, ConvTranspose2d
+from posemodel.model.convolution import Conv2d, ConvTranspose2d, normalized
 
 
 def _conv(width_in: int, width: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        Conv2d(width_in, width, kernel, stride=stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-    )
+    return nn.Sequential(*normalized(
+        Conv2d(width_in, width, kernel, stride=stride, padding=kernel // 2, bias=False)))
 
 
 def _up(width_in: int, width: int) -> nn.Sequential:
     # A 4 x 4 transposed convolution contains "nearest, then 3 x 3" at less than half its cost.
-    return nn.Sequential(
-        ConvTranspose2d(width_in, width, 4, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-    )
+    return nn.Sequential(*normalized(
+        ConvTranspose2d(width_in, width, 4, stride=2, padding=1, bias=False)))
 
 
 class ResidualBlock(nn.Module):
@@ -32,11 +26,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.layers = nn.Sequential(
-            _conv(width, width),
-            Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
+        self.layers = nn.Sequential(_conv(width, width),
+                                    Conv2d(width, width, 3, padding=1, bias=False),
+                                    nn.BatchNorm2d(width))
         # The block starts as the identity and grows from there.
         nn.init.zeros_(self.layers[-1].weight)
 
@@ -50,10 +42,8 @@ class RefinementEncoder(nn.Module):
     def __init__(self, *, width: int, downsamplings: int):
         super().__init__()
         widths = [width * 2**level for level in range(downsamplings + 1)]
-        self.layers = nn.Sequential(
-            _conv(3, width, kernel=7),
-            *(_conv(before, after, stride=2) for before, after in itertools.pairwise(widths)),
-        )
+        downs = (_conv(before, after, stride=2) for before, after in itertools.pairwise(widths))
+        self.layers = nn.Sequential(_conv(3, width, kernel=7), *downs)
 
     def forward(self, image: Tensor) -> Tensor:
         """`[B, 3, H, W]` -> `[B, width 2^n, H / 2^n, W / 2^n]` with n down-samplings."""
@@ -99,8 +89,7 @@ class RefinementNetwork(nn.Module):
 
     def __init__(self, *, encoder: RefinementEncoder, decoder: RefinementDecoder):
         super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
+        self.encoder, self.decoder = encoder, decoder
         carry_colours(encoder, decoder)
 
     def forward(self, source: Tensor, flow: Tensor) -> Tensor:
@@ -116,8 +105,7 @@ class NoRefinement(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Identity()
-        self.decoder = nn.Identity()
+        self.encoder, self.decoder = nn.Identity(), nn.Identity()
 
     def forward(self, source: Tensor, flow: Tensor) -> Tensor:
         """Image `[B, 3, H, W]` and flow `[B, 2, h, w]` -> image `[B, 3, H, W]`."""
@@ -150,10 +138,9 @@ def carry_colours(encoder: RefinementEncoder, decoder: RefinementDecoder) -> Non
             corner, origin = divmod(signal, finer)
             row, column = divmod(corner, 2)
             for sign, out in ((1, 2 * signal), (-1, 2 * signal + 1)):
-                down[out, 2 * origin, 1 + row, 1 + column] = sign
-                down[out, 2 * origin + 1, 1 + row, 1 + column] = -sign
-                up[out, 2 * origin, 1 + row, 1 + column] = sign
-                up[out, 2 * origin + 1, 1 + row, 1 + column] = -sign
+                for weight in (down, up):
+                    weight[out, 2 * origin, 1 + row, 1 + column] = sign
+                    weight[out, 2 * origin + 1, 1 + row, 1 + column] = -sign
     last = decoder.last.weight
     last *= 0.1
     for colour in range(colours):

@@ -6,14 +6,18 @@ import torch
 from torch import Tensor, nn
 
 import pose_kernels
-from posemodel.model.expected_match import expected_match, expected_match_in
+from posemodel.flow.estimator import FlowEstimator, Motion
+from posemodel.model.expected_match import expected_match, expected_match_in, row_max
 from posemodel.model.flow_head import FlowHead
-from posemodel.model.limb_maps import limb_maps
 from posemodel.model.pose_encoder import PoseEncoder
-from posemodel.model.pose_maps import pose_maps
+from posemodel.poses.limb_maps import limb_maps
+from posemodel.poses.maps import pose_maps
+
+#: Floor of the soft mutual normalisation (Eq. 9, 2).
+EPS = 1e-5
 
 
-class WarpingNetwork(nn.Module):
+class WarpingNetwork(FlowEstimator):
     """M on both poses, guided correlation (Eq. 1, 9, 2), C_l.
 
     Sees nothing but the two poses. `parametrization` says what is added to C_l's output:
@@ -22,29 +26,19 @@ class WarpingNetwork(nn.Module):
     `stream`: the 4D map is never stored, the same flow to within rounding.
     """
 
-    uses_image = False
+    has_correlation = True
 
-    def __init__(
-        self,
-        *,
-        encoder: PoseEncoder,
-        head: FlowHead,
-        image_size: tuple[int, int],
-        pose_sigma: float,
-        limb_sigma: float,
-        parametrization: Literal["residual", "absolute", "matching"],
-        eps: float,
-        stream: bool,
-    ):
+    def __init__(self, *, encoder: PoseEncoder, head: FlowHead, image_size: tuple[int, int],
+                 pose_sigma: float, limb_sigma: float,
+                 parametrization: Literal["residual", "absolute", "matching"], stream: bool):
         super().__init__()
-        self.encoder = encoder
-        self.head = head
-        self.image_size = image_size
-        self.pose_sigma = pose_sigma
-        self.limb_sigma = limb_sigma
-        self.parametrization = parametrization
-        self.eps = eps
-        self.stream = stream
+        self.encoder, self.head, self.image_size = encoder, head, image_size
+        self.pose_sigma, self.limb_sigma = pose_sigma, limb_sigma
+        self.parametrization, self.stream = parametrization, stream
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """M and C_l."""
+        return {"M": self.encoder, "C_l": self.head}
 
     def features(self, pose: Tensor) -> Tensor:
         """`[B, J, 3]` -> M's features `[B, m, h, w]`."""
@@ -71,24 +65,21 @@ class WarpingNetwork(nn.Module):
             dtype = torch.get_autocast_dtype(device)
             source, target = source.to(dtype), target.to(dtype)
         return pose_kernels.guided_correlation(
-            source, target, eps=self.eps, memory_format=torch.channels_last)
+            source, target, eps=EPS, memory_format=torch.channels_last)
 
-    def forward(self, source_pose: Tensor, target_pose: Tensor) -> Tensor:
-        """Two poses -> flow `[k B, 2, h, w]`.
-
-        Args:
-            source_pose: `[k B, J, 3]`; k > 1 gives each target k sources, all first sources before
-                all second ones, and encodes the target once.
-            target_pose: `[B, J, 3]`.
-
-        Convention: absolute sampling locations in the source, (x, y), normalised, pixel centres.
-        """
+    def forward(self, source_pose: Tensor, target_pose: Tensor,
+                source_image: Tensor | None = None) -> Motion:
+        """As `FlowEstimator.forward`; of k sources for a target, the target is encoded once. The
+        image is not looked at."""
         features = self.encode(source_pose, target_pose)
-        if not self.stream:
-            return self.flow_from(self.match(*features))
-        flow = self.head.stream(*features, self.eps)
+        return Motion(flow=self._streamed(*features) if self.stream
+                      else self.flow_from(self.match(*features)))
+
+    def _streamed(self, source: Tensor, target: Tensor) -> Tensor:
+        """Features -> flow; the map between them is never stored."""
+        flow = self.head.stream(source, target, EPS)
         if self.parametrization == "matching":
-            return flow + expected_match(*features, self.eps)
+            return flow + expected_match(source, target, EPS)
         return self._placed(flow)
 
     def flow_from(self, guided: Tensor) -> Tensor:
@@ -102,3 +93,13 @@ class WarpingNetwork(nn.Module):
         if self.parametrization == "residual":
             return flow + pose_kernels.identity_flow(*flow.shape[-2:], device=flow.device)
         return flow
+
+
+def guided_column(source: Tensor, target: Tensor, position: int) -> Tensor:
+    """Column t of Qhat, `[hs, ws]`, from features `[1, m, hs, ws]` and `[1, m, ht, wt]`: the whole
+    map would be too large to keep for a click."""
+    source, target = source.float(), target.float()
+    at = target.flatten(2)[:, :, position].unflatten(1, (-1, 1, 1))
+    u = pose_kernels.correlation_4d(source, at)[0, :, 0, 0].pow(3)                 # Eq. 1, 9
+    u = u / row_max(source, target, EPS)[0]
+    return (u / u.norm().clamp_min(EPS)).view(source.shape[-2:])                   # Eq. 2

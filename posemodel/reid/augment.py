@@ -23,16 +23,19 @@ import torch
 from torch import Tensor
 
 import pose_kernels
-from posemodel.data.annotations import has_torso
 from posemodel.data.dataset_folder import DatasetFolder, encode_jpeg, open_folder
-from posemodel.data.images import ImageError, read_image
-from posemodel.data.layouts import image_names, open_pairs
+from posemodel.data.images import ImageError, image_names, read_image
+from posemodel.data.layouts.market import MARKET
 from posemodel.data.pair_loader import View
 from posemodel.data.pair_set import PairSet
-from posemodel.errors import UserError
-from posemodel.inference import PoseTransferModel
+from posemodel.data.reading import open_pairs
+from posemodel.data.source import check_seed
+from posemodel.inference.model import PoseTransferModel
+from posemodel.poses.annotations import has_torso
+from posemodel.reid.config import require
 from posemodel.reid.foreground import foreground
 from posemodel.reid.market import generated_name, parse_name
+from posemodel.runtime.errors import UserError
 
 ON_MISSING = ("skip", "copy")
 SPLIT = "train"
@@ -42,7 +45,7 @@ _GROUPS_AHEAD = 2  # read before, and written after, the one that is computed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class AugmentPlan:
     """What to make."""
 
     poses: int
@@ -54,13 +57,11 @@ class Plan:
     """images that the model makes at a time"""
 
     def __post_init__(self):
-        if self.on_missing not in ON_MISSING:
-            raise UserError(f"--on-missing {self.on_missing}: expected {' or '.join(ON_MISSING)}")
+        require(self.on_missing in ON_MISSING, "on-missing", self.on_missing,
+                " or ".join(ON_MISSING))
         for flag, value in (("poses", self.poses), ("batch-size", self.batch_size)):
-            if value < 1:
-                raise UserError(f"--{flag} {value}: expected at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
+            require(value >= 1, flag, value, "at least 1")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +84,7 @@ class Sources:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class AugmentResult:
     """What a call of `augment` did."""
 
     generated: int
@@ -104,11 +105,9 @@ class Outcome:
 
 
 def read_sources(root: Path) -> Sources:
-    """The training split of Market-1501 with its annotation file.
-
-    Raises: `UserError` for what is missing or damaged.
-    """
-    pairs = open_pairs(root, SPLIT, kind="market")
+    """The training split of Market-1501 with its annotation file. Raises: `UserError` for what is
+    missing or damaged."""
+    pairs = open_pairs(root, SPLIT, kind=MARKET.kind)
     names = tuple(image_names(pairs.folder))
     for name in names:
         parse_name(name)
@@ -117,11 +116,9 @@ def read_sources(root: Path) -> Sources:
                    row={pairs.names[index]: index for index in np.flatnonzero(seen).tolist()})
 
 
-def draw_poses(name: str, candidates: np.ndarray, plan: Plan) -> np.ndarray:
-    """`[plan.poses]` different ones of the candidates, a pure function of the arguments.
-
-    Raises: `UserError` where there are too few.
-    """
+def draw_poses(name: str, candidates: np.ndarray, plan: AugmentPlan) -> np.ndarray:
+    """`[plan.poses]` different ones of the candidates, a pure function of the arguments. Raises:
+    `UserError` where there are too few."""
     if len(candidates) < plan.poses:
         raise UserError(f"--poses {plan.poses}: only {len(candidates)} images have both shoulders "
                         "and both hips, whose poses are drawn")
@@ -129,10 +126,8 @@ def draw_poses(name: str, candidates: np.ndarray, plan: Plan) -> np.ndarray:
     return candidates[generator.choice(len(candidates), plan.poses, replace=False)]
 
 
-def augment(
-    model: PoseTransferModel, root: Path, out: Path, plan: Plan, *, writers: int,
-    progress: Callable[[int, int], None],
-) -> Outcome:
+def augment(model: PoseTransferModel, root: Path, out: Path, plan: AugmentPlan, *, writers: int,
+            progress: Callable[[int, int], None]) -> AugmentResult:
     """Write the images into a new folder, or continue there.
 
     The same arguments give the same bytes (with the same versions of torch and Pillow, on the same
@@ -145,8 +140,7 @@ def augment(
     Raises: `UserError` for a folder that holds anything else, a bad image, a model of another
         shape.
     """
-    if writers < 1:
-        raise UserError(f"--writers {writers}: expected at least 1")
+    require(writers >= 1, "writers", writers, "at least 1")
     sources = read_sources(root)
     work = _Work(model, sources, plan)
     lost = sources.without_joints
@@ -163,7 +157,7 @@ def augment(
                                                                   generated + copied))
             folder.finish({"generated": generated, "copied": copied,
                            "skipped": 0 if copied else len(lost)}, [])
-        return Outcome(generated=generated, copied=copied, skipped=0 if copied else len(lost),
+        return AugmentResult(generated=generated, copied=copied, skipped=0 if copied else len(lost),
                        written=len(folder.rows) - before, waited=waited,
                        seconds=time.perf_counter() - start)
 
@@ -171,7 +165,7 @@ def augment(
 class _Work:
     """The parts of the job, none of which knows of the folder."""
 
-    def __init__(self, model: PoseTransferModel, sources: Sources, plan: Plan):
+    def __init__(self, model: PoseTransferModel, sources: Sources, plan: AugmentPlan):
         frame = sources.pairs.frame
         view = View(sources.pairs, image_size=model.size, fit="pad")  # refuses another shape
         self.whole = View(sources.pairs, image_size=frame, fit="pad")
@@ -183,11 +177,9 @@ class _Work:
         """Names of sources, as many at a time as the model makes images of."""
         count = max(1, self.plan.batch_size // self.plan.poses)
         with_joints = [name for name in self.sources.names if name in self.sources.row]
-        yield from (with_joints[start : start + count]
-                    for start in range(0, len(with_joints), count))
-        if self.plan.on_missing == "copy":
-            lost = self.sources.without_joints
-            yield from (lost[start : start + count] for start in range(0, len(lost), count))
+        lost = self.sources.without_joints if self.plan.on_missing == "copy" else []
+        for names in (with_joints, lost):
+            yield from (names[start : start + count] for start in range(0, len(names), count))
 
     def names(self, source: str) -> list[str]:
         """Of the images made of one source."""
@@ -232,7 +224,7 @@ class _Work:
         for start in range(0, len(drawn), size):
             some = slice(start, start + size)
             which = torch.arange(len(drawn), device=device)[some] // repeats
-            flow = self.model.generator.warping(source_poses[some], target_poses[some])
+            flow = self.model.generator.warping(source_poses[some], target_poses[some]).flow
             made.append(sample_on_grey(pixels[which], flow, self.persons(drawn[some])))
         return torch.cat(made).cpu().numpy(), drawn
 
@@ -302,7 +294,7 @@ def _write(folder: DatasetFolder, name: str, source: str, pose: str | None,
     folder.add_image(SPLIT, name, data, source=source, pose=pose)
 
 
-def _recipe(model: PoseTransferModel, sources: Sources, plan: Plan) -> dict:
+def _recipe(model: PoseTransferModel, sources: Sources, plan: AugmentPlan) -> dict:
     """What decides the bytes: only the same continues."""
     weights, images = hashlib.sha256(), hashlib.sha256()
     for name, tensor in sorted(model.generator.state_dict().items()):

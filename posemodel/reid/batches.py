@@ -6,7 +6,6 @@ What a batch holds, and what is done to its images, is a pure function of the se
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from posemodel.data.images import read_image
-from posemodel.errors import UserError
+from posemodel.reid.config import ReidConfig
 from posemodel.reid.market import Crops
 from posemodel.reid.network import MEAN
+from posemodel.runtime.errors import UserError
 
 _BATCHES = 0x7265_6964  # the random stream of this module
 _PADDING = 10 / 128  # of the height, before a random crop
@@ -27,42 +27,28 @@ _FILL = tuple(round(255 * value) for value in MEAN)
 _AHEAD = 3  # batches that are read while one is trained on
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchPlan:
-    """How a batch is put together."""
-
-    identities: int
-    """P"""
-    images: int
-    """K"""
-    generated_share: float
-    """of the images, on average"""
-    image_size: tuple[int, int]
-    """(H, W)"""
-    erase: float
-    """share of the images with a random rectangle erased (Zhong et al. 2020)"""
-    seed: int
-
-
 class Batches:
     """The batches of a training run."""
 
-    def __init__(self, real: Crops, generated: Crops | None, plan: BatchPlan, *, workers: int):
+    def __init__(self, real: Crops, generated: Crops | None, config: ReidConfig, *, seed: int,
+                 workers: int):
         """
         Args:
+            seed: of the run.
             workers: threads that read images.
 
         Raises: `UserError` for fewer identities than a batch has.
         """
         self.persons = np.unique(real.persons)
         """`[I]`, the identity of each class"""
-        if len(self.persons) < plan.identities:
-            raise UserError(f"--batch-identities {plan.identities}: there are only "
+        self.config, self.seed, self.workers = config, seed, workers
+        self.identities, self.images = config.batch_identities, config.batch_images
+        if len(self.persons) < self.identities:
+            raise UserError(f"--batch-identities {self.identities}: there are only "
                             f"{len(self.persons)} identities")
-        if plan.identities < 2 or plan.images < 2:
-            raise UserError(f"--batch-identities {plan.identities} --batch-images {plan.images}: "
+        if self.identities < 2 or self.images < 2:
+            raise UserError(f"--batch-identities {self.identities} --batch-images {self.images}: "
                             "expected at least 2 of each")
-        self.plan, self.workers = plan, workers
         self._real = _by_person(real, self.persons)
         self._generated = None if generated is None else _by_person(generated, self.persons)
 
@@ -84,24 +70,24 @@ class Batches:
 
     def draw(self, step: int) -> tuple[list[Path], np.ndarray]:
         """Files and classes of a batch, K of one identity after K of another."""
-        random = np.random.default_rng([self.plan.seed, _BATCHES, step])
-        classes = random.choice(len(self.persons), self.plan.identities, replace=False)
+        random = np.random.default_rng([self.seed, _BATCHES, step])
+        classes = random.choice(len(self.persons), self.identities, replace=False)
         files: list[Path] = []
         for index in classes.tolist():
             generated = self._generated[index] if self._generated else []
-            wanted = int((random.random(self.plan.images) < self.plan.generated_share).sum())
+            wanted = int((random.random(self.images) < self.config.generated_share).sum())
             if not generated:
                 wanted = 0
-            files += _some(random, self._real[index], self.plan.images - wanted)
+            files += _some(random, self._real[index], self.images - wanted)
             files += _some(random, generated, wanted)
-        return files, classes.repeat(self.plan.images)
+        return files, classes.repeat(self.images)
 
     def _read(self, path: Path, step: int, slot: int) -> np.ndarray:
-        random = np.random.default_rng([self.plan.seed, _BATCHES, step, slot])
-        image = read_resized(path, self.plan.image_size)
+        random = np.random.default_rng([self.seed, _BATCHES, step, slot])
+        image = read_resized(path, self.config.image_size)
         if random.random() < 0.5:
             image = image[:, ::-1]
-        return _erase(_shift(image, random), random, self.plan.erase)
+        return _erase(_shift(image, random), random, self.config.erase)
 
 
 def read_resized(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -111,11 +97,8 @@ def read_resized(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def _by_person(crops: Crops, persons: np.ndarray) -> list[list[Path]]:
-    files: dict[int, list[Path]] = {person: [] for person in persons.tolist()}
-    for index, person in enumerate(crops.persons.tolist()):
-        if person in files:
-            files[person].append(crops.path(index))
-    return list(files.values())
+    return [[crops.path(index) for index in np.flatnonzero(crops.persons == person)]
+            for person in persons]
 
 
 def _some(random: np.random.Generator, files: list[Path], count: int) -> list[Path]:

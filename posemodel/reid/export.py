@@ -9,16 +9,15 @@ Generated images only come into the training folders. Everything is a copy.
 
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from posemodel.data.dataset_folder import read_manifest
-from posemodel.errors import UserError
 from posemodel.reid.market import Crops, open_split, read_crops
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.files import new_folder
 
 LAYOUTS = ("market", "folders")
 
@@ -28,10 +27,8 @@ _MOST_PERSONS, _MOST_CAMERAS = 1501, 6
 _SEARCHED = re.compile(r"[-\d]+_c\d")
 
 
-def export(
-    root: Path, out: Path, *, layout: str, augmented: Path | None,
-    progress: Callable[[int, int], None],
-) -> dict[str, int]:
+def export(root: Path, out: Path, *, layout: str, augmented: Path | None,
+           progress: Callable[[int, int], None]) -> dict[str, int]:
     """Write a new folder; it is there as a whole or not at all.
 
     Args:
@@ -61,10 +58,8 @@ def export(
 
 
 def open_augmented(folder: Path) -> Crops:
-    """The images of `augment`.
-
-    Raises: `UserError` for another folder, and for one that is not complete.
-    """
+    """The images of `augment`. Raises: `UserError` for another folder, and for one that is not
+    complete."""
     manifest = read_manifest(folder)
     if manifest is None or manifest["recipe"].get("made_by") != "reid augment":
         raise UserError(f"{folder} was not made by python -m posemodel.reid augment")
@@ -74,10 +69,8 @@ def open_augmented(folder: Path) -> Crops:
 
 
 def check_names(parts: list[Crops], out: Path) -> None:
-    """Whether torchreid and fast-reid would read the same identities and cameras.
-
-    Raises: `UserError`.
-    """
+    """Whether torchreid and fast-reid would read the same identities and cameras. Raises:
+    `UserError`."""
     where = str(out.resolve())
     found = _SEARCHED.search(where)
     if found is not None:
@@ -92,42 +85,20 @@ def check_names(parts: list[Crops], out: Path) -> None:
                             f"identities up to {_MOST_PERSONS} and cameras 1 to {_MOST_CAMERAS}")
 
 
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when all went well and disappears otherwise.
-
-    Raises: `UserError` where there is something already, and for what cannot be written.
-    """
-    if out.exists():
-        raise UserError(f"{out} is there already: nothing was touched; choose another folder")
-    temporary = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        temporary.chmod(0o755)  # mkdtemp's 0700 would keep the group out
-        yield temporary
-        temporary.rename(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary)
+def _places(crops: Crops | None, *, by_identity: bool = False) -> list[tuple[Path, str]]:
+    """The files of images, and where below a folder they go."""
+    return [(crops.path(index), f"{name.partition('_')[0]}/{name}" if by_identity else name)
+            for index, name in enumerate(crops.names)] if crops else []
 
 
 def _market(real: dict[str, Crops], generated: Crops | None) -> dict[str, list]:
-    def flat(crops: Crops) -> list:
-        return [(crops.path(index), name) for index, name in enumerate(crops.names)]
-
-    return {"bounding_box_train": flat(real["train"]) + (flat(generated) if generated else []),
-            "bounding_box_test": flat(real["gallery"]), "query": flat(real["query"])}
+    return {"bounding_box_train": _places(real["train"]) + _places(generated),
+            "bounding_box_test": _places(real["gallery"]), "query": _places(real["query"])}
 
 
 def _by_identity(real: dict[str, Crops], generated: Crops | None) -> dict[str, list]:
-    def sorted_in(crops: Crops) -> list:
-        return [(crops.path(index), f"{name.partition('_')[0]}/{name}")
-                for index, name in enumerate(crops.names)]
-
-    whole, made = sorted_in(real["train"]), sorted_in(generated) if generated else []
+    whole, made, gallery, query = (_places(crops, by_identity=True) for crops in (
+        real["train"], generated, real["gallery"], real["query"]))
     first = set(np.unique(real["train"].persons, return_index=True)[1].tolist())
     held_out = [file for index, file in enumerate(whole) if index in first]
     stems = {path.stem for path, _ in held_out}
@@ -136,5 +107,4 @@ def _by_identity(real: dict[str, Crops], generated: Crops | None) -> dict[str, l
                       if path.stem.rpartition("_p")[0] not in stems]
     rest = [file for index, file in enumerate(whole) if index not in first]
     return {"pytorch/train_all": whole + made, "pytorch/train": rest + made_of_others,
-            "pytorch/val": held_out, "pytorch/gallery": sorted_in(real["gallery"]),
-            "pytorch/query": sorted_in(real["query"])}
+            "pytorch/val": held_out, "pytorch/gallery": gallery, "pytorch/query": query}

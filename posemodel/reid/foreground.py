@@ -9,7 +9,7 @@ people, found on the mannequins, where the true foreground is known (`docs/reid.
 import torch
 from torch import Tensor
 
-from posemodel.data.keypoints import JOINTS, normalized_to_pixels
+from posemodel.poses.joints import JOINTS, normalized_to_pixels
 
 _NECK = JOINTS.index("neck")
 _FRONT, _EARS = (0, 14, 15), (16, 17)  # nose and eyes
@@ -20,7 +20,7 @@ _BONES = ((8, 9), (9, 10), (11, 12), (12, 13))  # thighs and shins
 _LIMBS = (
     (2, 3, 0.15, 0.13), (3, 4, 0.13, 0.10), (5, 6, 0.15, 0.13), (6, 7, 0.13, 0.10),
     (8, 9, 0.24, 0.18), (9, 10, 0.17, 0.13), (11, 12, 0.24, 0.18), (12, 13, 0.17, 0.13),
-)  # fmt: skip
+)
 # Ends that no joint marks, as an extension of a limb: length beyond it, radius.
 _HANDS = ((3, 4), (6, 7))
 _HAND = (0.28, 0.09)
@@ -49,9 +49,15 @@ def foreground(pose: Tensor, size: tuple[int, int]) -> Tensor:
     """
     height, width = size
     points = normalized_to_pixels(pose.float(), size)
-    xy, present = _completed(points[..., :2], points[..., 2] > 0)                  # [B, 18, ...]
+    xy, present = points[..., :2], points[..., 2] > 0                              # [B, 18, ...]
+    # A missing shoulder or hip takes the place of the other one: in a view from the side they lie
+    # behind each other. Missing knees and ankles under a hip are one bone's length further down.
+    for one, other in (_SHOULDERS, _SHOULDERS[::-1], _HIPS, _HIPS[::-1]):
+        _fill_in(xy, present, other, one)
     unit = _unit(xy, present)                                                      # [B]
-    xy, present = _with_legs(xy, present, unit)
+    down = torch.stack([torch.zeros_like(unit), unit], 1)
+    for upper, lower in _BONES:
+        _fill_in(xy, present, upper, lower, down)
     columns = torch.arange(width, device=pose.device, dtype=torch.float32)
     rows = torch.arange(height, device=pose.device, dtype=torch.float32)
     outside = torch.full((len(pose), height, width), torch.inf, device=pose.device)
@@ -61,15 +67,12 @@ def foreground(pose: Tensor, size: tuple[int, int]) -> Tensor:
     return (0.5 - outside * (64 / height)).clamp(0, 1).unsqueeze(1)
 
 
-def _completed(xy: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """A missing shoulder or hip takes the place of the other one: in a view from the side they lie
-    behind each other."""
-    xy, present = xy.clone(), present.clone()
-    for one, other in (_SHOULDERS, _SHOULDERS[::-1], _HIPS, _HIPS[::-1]):
-        lost = present[:, other] & ~present[:, one]
-        xy[:, one] = xy[:, other].where(lost.unsqueeze(1), xy[:, one])
-        present[:, one] |= lost
-    return xy, present
+def _fill_in(xy: Tensor, present: Tensor, known: int, missing: int,
+             offset: Tensor | float = 0.0) -> None:
+    """Where only one of two joints is there, the other one is put beside it, in place."""
+    lost = present[:, known] & ~present[:, missing]
+    xy[:, missing] = (xy[:, known] + offset).where(lost.unsqueeze(1), xy[:, missing])
+    present[:, missing] |= lost
 
 
 def _unit(xy: Tensor, present: Tensor) -> Tensor:
@@ -78,17 +81,6 @@ def _unit(xy: Tensor, present: Tensor) -> Tensor:
     bones = [(xy[:, a] - xy[:, b]).norm(dim=-1) * (present[:, a] & present[:, b])
              for a, b in _BONES]
     return torch.stack([torso, *bones]).amax(0)
-
-
-def _with_legs(xy: Tensor, present: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-    """Knees and ankles that are missing under a hip: one bone's length further down."""
-    xy, present = xy.clone(), present.clone()
-    down = torch.stack([torch.zeros_like(unit), unit], 1)
-    for upper, lower in _BONES:
-        lost = present[:, upper] & ~present[:, lower]
-        xy[:, lower] = (xy[:, upper] + down).where(lost.unsqueeze(1), xy[:, lower])
-        present[:, lower] |= lost
-    return xy, present
 
 
 def _capsules(xy: Tensor, present: Tensor, unit: Tensor):
@@ -114,9 +106,8 @@ def _capsules(xy: Tensor, present: Tensor, unit: Tensor):
     yield head - half, head + half, _HEAD[1], _HEAD[1], there
 
 
-def _head(
-    xy: Tensor, present: Tensor, torso: Tensor, unit: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _head(xy: Tensor, present: Tensor, torso: Tensor,
+          unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Centre of the head and its direction up, `[B, 2]`, and where it is known, `[B]`."""
     # Ears lie in the middle of a head seen from the side, nose and eyes of one seen from the front.
     groups = [(xy[:, joints], present[:, joints].unsqueeze(-1)) for joints in (_FRONT, _EARS)]
@@ -132,9 +123,8 @@ def _head(
     return center.where(seen, guess), above.where(seen & neck, spine), (seen | neck).squeeze(1)
 
 
-def _distance(
-    columns: Tensor, rows: Tensor, start: Tensor, end: Tensor, first: Tensor, second: Tensor
-) -> Tensor:
+def _distance(columns: Tensor, rows: Tensor, start: Tensor, end: Tensor, first: Tensor,
+              second: Tensor) -> Tensor:
     """`[B, H, W]` pixels outside of the hull of two discs (negative inside), but for its flanks,
     where the radius is that of the nearest point on the line between the centres."""
     along = end - start

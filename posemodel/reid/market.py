@@ -10,22 +10,20 @@ hand. Distractors are nobody of the query. Junk is an image that counts neither 
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from posemodel.data.layouts import image_names
-from posemodel.errors import UserError
+from posemodel.data.images import image_names
+from posemodel.runtime.errors import UserError
 
 JUNK = -1
 DISTRACTOR = 0
 
 # Names of one split's folder, the first that is there is taken.
 FOLDERS = {"train": ("bounding_box_train", "train"),
-           "gallery": ("bounding_box_test", "test", "gallery"),
-           "query": ("query",)}
+           "gallery": ("bounding_box_test", "test", "gallery"), "query": ("query",)}
 
 _NAME = re.compile(r"(-1|\d+)_c(\d)")
 _GENERATED = re.compile(r"(?P<source>.+)_p(?P<pose>\d+)\.jpg")
@@ -55,10 +53,8 @@ class Crops:
 
 
 def read_crops(folder: Path) -> Crops:
-    """The images of a folder, sorted by name.
-
-    Raises: `UserError` for a folder that is missing or has none, and for another kind of name.
-    """
+    """The images of a folder, sorted by name. Raises: `UserError` for a folder that is missing or
+    has none, and for another kind of name."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
     names = image_names(folder)
@@ -69,27 +65,23 @@ def read_crops(folder: Path) -> Crops:
 
 
 def open_split(root: Path, split: str) -> Crops:
-    """One split of a data set folder: "train", "gallery" or "query".
-
-    Raises: `UserError` where it is not there.
-    """
-    found = [root / name for name in FOLDERS[split] if (root / name).is_dir()]
-    if not found:
+    """One split of a data set folder: "train", "gallery" or "query". Raises: `UserError` where it
+    is not there."""
+    folders = [root / name for name in FOLDERS[split] if (root / name).is_dir()]
+    if not folders:
         raise UserError(f"{root} has no folder {FOLDERS[split][0]}: expected Market-1501 as it "
                         "comes, with bounding_box_train, bounding_box_test and query; `python -m "
                         "posemodel.reid synthesize` makes such a folder of generated people")
-    return read_crops(found[0])
+    return read_crops(folders[0])
 
 
 def parse_name(name: str) -> tuple[int, int]:
-    """Identity and camera: `0002_c1s1_000451_03.jpg` -> 2, 1.
-
-    Raises: `UserError` for another kind of name.
-    """
-    found = _NAME.match(name)
-    if found is None:
+    """Identity and camera: `0002_c1s1_000451_03.jpg` -> 2, 1. Raises: `UserError` for another kind
+    of name."""
+    match = _NAME.match(name)
+    if match is None:
         raise UserError(f"{name!r} is no name of Market-1501, such as 0002_c1s1_000451_03.jpg")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def generated_name(source: str, pose: int, poses: int) -> str:
@@ -102,22 +94,19 @@ def generated_name(source: str, pose: int, poses: int) -> str:
 
 
 def parse_generated(name: str) -> tuple[str, int]:
-    """Stem of the source and number of the pose of a `generated_name`.
-
-    Raises: `UserError` for another kind of name.
-    """
-    found = _GENERATED.fullmatch(name)
-    if found is None:
+    """Stem of the source and number of the pose of a `generated_name`. Raises: `UserError` for
+    another kind of name."""
+    match = _GENERATED.fullmatch(name)
+    if match is None:
         raise UserError(f"{name!r} is no name of a generated image, such as "
                         "0002_c1s1_000451_03_p07.jpg")
-    return found["source"], int(found["pose"])
+    return match["source"], int(match["pose"])
 
 
 def describe(crops: Crops) -> str:
     """`12,936 images, 751 identities, 6 cameras`, and distractors and junk where there are."""
     real = crops.persons > DISTRACTOR
-    parts = [f"{len(crops.names):,} images",
-             f"{len(np.unique(crops.persons[real])):,} identities",
+    parts = [f"{len(crops.names):,} images", f"{len(np.unique(crops.persons[real])):,} identities",
              f"{len(np.unique(crops.cameras)):,} cameras"]
     for word, count in (("distractors", (crops.persons == DISTRACTOR).sum()),
                         ("junk", (crops.persons == JUNK).sum())):
@@ -134,16 +123,7 @@ def few_per_person(crops: Crops, most: int) -> np.ndarray:
     keep = np.zeros(len(crops.names), bool)
     for person in np.unique(crops.persons):
         mine = np.flatnonzero(crops.persons == person)
-        turn = _number_within(crops.cameras[mine].tolist())
-        keep[mine[np.lexsort((crops.cameras[mine], turn))[:most]]] = True
+        cameras = crops.cameras[mine]
+        turn = np.tril(cameras[:, None] == cameras, -1).sum(1)  # images before it of its camera
+        keep[mine[np.lexsort((cameras, turn))[:most]]] = True
     return keep
-
-
-def _number_within(groups: Sequence[int]) -> np.ndarray:
-    """Of each element, how many before it are of the same group."""
-    seen: dict[int, int] = {}
-    numbers = []
-    for group in groups:
-        numbers.append(seen.get(group, 0))
-        seen[group] = numbers[-1] + 1
-    return np.array(numbers)

@@ -8,13 +8,12 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from posemodel.errors import UserError
-from posemodel.weights import PublishedWeights, read_weights
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.weights import PublishedWeights, read_weights
 
 # Blocks of each backbone. resnet10 is for experiments on a CPU; it has no published weights.
 _BLOCKS = {"resnet50": (Bottleneck, [3, 4, 6, 3]), "resnet18": (BasicBlock, [2, 2, 2, 2]),
            "resnet10": (BasicBlock, [1, 1, 1, 1])}
-BACKBONES = tuple(_BLOCKS)
 
 PUBLISHED = {
     name: PublishedWeights(what=f"--backbone {name}",
@@ -92,3 +91,20 @@ def load_imagenet(network: ReidNetwork, backbone: str, weights: str) -> str:
         raise UserError(f"{path}: not torchvision's weights of {backbone} "
                         f"({str(error).splitlines()[-1].strip()})") from error
     return f"from the ImageNet weights {path} (torchvision {torchvision.__version__})"
+
+
+def batch_hard_triplet(features: Tensor, persons: Tensor, margin: float) -> Tensor:
+    """Triplet loss with the hardest positive and negative of the batch (Hermans et al. 2017,
+    "In defense of the triplet loss", Eq. 5), a mean over the batch.
+
+    Args:
+        features: `[B, C]`; distances are Euclidean.
+        persons: `[B]` int64, each identity at least twice, at least two identities.
+    """
+    square = features.square().sum(1)
+    distances = square[:, None] + square - 2 * features @ features.T
+    distances = distances.clamp_min(1e-12).sqrt()
+    same = persons[:, None] == persons
+    hardest_positive = distances.where(same, -torch.inf).amax(1)
+    hardest_negative = distances.where(~same, torch.inf).amin(1)
+    return (margin + hardest_positive - hardest_negative).clamp_min(0).mean()

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posemodel.errors import UserError
 from posemodel.reid.market import JUNK
+from posemodel.runtime.errors import UserError
 
 RANKS = (1, 5, 10)
 CONVENTIONS = ("step", "trapezoid")
@@ -37,10 +37,8 @@ class Ranking:
     """average precision by convention, `[Q]` float64, 0 without a match"""
 
     def scores(self, convention: str) -> dict[str, float]:
-        """`mAP`, `rank1`, `rank5`, `rank10`, all 0 to 1.
-
-        Raises: `UserError` where no query has a match.
-        """
+        """`mAP`, `rank1`, `rank5`, `rank10`, all 0 to 1. Raises: `UserError` where no query has a
+        match."""
         answered = self.matches > 0
         if not answered.any():
             raise UserError("no query has a match of its identity under another camera in the "
@@ -52,10 +50,9 @@ class Ranking:
         return {name: float(value) for name, value in found.items()}
 
 
-def rank_features(
-    query: Tensor, gallery: Tensor, *, query_persons: np.ndarray, query_cameras: np.ndarray,
-    gallery_persons: np.ndarray, gallery_cameras: np.ndarray,
-) -> Ranking:
+def rank_features(query: Tensor, gallery: Tensor, *, query_persons: np.ndarray,
+                  query_cameras: np.ndarray, gallery_persons: np.ndarray,
+                  gallery_cameras: np.ndarray) -> Ranking:
     """Rank by the cosine of features, some queries at a time: memory does not grow with Q.
 
     Args:
@@ -80,10 +77,8 @@ def rank_features(
                    for name in CONVENTIONS})
 
 
-def rank_distances(
-    distances: np.ndarray, *, query_persons: np.ndarray, query_cameras: np.ndarray,
-    gallery_persons: np.ndarray, gallery_cameras: np.ndarray,
-) -> Ranking:
+def rank_distances(distances: np.ndarray, *, query_persons: np.ndarray, query_cameras: np.ndarray,
+                   gallery_persons: np.ndarray, gallery_cameras: np.ndarray) -> Ranking:
     """Rank by distances `[Q, G]`; among equal ones the gallery's order decides."""
     order = np.argsort(distances, axis=1, kind="stable")
     persons, cameras = gallery_persons[order], gallery_cameras[order]              # [Q, G]

@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-from posemodel.data.annotations import write_annotations
 from posemodel.data.dataset_folder import encode_jpeg
-from posemodel.data.keypoints import normalized_to_pixels
-from posemodel.data.layouts import FRAMES
-from posemodel.data.mannequins import Mannequins
-from posemodel.errors import UserError
-from posemodel.reid.export import new_folder
+from posemodel.data.layouts.market import DISTRACTOR, JUNK, MARKET, image_name
+from posemodel.data.source import check_seed
+from posemodel.data.synthesize import missed_joints, views, write_texts
+from posemodel.mannequins.pairs import Mannequins
+from posemodel.poses.joints import normalized_to_pixels
+from posemodel.reid.config import require
+from posemodel.runtime.files import new_folder
 
-_FRAME = FRAMES["market"]
+_FRAME = MARKET.frame
 _RENDERED = (144, 72)  # larger than the frame, to be cropped
 _PLACES = 4  # backgrounds that a camera sees
-_MISSED_BODIES = 0.03  # share of images without any joint; Market-1501 has 419 of 12,936
 _MISSED_JOINTS = 0.05
 _DISTRACTORS = 0.15  # of the gallery; 2,798 of 19,732
 _JUNK = 0.1  # of the gallery; 3,819 of 19,732
@@ -37,7 +36,7 @@ _LOOK, _BOX = 1, 2  # random streams of this module
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MarketPlan:
     """What to make."""
 
     identities: int
@@ -52,12 +51,10 @@ class Plan:
     def __post_init__(self):
         for flag, value, low, high in (("identities", self.identities, 2, 750),
                                        ("cameras", self.cameras, 2, 6),
-                                       ("images", self.images, 1, 99),
-                                       ("seed", self.seed, 0, 2**32 - 1)):
-            if not low <= value <= high:
-                raise UserError(f"--{flag} {value}: expected {low} to {high}")
-        if not 0 <= self.turn <= 180:
-            raise UserError(f"--turn {self.turn}: expected 0 to 180 degrees")
+                                       ("images", self.images, 1, 99)):
+            require(low <= value <= high, flag, value, f"{low} to {high}")
+        require(0 <= self.turn <= 180, "turn", self.turn, "0 to 180 degrees")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,8 @@ class _Crop:
     junk: bool = False
 
 
-def synthesize(out: Path, plan: Plan, *, progress: Callable[[int, int], None]) -> dict[str, int]:
+def synthesize(out: Path, plan: MarketPlan, *,
+               progress: Callable[[int, int], None]) -> dict[str, int]:
     """Write a new folder: bounding_box_train, bounding_box_test, query, and the joints of the first
     two as annotation files. The same plan gives the same bytes (with the same versions of torch and
     Pillow).
@@ -101,12 +99,12 @@ def synthesize(out: Path, plan: Plan, *, progress: Callable[[int, int], None]) -
             progress(min(start + _AT_ONCE, len(crops)), len(crops))
         for split in ("train", "test"):
             listed = sorted(rows[f"bounding_box_{split}"], key=lambda row: row[0])
-            write_annotations(folder / f"market-annotation-{split}.csv",
-                              [name for name, _ in listed], np.stack([row for _, row in listed]))
+            names, joints = zip(*listed, strict=True)
+            write_texts(folder, MARKET, split, names, np.stack(joints))
     return {name: len(images) for name, images in rows.items()}
 
 
-def _crops(plan: Plan) -> Iterator[_Crop]:
+def _crops(plan: MarketPlan) -> Iterator[_Crop]:
     """All images; odd identities train, even ones test."""
     number, turns = 0, Counter()
 
@@ -114,7 +112,7 @@ def _crops(plan: Plan) -> Iterator[_Crop]:
         nonlocal number
         number += 1
         turns[person] += 1
-        name = f"{label}_c{camera}s1_{number:06d}_{detection:02d}.jpg"
+        name = image_name(label, camera=camera, frame=number, detection=detection)
         return _Crop(folder, name, person, camera, number, turns[person] - 1, **more)
 
     for identity in range(1, 2 * plan.identities + 1):
@@ -129,18 +127,17 @@ def _crops(plan: Plan) -> Iterator[_Crop]:
     real = 1 - _DISTRACTORS - _JUNK
     for stranger in range(round(gallery * _DISTRACTORS / real)):
         camera = 1 + stranger % plan.cameras
-        yield crop("bounding_box_test", _STRANGERS + stranger, "0000", camera, 1)
+        yield crop("bounding_box_test", _STRANGERS + stranger, DISTRACTOR, camera, 1)
     for number_of_junk in range(round(gallery * _JUNK / real)):
         # A box that hardly holds the person, of somebody who is also in the test.
         person, camera = 2 * (1 + number_of_junk % plan.identities), \
             1 + number_of_junk % plan.cameras
-        yield crop("bounding_box_test", _PERSONS + person, "-1", camera, 1, junk=True)
+        yield crop("bounding_box_test", _PERSONS + person, JUNK, camera, 1, junk=True)
 
 
-def _render(plan: Plan, crops: list[_Crop]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _render(plan: MarketPlan, crops: list[_Crop]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pixels `[128, 64, 3]` and joints `[18, 3]` in them, of one crop after the other."""
-    generator = Mannequins(size=_RENDERED, turn=plan.turn, background="cluttered",
-                           seed=plan.seed)
+    generator = Mannequins(size=_RENDERED, turn=plan.turn, background="cluttered", seed=plan.seed)
     draws = [_random(plan, _BOX, crop.number) for crop in crops]
     # Two images of a person are the two views of a pair.
     wanted = dict.fromkeys((crop.person, crop.turn // 2) for crop in crops)
@@ -151,9 +148,8 @@ def _render(plan: Plan, crops: list[_Crop]) -> Iterator[tuple[np.ndarray, np.nda
         scenes[slot] = _SCENES + crop.camera * _PLACES + int(random.integers(_PLACES))
     batch = generator.pairs([_VIEWS + (person << 12) + turn for person, turn in pairs],
                             persons=[person for person, _ in pairs], scenes=scenes)
-    views = torch.stack([batch["source"], batch["target"]], 1).flatten(0, 1)
-    poses = torch.stack([batch["source_pose"], batch["target_pose"]], 1).flatten(0, 1)
-    images = ((views + 1) / 2).permute(0, 2, 3, 1).numpy()
+    images, poses = views(batch)
+    images = ((images + 1) / 2).permute(0, 2, 3, 1).numpy()
     joints = normalized_to_pixels(poses, _RENDERED).numpy()
     for crop, slot, random in zip(crops, slots, draws, strict=True):
         image, points = images[slot], joints[slot].copy()
@@ -166,7 +162,7 @@ def _render(plan: Plan, crops: list[_Crop]) -> Iterator[tuple[np.ndarray, np.nda
         yield np.asarray(picture), _seen(points, random)
 
 
-def _box(plan: Plan, crop: _Crop, random: np.random.Generator) -> tuple[float, ...]:
+def _box(plan: MarketPlan, crop: _Crop, random: np.random.Generator) -> tuple[float, ...]:
     """Left, top, width and height of the detector's box in the rendered image, pixels."""
     camera = _random(plan, _LOOK, crop.camera)
     rows, columns = _RENDERED
@@ -181,7 +177,8 @@ def _box(plan: Plan, crop: _Crop, random: np.random.Generator) -> tuple[float, .
     return left, top, width, height
 
 
-def _expose(plan: Plan, camera: int, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _expose(plan: MarketPlan, camera: int, image: np.ndarray,
+            random: np.random.Generator) -> np.ndarray:
     """A camera's light on `[H, W, 3]` in [0, 1]; uint8."""
     look = _random(plan, _LOOK, plan.cameras + camera)
     gain = look.uniform(0.65, 1.1) * look.uniform(0.88, 1.12, 3) * random.uniform(0.92, 1.08)
@@ -193,13 +190,12 @@ def _expose(plan: Plan, camera: int, image: np.ndarray, random: np.random.Genera
 
 def _seen(points: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """What an estimator finds: joints in the frame, rounded, now and then one or all missed."""
-    missed = random.random(len(points)) < _MISSED_JOINTS
-    missed |= random.random() < _MISSED_BODIES
+    missed = missed_joints(random.random(len(points) + 1), _MISSED_JOINTS)
     whole = np.rint(points[:, :2])
     inside = ((whole >= 0) & (whole < _FRAME[::-1])).all(1)
-    found = (points[:, 2] > 0) & inside & ~missed
-    return np.concatenate([whole, np.ones((len(points), 1))], 1) * found[:, None]
+    seen = (points[:, 2] > 0) & inside & ~missed
+    return np.concatenate([whole, np.ones((len(points), 1))], 1) * seen[:, None]
 
 
-def _random(plan: Plan, *words: int) -> np.random.Generator:
+def _random(plan: MarketPlan, *words: int) -> np.random.Generator:
     return np.random.default_rng([plan.seed, *words])

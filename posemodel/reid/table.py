@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from posemodel.errors import UserError
 from posemodel.evaluation.statistics import spread
 from posemodel.reid.ranking import CONVENTIONS
 from posemodel.reid.runs import read_config, seed_folders
+from posemodel.runtime.errors import UserError
 
 METRICS = {"mAP": "mAP", "rank1": "rank 1", "rank5": "rank 5", "rank10": "rank 10"}
 
@@ -24,10 +24,8 @@ PAPER_NOTE = (
 
 
 def read_scores(run: Path, convention: str) -> dict[str, np.ndarray]:
-    """Percent by metric, `[seeds]`, of a run's evaluation files.
-
-    Raises: `UserError` for a seed that is not evaluated, or on another gallery than the first.
-    """
+    """Percent by metric, `[seeds]`, of a run's evaluation files. Raises: `UserError` for a seed
+    that is not evaluated, or on another gallery than the first."""
     found, galleries = [], set()
     for folder in seed_folders(run):
         path = folder / "evaluation.json"
@@ -46,10 +44,8 @@ def read_scores(run: Path, convention: str) -> dict[str, np.ndarray]:
 
 
 def table(real: Path, augmented: Path) -> str:
-    """Markdown: both conventions, mean and standard deviation over the seeds.
-
-    Raises: `UserError` for runs that cannot be compared.
-    """
+    """Markdown: both conventions, mean and standard deviation over the seeds. Raises: `UserError`
+    for runs that cannot be compared."""
     configs = [read_config(run) for run in (real, augmented)]
     for name in ("root", "steps", "backbone", "weights", "image_size", "batch_identities",
                  "batch_images", "max_images"):
@@ -68,14 +64,10 @@ def table(real: Path, augmented: Path) -> str:
         for name, title in METRICS.items():
             gain = more[name].mean() - plain[name].mean()
             quoted = " | ".join(f"*{value:.1f}*" for value in PAPER[name])
-            lines.append(f"| {title} | {_cell(plain[name])} | {_cell(more[name])} | {gain:+.1f} "
+            cells = [spread(values[name]).text(digits=1) for values in (plain, more)]
+            lines.append(f"| {title} | {cells[0]} | {cells[1]} | {gain:+.1f} "
                          f"| {quoted} |")
         counts = f"{len(plain['mAP'])} and {len(more['mAP'])} seeds"
         parts.append("\n".join([f"Average precision by {convention}, {counts}, mean ± standard "
                                 "deviation of single runs:", "", *lines]))
     return "\n\n".join([*parts, PAPER_NOTE])
-
-
-def _cell(values: np.ndarray) -> str:
-    found = spread(values)
-    return f"{found.mean:.1f} ± {found.deviation:.1f}" if found.count > 1 else f"{found.mean:.1f}"

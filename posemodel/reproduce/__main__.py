@@ -6,11 +6,11 @@ import signal
 import sys
 from pathlib import Path
 
-from posemodel.cli import run_main
-from posemodel.errors import UserError
-from posemodel.files import write_result
-from posemodel.presets import PRESETS
+from posemodel.config.presets import PRESETS
 from posemodel.reproduce.tables import TABLES, with_images
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.files import write_result
+from posemodel.runtime.main import run_main
 
 PROGRAM = "python -m posemodel.reproduce"
 
@@ -21,7 +21,11 @@ def main(argv: list[str]) -> int:
     The same command again continues. Runs that tables share are trained once.
     """
     arguments = _parser().parse_args(argv)
-    _check(arguments)
+    # A comparison takes two pairs.
+    for flag, least in (("budget", 0), ("minutes", 0), ("seeds", 0), ("pairs", 1), ("jobs", 0)):
+        value = getattr(arguments, flag)
+        if value is not None and not value > least:
+            raise UserError(f"--{flag} {value}: expected more than {least}")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     return _reproduce(arguments, f"{PROGRAM} {shlex.join(argv)}")
 
@@ -59,61 +63,46 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    # A comparison takes two pairs.
-    for flag, least in (("budget", 0), ("minutes", 0), ("seeds", 0), ("pairs", 1), ("jobs", 0)):
-        value = getattr(arguments, flag)
-        if value is not None and not value > least:
-            raise UserError(f"--{flag} {value}: expected more than {least}")
-
-
 def _reproduce(arguments: argparse.Namespace, command: str) -> int:
     from posemodel.reproduce.pictures import write_curves, write_warps
-    from posemodel.reproduce.results import Outcome
+    from posemodel.reproduce.results import TableNumbers
     from posemodel.reproduce.runs import Bench
 
     name, table = arguments.table, TABLES[arguments.table]
     if arguments.image_input:
         name, table = f"{name}-image", with_images(table)
     steps = arguments.budget or PRESETS[arguments.preset]().steps
-    bench = Bench(out=arguments.out, preset=arguments.preset, flags=_common_flags(arguments),
-                  steps=steps, minutes=arguments.minutes, pairs=arguments.pairs,
-                  device=arguments.device, jobs=arguments.jobs)
-    cells = [cell for cell in table.cells if cell.key != "copy"]
-    if arguments.dry_run:
-        print(_forecast(bench, cells, arguments.seeds))
-        return 0
-    results = bench.run(cells, arguments.seeds)
-    outcome = Outcome(name, table, results)
-    about = {"command": command, "preset": arguments.preset, "data": arguments.data,
-             "steps": None if arguments.minutes is not None else steps,
-             "minutes": arguments.minutes, "seeds": arguments.seeds,
-             "seconds_per_step": {cell.key: bench.seconds_per_step(cell) for cell in cells}
-             if arguments.minutes is not None else None}
-    page = outcome.to_markdown(about)
-    for ending, text in ((".csv", outcome.to_csv()), (".json", outcome.to_json(about)),
-                         (".md", page)):
-        write_result(arguments.out / f"{name}{ending}", text)
-    write_warps(outcome, arguments.out / f"{name}.png", arguments.device)
-    write_curves(outcome, arguments.out / f"{name}-curves.png")
-    print(f"\n{page}\nwritten: {arguments.out / name}.md, .csv, .json, .png, -curves.png")
-    return 0
-
-
-def _common_flags(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """Flags of `posemodel.train`, the same for all cells."""
     flags = _data_flags(arguments.data)
     if arguments.image_size:
         flags += ("--data.image-size", *map(str, arguments.image_size))
-    return flags
+    bench = Bench(out=arguments.out, preset=arguments.preset, flags=flags, steps=steps,
+                  minutes=arguments.minutes, pairs=arguments.pairs, device=arguments.device,
+                  jobs=arguments.jobs)
+    if arguments.dry_run:
+        print(_forecast(bench, table.trained, arguments.seeds))
+        return 0
+    numbers = TableNumbers(name, table, bench.run(table.trained, arguments.seeds))
+    about = {"command": command, "preset": arguments.preset, "data": arguments.data,
+             "steps": None if arguments.minutes is not None else steps,
+             "minutes": arguments.minutes, "seeds": arguments.seeds,
+             "seconds_per_step": {cell.key: bench.seconds_per_step(cell) for cell in table.trained}
+             if arguments.minutes is not None else None}
+    page = numbers.to_markdown(about)
+    for ending, text in ((".csv", numbers.to_csv()), (".json", numbers.to_json(about)),
+                         (".md", page)):
+        write_result(arguments.out / f"{name}{ending}", text)
+    write_warps(numbers, arguments.out / f"{name}.png", arguments.device)
+    write_curves(numbers, arguments.out / f"{name}-curves.png")
+    print(f"\n{page}\nwritten: {arguments.out / name}.md, .csv, .json, .png, -curves.png")
+    return 0
 
 
 def _data_flags(data: str) -> tuple[str, ...]:
     if data == "mannequins":
         return ("--data.kind", "mannequins")
-    from posemodel.data.layouts import find_layout
+    from posemodel.data.reading import find_dataset
 
-    return ("--data.kind", find_layout(data).kind, "--data.root", data)
+    return ("--data.kind", find_dataset(data).kind, "--data.root", data)
 
 
 def _forecast(bench, cells: list, seeds: int) -> str:

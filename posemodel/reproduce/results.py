@@ -3,22 +3,16 @@
 import csv
 import io
 import json
-import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from posemodel.errors import UserError
 from posemodel.evaluation import records, statistics
+from posemodel.reproduce import tables
 from posemodel.reproduce.runs import Result
-from posemodel.reproduce.tables import (
-    IMAGE_MEASURES,
-    MEASURES,
-    OTHER_MEASURES,
-    Cell,
-    Measure,
-    Table,
-)
+from posemodel.reproduce.tables import MEASURES, Cell, Measure, Table
+from posemodel.runtime.errors import UserError
 
 # Chance of calling any difference of a whole table one where there is none.
 _ALPHA = 0.05
@@ -40,8 +34,8 @@ class Verdict:
     """`BETTER`, `WORSE` or `OPEN`: what may be said of ours"""
 
 
-class Outcome:
-    """A table's numbers."""
+class TableNumbers:
+    """The numbers of a table, and what may be concluded from them."""
 
     def __init__(self, name: str, table: Table, results: dict[str, list[Result]]):
         """
@@ -52,45 +46,41 @@ class Outcome:
         """
         self.name, self.table, self.results = name, table, results
         self.protocol = _common(results)
-        self.people = results["ours"][0].pairs["person"]
-        """groups of pairs that share images"""
+        self.ours = next(cell for cell in table.cells if cell.is_ours)
         self.measures = {measure.name: measure for measure in MEASURES.values()
-                         if self.values(_cell("ours", table), measure)}
+                         if self.values(self.ours, measure)}
         """those that these runs have"""
         compared = [(cell, measure) for cell in table.cells for measure in self.measures.values()
-                    if not cell.is_ours and self.column(cell, measure) is not None]
-        ours = _cell("ours", table)
-        comparisons = [statistics.compare(self.column(cell, measure), self.column(ours, measure),
-                                          groups=self.people) for cell, measure in compared]
-        significant = statistics.rejected([one.p for one in comparisons], _ALPHA).tolist()
+                    if not cell.is_ours and self.columns(cell, measure)]
+        people = results["ours"][0].pairs["person"]     # whose pairs share images
+        comparisons = [statistics.compare(*(np.mean(self.columns(side, measure), axis=0)
+                                            for side in (cell, self.ours)), groups=people)
+                       for cell, measure in compared]
+        rejected = statistics.rejected([each.p for each in comparisons], _ALPHA).tolist()
         self.verdicts = {
-            (cell.key, measure.name): self._verdict(cell, measure, comparison, one)
-            for (cell, measure), comparison, one in zip(compared, comparisons, significant,
-                                                        strict=True)}
+            (cell.key, measure.name): self._verdict(cell, measure, comparison, significant)
+            for (cell, measure), comparison, significant in zip(compared, comparisons, rejected,
+                                                                strict=True)}
 
     def values(self, cell: Cell, measure: Measure) -> list[float]:
         """One number for each seed; empty where there is none."""
-        if cell.key == "copy":
-            pairs = self.results["ours"][0].pairs
-            found = [_mean(pairs[measure.copy])] if measure.copy in pairs else []
-        elif measure.pooled:
-            found = [one.row.get(measure.pooled) for one in self.results[cell.key]]
+        if measure.pooled and cell.key != "copy":
+            values = [result.row.get(measure.pooled) for result in self.results[cell.key]]
         else:
-            found = [_mean(one.pairs[measure.column]) for one in self.results[cell.key]
-                     if measure.column in one.pairs]
-        return [] if None in found else found
+            values = [records.mean(column) for column in self.columns(cell, measure)]
+        return [] if None in values else values
 
-    def column(self, cell: Cell, measure: Measure) -> np.ndarray | None:
-        """The value of each pair, the mean over the seeds, `[N]`; None where there is none."""
+    def columns(self, cell: Cell, measure: Measure) -> list[np.ndarray]:
+        """The value of each pair, `[N]` for each seed; empty where there is none."""
         if cell.key == "copy":
-            return self.results["ours"][0].pairs.get(measure.copy)
-        if not measure.column or measure.column not in self.results[cell.key][0].pairs:
-            return None
-        return np.mean([one.pairs[measure.column] for one in self.results[cell.key]], axis=0)
+            runs, name = self.results["ours"][:1], measure.copy
+        else:
+            runs, name = self.results[cell.key], measure.column
+        return [run.pairs[name] for run in runs if name in run.pairs]
 
     def _verdict(self, cell: Cell, measure: Measure, comparison: statistics.Comparison,
                  significant: bool) -> Verdict:
-        theirs, own = self.values(cell, measure), self.values(_cell("ours", self.table), measure)
+        theirs, own = self.values(cell, measure), self.values(self.ours, measure)
         apart = max(theirs) < min(own) or max(own) < min(theirs)
         says = OPEN
         if apart and significant and comparison.low * comparison.high > 0:
@@ -104,17 +94,16 @@ class Outcome:
         cells = []
         for cell in self.table.cells:
             runs = [] if cell.key == "copy" else [
-                {"run": str(one.run.path), "seed": one.run.config.seed,
-                 "steps": one.run.config.steps} for one in self.results[cell.key]]
+                {"run": str(result.run.path), "seed": result.run.config.seed,
+                 "steps": result.run.config.steps} for result in self.results[cell.key]]
             values = {name: self.values(cell, measure) for name, measure in self.measures.items()}
             against = {name: {**asdict(verdict.comparison), "significant": verdict.significant,
                               "seeds_apart": verdict.seeds_apart, "says": verdict.says}
                        for (key, name), verdict in self.verdicts.items() if key == cell.key}
             cells.append({"key": cell.key, "label": cell.label, "flags": cell.flags, "runs": runs,
                           "values": values, "paper": dict(cell.paper), "against_ours": against})
-        return json.dumps({"table": self.name, **about, "level": _ALPHA,
-                           "protocol": self.protocol, "cells": cells}, indent=2,
-                          allow_nan=False) + "\n"
+        return json.dumps({"table": self.name, **about, "level": _ALPHA, "protocol": self.protocol,
+                           "cells": cells}, indent=2, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
         """A line for each number."""
@@ -132,14 +121,15 @@ class Outcome:
         """The page for people."""
         results = self.results["ours"]
         parts = [f"# {self.table.title}", f"Made by `{about['command']}`.", self._made_of(about),
-                 "## The warped image", self._grid(IMAGE_MEASURES, paper=True)]
+                 "## The warped image", self._grid(tables.IMAGE_MEASURES, paper=True)]
         if any(cell.paper for cell in self.table.cells):
             parts.append("Columns marked *paper* are what the paper prints, for DeepFashion at 256 "
                          "pixels: other data, another size, far longer training. Compare orders, "
                          "not values.")
         parts += [self.table.remark] if self.table.remark else []
-        parts += ["## The flow and the refined image", self._grid(OTHER_MEASURES, paper=False)]
-        parts += [f"## Against ours, over {len(results[0].pairs['pair'])} pairs",
+        parts += ["## The flow and the refined image",
+                  self._grid(tables.OTHER_MEASURES, paper=False),
+                  f"## Against ours, over {len(results[0].pairs['pair'])} pairs",
                   self._comparisons()]
         orders = self._orders()
         parts += ["## The paper's orders", orders] if orders else []
@@ -154,7 +144,7 @@ class Outcome:
         height, width = protocol["size"]
         commit, _, state = (protocol["commit"] or "unknown").partition("-")
         version = " ".join([commit[:10], state]).strip()
-        absent = [measure.title for measure in IMAGE_MEASURES
+        absent = [measure.title for measure in tables.IMAGE_MEASURES
                   if measure.name not in self.measures]
         left_out = f" Left out, since their weights were not at hand: {', '.join(absent)}." \
             if absent else ""
@@ -165,36 +155,25 @@ class Outcome:
                 "the seeds ± the standard deviation of single runs.")
 
     def _grid(self, measures: tuple[Measure, ...], paper: bool) -> str:
-        shown = [self.measures[one.name] for one in measures if one.name in self.measures]
-        heads, rows = ["method", "steps"], [[cell.label, self._steps(cell)]
-                                            for cell in self.table.cells]
-        for measure in shown:
-            heads.append(f"{measure.title} {'↑' if measure.higher else '↓'}")
-            for cell, row in zip(self.table.cells, rows, strict=True):
-                row.append(_shown(self.values(cell, measure)))
-        for measure in measures if paper else ():
-            if any(measure.name in cell.paper for cell in self.table.cells):
-                heads.append(f"*paper: {measure.title}*")
-                for cell, row in zip(self.table.cells, rows, strict=True):
-                    value = cell.paper.get(measure.name)
-                    row.append("" if value is None else f"*{value:g}*")
-        return _markdown(heads, rows)
-
-    def _steps(self, cell: Cell) -> str:
-        return "" if cell.key == "copy" else str(self.results[cell.key][0].run.config.steps)
+        cells = self.table.cells
+        columns = [("method", [cell.label for cell in cells]),
+                   ("steps", ["" if cell.key == "copy" else
+                              str(self.results[cell.key][0].run.config.steps) for cell in cells])]
+        columns += [(f"{measure.title} {'↑' if measure.higher else '↓'}",
+                     [_shown(self.values(cell, measure)) for cell in cells])
+                    for measure in measures if measure.name in self.measures]
+        columns += [(f"*paper: {measure.title}*",
+                     [f"*{cell.paper[measure.name]:g}*" if measure.name in cell.paper else ""
+                      for cell in cells])
+                    for measure in measures
+                    if paper and any(measure.name in cell.paper for cell in cells)]
+        heads, texts = zip(*columns, strict=True)
+        return _markdown(heads, zip(*texts, strict=True))
 
     def _comparisons(self) -> str:
-        names = [name for name in self.measures if any(name == other
-                                                       for _, other in self.verdicts)]
-        rows = []
-        for cell in self.table.cells:
-            if cell.is_ours:
-                continue
-            row = [cell.label]
-            for name in names:
-                verdict = self.verdicts.get((cell.key, name))
-                row.append("" if verdict is None else _compared(verdict))
-            rows.append(row)
+        names = [name for name in self.measures if any(name == other for _, other in self.verdicts)]
+        rows = [[cell.label, *(_compared(self.verdicts.get((cell.key, name))) for name in names)]
+                for cell in self.table.cells if not cell.is_ours]
         seeds = len(self.results["ours"])
         of_pairs = ", of visibility the areas of single pairs" \
             if any(MEASURES[name].pooled for name in names) else ""
@@ -208,7 +187,7 @@ class Outcome:
 
     def _orders(self) -> str:
         """What the paper says of each pair of numbers, and what was found here."""
-        ours, rows = _cell("ours", self.table), []
+        ours, rows = self.ours, []
         for cell in self.table.cells:
             for name, value in cell.paper.items():
                 verdict = self.verdicts.get((cell.key, name))
@@ -222,28 +201,18 @@ class Outcome:
 
 
 def _common(results: dict[str, list[Result]]) -> dict:
-    """The protocol that all cells were measured under.
-
-    Raises: `UserError` if there are several, or the pairs are not the same.
-    """
-    every = [one for several in results.values() for one in several]
-    first = every[0]
-    for one in every:
-        if one.row["protocol"] != first.row["protocol"]:
-            raise UserError(f"{one.run.path} and {first.run.path} were measured under different "
-                            "protocols or versions; the same command again measures them anew")
-        if not np.array_equal(one.pairs["pair"], first.pairs["pair"]):
-            raise UserError(f"{one.run.path} and {first.run.path} were measured on different "
-                            "pairs: some have become unreadable; check the data set")
+    """The protocol that all cells were measured under. Raises: `UserError` if there are several, or
+    the pairs are not the same."""
+    first, *others = (result for seeds in results.values() for result in seeds)
+    for other in others:
+        names = f"{other.run.path} and {first.run.path}"
+        if other.row["protocol"] != first.row["protocol"]:
+            raise UserError(f"{names} were measured under different protocols or versions; the "
+                            "same command again measures them anew")
+        if not np.array_equal(other.pairs["pair"], first.pairs["pair"]):
+            raise UserError(f"{names} were measured on different pairs: some have become "
+                            "unreadable; check the data set")
     return first.row["protocol"]
-
-
-def _cell(key: str, table: Table) -> Cell:
-    return next(cell for cell in table.cells if cell.key == key)
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return records.means({"value": values})["value"]
 
 
 def _shown(values: list[float]) -> str:
@@ -251,18 +220,19 @@ def _shown(values: list[float]) -> str:
     if not values:
         return ""
     spread = statistics.spread(values)
-    digits = 1 if spread.mean >= 100 else 2 if spread.mean >= 2 else 3
-    text = f"{spread.mean:.{digits}f}"
-    return text if math.isnan(spread.deviation) else f"{text} ± {spread.deviation:.{digits}f}"
+    return spread.text(digits=1 if spread.mean >= 100 else 2 if spread.mean >= 2 else 3)
 
 
-def _compared(verdict: Verdict) -> str:
-    one = verdict.comparison
-    digits = 2 if abs(one.difference) >= 1 else 3
-    return (f"{one.difference:+.{digits}f} [{one.low:+.{digits}f}, {one.high:+.{digits}f}] "
-            f"{verdict.says}")
+def _compared(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return ""
+    numbers = verdict.comparison
+    digits = 2 if abs(numbers.difference) >= 1 else 3
+    difference, low, high = (f"{number:+.{digits}f}" for number in
+                             (numbers.difference, numbers.low, numbers.high))
+    return f"{difference} [{low}, {high}] {verdict.says}"
 
 
-def _markdown(heads: list[str], rows: list[list[str]]) -> str:
+def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,6 +1,7 @@
 """The runs of a table: each in a folder of its own, by the ordinary commands, several at a time."""
 
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -13,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from posemodel.cli import parse_train
-from posemodel.config import drift
+from posemodel.config.flags import parse_train
+from posemodel.config.stored import drift
 from posemodel.engine.run_folder import RunFolder
-from posemodel.errors import UserError
 from posemodel.evaluation import records
 from posemodel.reproduce.tables import Cell
+from posemodel.runtime.errors import UserError
 
 # Steps of the run that a method is timed with, and those that only warm up.
 _TIMED, _WARM_UP = 24, 4
@@ -88,17 +89,15 @@ class Bench:
 
     def run(self, cells: Iterable[Cell], seeds: int) -> dict[str, list[Result]]:
         """Train and measure what is missing; results by the cells' keys, one for each seed.
-
-        Raises: `UserError` when a run fails.
-        """
+        Raises: `UserError` when a run fails."""
         # Before anything runs beside it.
         steps = {cell.key: self.steps_of(cell) for cell in cells}
         with self._side_by_side() as pool:
             futures = {cell.key: [pool.submit(self._result, cell, steps[cell.key], seed)
                                   for seed in range(seeds)] for cell in cells}
-            for future in as_completed(one for several in futures.values() for one in several):
+            for future in as_completed(itertools.chain(*futures.values())):
                 future.result()
-        return {key: [one.result() for one in several] for key, several in futures.items()}
+        return {key: [future.result() for future in seeds] for key, seeds in futures.items()}
 
     def is_done(self, cell: Cell, steps: int, seed: int) -> bool:
         """Whether a run has reached its last step."""

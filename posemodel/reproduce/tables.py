@@ -36,6 +36,11 @@ class Table:
     remark: str = ""
     """what has to be known about the paper's numbers"""
 
+    @property
+    def trained(self) -> list[Cell]:
+        """The cells that have runs: all but the source as it is."""
+        return [cell for cell in self.cells if cell.key != "copy"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
@@ -54,16 +59,11 @@ class Measure:
     """whether more is better"""
 
 
-IMAGE_MEASURES = (
-    Measure(name="l1_32", title="l1 at 32", column="protocol_l1_32", copy="copy_protocol_l1_32"),
-    Measure(name="l1", title="l1", column="protocol_l1", copy="copy_protocol_l1"),
-    Measure(name="ssim", title="SSIM", column="protocol_ssim", copy="copy_protocol_ssim",
-            higher=True),
-    Measure(name="lpips_alex", title="LPIPS-Alex", column="protocol_lpips_alex",
-            copy="copy_protocol_lpips_alex"),
-    Measure(name="lpips_vgg", title="LPIPS-VGG", column="protocol_lpips_vgg",
-            copy="copy_protocol_lpips_vgg"),
-)
+IMAGE_MEASURES = tuple(
+    Measure(name=name, title=title, column=f"protocol_{name}", copy=f"copy_protocol_{name}",
+            higher=name == "ssim")
+    for name, title in (("l1_32", "l1 at 32"), ("l1", "l1"), ("ssim", "SSIM"),
+                        ("lpips_alex", "LPIPS-Alex"), ("lpips_vgg", "LPIPS-VGG")))
 """of the warped image, as in the paper"""
 OTHER_MEASURES = (
     Measure(name="epe", title="flow error, px", column="epe_visible", copy="epe_zero"),
@@ -74,9 +74,7 @@ OTHER_MEASURES = (
               pooled=f"visibility_auc_{score}", column=f"pair_auc_{score}", higher=True)
       for score in ("affine", "cycle", "correlation")),
     Measure(name="refined_l1", title="refined l1", column="refined_protocol_l1"),
-    Measure(name="refined_ssim", title="refined SSIM", column="refined_protocol_ssim",
-            higher=True),
-)
+    Measure(name="refined_ssim", title="refined SSIM", column="refined_protocol_ssim", higher=True))
 """of the flow, where it is known, and of the refined image"""
 MEASURES = {measure.name: measure for measure in (*IMAGE_MEASURES, *OTHER_MEASURES)}
 

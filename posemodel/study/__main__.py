@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from posemodel.cli import run_main
+from posemodel.runtime.main import run_main
 
 
 def main(argv: list[str]) -> int:
@@ -55,15 +55,15 @@ def main(argv: list[str]) -> int:
 
 def create(arguments: argparse.Namespace) -> int:
     """Makes a study: pairs chosen at random, their pictures under names that say nothing."""
+    from posemodel.runtime.files import refuse_existing
     from posemodel.study.pairs import collect_pairs, parse_methods
-    from posemodel.study.plan import plan_trials
-    from posemodel.study.study import create_study, refuse_existing
+    from posemodel.study.study import create_study
+    from posemodel.study.trials import plan_trials
 
     refuse_existing(arguments.folder)
     methods = parse_methods(arguments.methods)
     pairs = collect_pairs(methods, count=arguments.pairs, seed=arguments.seed, show=arguments.show,
-                          source=arguments.source, target=arguments.target,
-                          device=arguments.device)
+                          source=arguments.source, target=arguments.target, device=arguments.device)
     study = create_study(arguments.folder, methods=methods, pairs=pairs, seed=arguments.seed,
                          repeats=arguments.repeats, show=arguments.show)
     print(f"{len(study.pairs)} pairs, {len(plan_trials(study, 'anybody'))} comparisons with two "
@@ -74,8 +74,8 @@ def create(arguments: argparse.Namespace) -> int:
 def serve_study(arguments: argparse.Namespace) -> int:
     """Serves the page for volunteers until Ctrl-C. Answers are on the disk before the page goes on;
     whoever comes back under the same name continues."""
-    from posemodel.errors import UserError
-    from posemodel.local_server import LocalServer
+    from posemodel.runtime.errors import UserError
+    from posemodel.runtime.local_server import LocalServer
     from posemodel.study.server import StudySite
     from posemodel.study.study import open_study
 
@@ -91,7 +91,7 @@ def serve_study(arguments: argparse.Namespace) -> int:
 def report_study(arguments: argparse.Namespace) -> int:
     """Prints Table 6: how often the first method is preferred, with 95 % intervals; and what the
     answers of each volunteer look like."""
-    from posemodel.files import write_result
+    from posemodel.runtime.files import write_result
     from posemodel.study.report import report_text, summarize
     from posemodel.study.study import open_study
 

@@ -1,44 +1,28 @@
 // Two pictures, two questions. The page is told neither names of methods nor which is which.
-"use strict";
 
-const $ = (id) => document.getElementById(id);
-const TOKEN = document.querySelector("meta[name=token]").content;
+import { $, ask, report } from "/server.js";
+
+const SILENCE = "The server does not answer. Your earlier answers are saved; try again in a moment.";
 const PICTURES = ["source", "target", "left", "right"];
 
 let name = "";
 let trial = null;
 let question = 0;
 let shownAt = 0;
-let busy = false;
 
-async function ask(path, values) {
-  let answer;
-  try {
-    answer = await fetch(path, {
-      method: "POST",
-      headers: { "Content-Type": "application/json", "X-Token": TOKEN },
-      body: JSON.stringify({ name, ...values }),
-    });
-  } catch {
-    throw new Error("The server does not answer. Your earlier answers are saved; try again in a moment.");
-  }
-  const content = await answer.json();
-  if (!answer.ok) throw new Error(content.error);
-  return content;
-}
+const askAs = (path, values) => ask(path, { name, ...values }, SILENCE);
 
 // One thing at a time: a second key press must not answer a question that is not there yet.
 async function alone(work) {
-  if (busy) return;
-  busy = true;
+  if (document.body.ariaBusy === "true") return;
+  document.body.ariaBusy = "true";
   try {
     await work();
-    $("problem").hidden = true;
+    report(null);
   } catch (error) {
-    $("problem").textContent = error.message;
-    $("problem").hidden = false;
+    report(error);
   }
-  busy = false;
+  document.body.ariaBusy = "false";
 }
 
 function show(id) {
@@ -46,7 +30,7 @@ function show(id) {
 }
 
 async function load(number, at = 0) {
-  trial = await ask("/api/trial", { trial: number });
+  trial = await askAs("/api/trial", { trial: number });
   $("bar").value = trial.total ? trial.done / trial.total : 1;
   if (trial.finished) {
     show("end");
@@ -80,7 +64,7 @@ function choose(choice) {
   return alone(async () => {
     const { id } = trial.questions[question];
     const seconds = (performance.now() - shownAt) / 1000;
-    await ask("/api/answer", { trial: trial.number, question: id, choice, seconds });
+    await askAs("/api/answer", { trial: trial.number, question: id, choice, seconds });
     trial.given[id] = choice;
     if (question + 1 < trial.questions.length) return showQuestion(question + 1);
     return load(trial.number + 1);

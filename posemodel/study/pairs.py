@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from posemodel.data.images import read_image
-from posemodel.errors import UserError
+from posemodel.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
-    from posemodel.config import DataConfig
+    from posemodel.data.source import HeldOut
+    from posemodel.engine.run_folder import RunFolder
 
 _KINDS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _BATCH = 8
@@ -42,9 +43,7 @@ def collect_pairs(methods: dict[str, Path], *, count: int, seed: int, show: str,
     """`count` pairs, chosen at random from those that all methods have, by name.
 
     Returns: for each pair its "source", its "target" and a `("result", method)` for each method,
-        `[H, W, 3]` uint8.
-
-    Raises: `UserError`.
+    `[H, W, 3]` uint8. Raises: `UserError`.
     """
     if count < 1:
         raise UserError(f"--pairs {count}: expected at least 1")
@@ -89,31 +88,37 @@ def _image_files(folder: Path) -> dict[str, Path]:
 def _numbers(run: Path) -> set[str]:
     import torch
 
-    from posemodel.engine.data_source import HeldOutPairs
+    _, held_out = _open(run, torch.device("cpu"))
+    return {_name(pair) for batch in held_out.batches for pair in batch}
+
+
+def _open(path: Path, device: "torch.device") -> "tuple[RunFolder, HeldOut]":
+    from posemodel.data.source import open_held_out
     from posemodel.engine.run_folder import RunFolder
 
-    config = RunFolder.open_existing(run).config
-    held_out = HeldOutPairs(config, torch.device("cpu"), config.data.evaluation_pairs)
-    return {_name(pair) for batch in held_out.batches for pair in batch}
+    run = RunFolder.open_existing(path)
+    data = run.config.data
+    return run, open_held_out(data, device, data.evaluation_pairs,
+                              positions=run.config.flow_positions)
 
 
 def _add_runs(pairs: dict[str, Pictures], runs: dict[str, Path], show: str, device: str) -> None:
     """Every run on the same held-out pairs, those of the first one."""
     import torch
 
-    from posemodel.engine.data_source import HeldOutPairs
-    from posemodel.engine.environment import choose_device
-    from posemodel.engine.run_folder import RunFolder
     from posemodel.engine.trained import load_trained
+    from posemodel.pictures.pixels import to_pictures
+    from posemodel.runtime.environment import choose_device
 
     here, _ = choose_device(device)
     numbers = np.array(sorted(map(int, pairs)))
     batches = [numbers[first : first + _BATCH] for first in range(0, len(numbers), _BATCH)]
     which: dict[tuple, str] = {}
     for name, path in runs.items():
-        run = RunFolder.open_existing(path)
-        held_out = HeldOutPairs(run.config, here, run.config.data.evaluation_pairs)
-        which.setdefault(_which_pairs(run.config.data, held_out.fingerprint()), name)
+        run, held_out = _open(path, here)
+        data = run.config.data
+        which.setdefault((data.kind, data.image_size, data.fit, data.turn, data.background,
+                          data.hidden_joints, held_out.fingerprint()), name)
         if len(which) > 1:
             raise UserError(f"the runs {' and '.join(which.values())} have different held-out "
                             "pairs: their --data settings differ")
@@ -123,25 +128,15 @@ def _add_runs(pairs: dict[str, Pictures], runs: dict[str, Path], show: str, devi
                 made = model(batch["source"], batch["source_pose"], batch["target_pose"])
             shown = {"source": batch["source"], "target": batch["target"],
                      ("result", name): made.image if show == "refined" else made.warped}
+            shown = {key: to_pictures(images) for key, images in shown.items()}
             for k, pair in enumerate(batch["pair"].tolist()):
-                pairs[_name(pair)].update({key: _picture(images[k])
-                                           for key, images in shown.items()})
+                pairs[_name(pair)].update({key: images[k] for key, images in shown.items()})
         missing = [pair for pair, pictures in pairs.items() if ("result", name) not in pictures]
         if missing:
             raise UserError(f"{path}: {len(missing)} of its held-out pairs cannot be read; check "
                             "the data set with python -m posemodel.data check")
 
 
-def _which_pairs(data: "DataConfig", fingerprint: str) -> tuple:
-    return (data.kind, data.image_size, data.fit, data.turn, data.background, data.hidden_joints,
-            fingerprint)
-
-
 def _name(pair: int) -> str:
     return f"{pair:06d}"
 
-
-def _picture(image: "Tensor") -> np.ndarray:
-    """`[3, H, W]` in [-1, 1] -> `[H, W, 3]` uint8."""
-    pixels = ((image.float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
-    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())

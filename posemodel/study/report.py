@@ -2,12 +2,12 @@
 
 import math
 from collections import defaultdict
-from statistics import median
+from statistics import fmean, median
 
-from posemodel.errors import UserError
 from posemodel.evaluation.statistics import compare
-from posemodel.study.plan import plan_trials
+from posemodel.runtime.errors import UserError
 from posemodel.study.study import QUESTIONS, Study, latest, read_answers
+from posemodel.study.trials import plan_trials
 
 _Z = 1.959963984540054  # 95 %, two-sided
 _FEW = 5  # volunteers; with fewer, an interval over volunteers means nothing
@@ -38,8 +38,7 @@ def summarize(study: Study) -> dict:
     owner = {name: (number, method) for number, pair in enumerate(study.pairs)
              for method, name in pair.results.items()}
     answers = list(latest(rows).values())
-    strangers = [row for row in answers
-                 if row["chosen"] not in owner or row["other"] not in owner]
+    strangers = [row for row in answers if row["chosen"] not in owner or row["other"] not in owner]
     if strangers:
         raise UserError(f"{study.answers_path}: {len(strangers)} answers are about pictures that "
                         "are not of this study")
@@ -51,16 +50,12 @@ def summarize(study: Study) -> dict:
             (other,) = pair - {first}
             votes[other, row["question"]].append(
                 (row["volunteer"], owner[row["chosen"]][1] == first))
-    return {
-        "method": first,
-        "table": [{"against": other, "question": question, **_share(votes[other, question])}
-                  for other in others for question in QUESTIONS],
-        "volunteers": [_volunteer(study, name, answers, owner, first)
-                       for name in sorted({row["volunteer"] for row in answers})],
-        "pairs": len(study.pairs),
-        "show": study.show,
-        "damaged_lines": damaged,
-    }
+    return {"method": first,
+            "table": [{"against": other, "question": question, **_share(votes[other, question])}
+                      for other in others for question in QUESTIONS],
+            "volunteers": [_volunteer(study, name, answers, owner, first)
+                           for name in sorted({row["volunteer"] for row in answers})],
+            "pairs": len(study.pairs), "show": study.show, "damaged_lines": damaged}
 
 
 def report_text(summary: dict) -> str:
@@ -80,9 +75,10 @@ def report_text(summary: dict) -> str:
                  f"from {_FEW} volunteers on, a second interval draws volunteers as a whole.")
     lines += ["", "volunteer                 done  prefers  left  consistent  seconds"]
     for row in summary["volunteers"]:
-        lines.append(
-            f"{row['volunteer'][:24]:<24}  {row['done']:>4.0%}  {_percent(row['prefers']):>7}  "
-            f"{_percent(row['left']):>4}  {_agreement(row):>10}  {row['seconds']:>7.1f}")
+        alike = f"{row['repeated_alike']} of {row['repeated']}" if row["repeated"] else "-"
+        prefers = "-" if row["prefers"] is None else f"{row['prefers']:.0%}"
+        lines.append(f"{row['volunteer'][:24]:<24}  {row['done']:>4.0%}  {prefers:>7}  "
+                     f"{row['left']:>4.0%}  {alike:>10}  {row['seconds']:>7.1f}")
     if summary["damaged_lines"]:
         lines += ["", f"warning: {summary['damaged_lines']} lines of answers.jsonl cannot be read "
                   "and were left out"]
@@ -91,19 +87,18 @@ def report_text(summary: dict) -> str:
 
 def _share(votes: list[tuple[str, bool]]) -> dict:
     count, preferred = len(votes), sum(choice for _, choice in votes)
-    if not count:
-        return {"preferred": 0, "count": 0, "share": None, "low": None, "high": None, "p": None,
-                "low_by_volunteer": None, "high_by_volunteer": None}
-    low, high = wilson(preferred, count)
-    low_by_volunteer = high_by_volunteer = None
+    found = {"preferred": preferred, "count": count, **dict.fromkeys(
+        ("share", "low", "high", "p", "low_by_volunteer", "high_by_volunteer"))}
+    if count:
+        found |= {"share": preferred / count, "p": sign_test(preferred, count)}
+        found["low"], found["high"] = wilson(preferred, count)
     if len({volunteer for volunteer, _ in votes}) >= _FEW:
         names, choices = zip(*votes, strict=True)
         # The difference of the two shares lies in -1 .. 1.
-        found = compare([float(c) for c in choices], [float(not c) for c in choices], groups=names)
-        low_by_volunteer, high_by_volunteer = (found.low + 1) / 2, (found.high + 1) / 2
-    return {"preferred": preferred, "count": count, "share": preferred / count, "low": low,
-            "high": high, "p": sign_test(preferred, count), "low_by_volunteer": low_by_volunteer,
-            "high_by_volunteer": high_by_volunteer}
+        apart = compare([float(c) for c in choices], [float(not c) for c in choices], groups=names)
+        for side in ("low", "high"):
+            found[f"{side}_by_volunteer"] = (getattr(apart, side) + 1) / 2
+    return found
 
 
 def _volunteer(study: Study, name: str, answers: list[dict], owner: dict, first: str) -> dict:
@@ -114,17 +109,11 @@ def _volunteer(study: Study, name: str, answers: list[dict], owner: dict, first:
               for row in fresh}
     again = [before.get((row["question"], frozenset((row["chosen"], row["other"]))))
              == row["chosen"] for row in mine if row["repeated"]]
-    return {
-        "volunteer": name,
-        "answers": len(mine),
-        "done": len(mine) / total,
-        "prefers": sum(owner[row["chosen"]][1] == first for row in fresh) / len(fresh)
-        if fresh else None,
-        "left": sum(row["choice"] == "left" for row in mine) / len(mine),
-        "repeated": len(again),
-        "repeated_alike": sum(again),
-        "seconds": median(row["seconds"] for row in mine),
-    }
+    return {"volunteer": name, "answers": len(mine), "done": len(mine) / total,
+            "prefers": fmean(owner[row["chosen"]][1] == first for row in fresh) if fresh else None,
+            "left": fmean(row["choice"] == "left" for row in mine),
+            "repeated": len(again), "repeated_alike": sum(again),
+            "seconds": median(row["seconds"] for row in mine)}
 
 
 def _told(row: dict) -> str:
@@ -136,11 +125,3 @@ def _told(row: dict) -> str:
         text += (f"; over volunteers [{row['low_by_volunteer']:.1%}, "
                  f"{row['high_by_volunteer']:.1%}]")
     return text
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
-
-
-def _agreement(row: dict) -> str:
-    return f"{row['repeated_alike']} of {row['repeated']}" if row["repeated"] else "-"

@@ -2,16 +2,9 @@
 
 from datetime import datetime, timezone
 
-from posemodel.local_server import Refused, field, static_files
-from posemodel.study.plan import Trial, plan_trials
-from posemodel.study.study import (
-    QUESTIONS,
-    SIDES,
-    Study,
-    append_answer,
-    latest,
-    read_answers,
-)
+from posemodel.runtime.local_server import Refused, field, static_files
+from posemodel.study.study import QUESTIONS, SIDES, Study, append_answer, latest, read_answers
+from posemodel.study.trials import Trial, plan_trials
 
 _LONGEST_NAME = 40
 

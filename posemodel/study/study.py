@@ -10,22 +10,21 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from posemodel.errors import UserError
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.files import new_folder
+from posemodel.runtime.folder import OwnFolder
 
 VERSION = 1
 
 # Two questions, as in Appendix D; the wording is ours.
-QUESTIONS = {
-    "realism": "Which one looks more realistic?",
-    "faithfulness": "Which one shows the person better in the new pose?",
-}
+QUESTIONS = {"realism": "Which one looks more realistic?",
+             "faithfulness": "Which one shows the person better in the new pose?"}
 SIDES = ("left", "right")
 
 
@@ -66,15 +65,8 @@ class Study:
         return self.folder / "answers.jsonl"
 
 
-def refuse_existing(folder: Path) -> None:
-    """Raises: `UserError` for a folder that is there already."""
-    if folder.exists():
-        raise UserError(f"{folder} exists; a study is made in a new folder, nothing was touched")
-
-
-def create_study(folder: Path, *, methods: dict[str, Path],
-                 pairs: dict[str, dict[str, np.ndarray]], seed: int, repeats: float,
-                 show: str) -> Study:
+def create_study(folder: Path, *, methods: dict[str, Path], pairs: dict[str, dict[str, np.ndarray]],
+                 seed: int, repeats: float, show: str) -> Study:
     """Write a study; the folder appears entirely or not at all.
 
     Args:
@@ -86,42 +78,31 @@ def create_study(folder: Path, *, methods: dict[str, Path],
     """
     if not 0 <= repeats <= 0.5:
         raise UserError(f"--repeats {repeats:g}: expected 0 to 0.5")
-    refuse_existing(folder)
-    temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        (temporary / "images").mkdir(parents=True)
+    with new_folder(folder) as temporary:
+        (temporary / "images").mkdir()
         written = [_write_pair(temporary / "images", name, pictures, list(methods))
                    for name, pictures in pairs.items()]
         study = Study(folder=folder, methods={name: str(path) for name, path in methods.items()},
                       pairs=written, seed=seed, repeats=repeats, show=show)
         values = {"version": VERSION, **asdict(study), "questions": QUESTIONS}
         del values["folder"]
-        (temporary / "study.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        _own(temporary).write(values)
         (temporary / "answers.jsonl").touch()
-        os.rename(temporary, folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return study
 
 
 def open_study(folder: Path) -> Study:
     """Raises: `UserError`."""
-    path = folder / "study.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+    with _own(folder).reading() as values:
         if values["version"] != VERSION or values["questions"] != QUESTIONS:
-            raise UserError(f"{path} was written by another version of this program")
+            raise UserError("it was written by another version")
         pairs = [StudyPair(**pair) for pair in values["pairs"]]
-        study = Study(folder=folder, methods=values["methods"], pairs=pairs, seed=values["seed"],
-                      repeats=values["repeats"], show=values["show"])
-    except OSError as error:
-        raise UserError(f"{folder} is no study ({path.name}: {error.strerror}); make one with "
-                        "python -m posemodel.study new") from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error!r})") from error
-    return study
+        return Study(folder=folder, pairs=pairs, **{
+            name: values[name] for name in ("methods", "seed", "repeats", "show")})
+
+
+def _own(folder: Path) -> OwnFolder:
+    return OwnFolder(folder, "study.json", "study")
 
 
 def append_answer(path: Path, answer: dict) -> None:
@@ -145,11 +126,9 @@ def read_answers(path: Path) -> tuple[list[dict], int]:
     answers, damaged = [], 0
     for line in path.read_bytes().splitlines():
         try:
-            answer = json.loads(line)
+            answers.append(json.loads(line))
         except ValueError:
             damaged += 1
-        else:
-            answers.append(answer)
     return answers, damaged
 
 

@@ -1,4 +1,4 @@
-"""Shared by the tests of the baselines: poses, positions, small networks."""
+"""Shared by the tests of the baselines: positions, small networks."""
 
 import dataclasses
 
@@ -7,14 +7,6 @@ import torch
 import pose_kernels
 from posemodel.baselines import baseline_config, build_baseline
 from posemodel.baselines.gfla import GflaConfig
-
-
-def poses(count, seed=0, present=1.0):
-    """`[count, 18, 3]`; a joint is there with probability `present`, else all zero."""
-    generator = torch.Generator().manual_seed(seed)
-    xy = 1.6 * torch.rand(count, 18, 2, generator=generator) - 0.8
-    there = (torch.rand(count, 18, 1, generator=generator) < present).float()
-    return torch.cat([xy, torch.ones(count, 18, 1)], dim=-1) * there
 
 
 def grid(height=8, width=8, dtype=torch.float64):
@@ -32,5 +24,4 @@ def small(name, size=(32, 32), **changes):
 
 def turn(degrees, scale=1.0):
     angle = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
-    return scale * torch.stack([
-        torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+    return scale * torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(2, 2)

@@ -1,13 +1,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from baseline_helpers import grid, poses, small
+from baseline_helpers import grid, small
 from torch.autograd import gradcheck
 
 import pose_kernels
-from posemodel.baselines.estimator import pixel_features
 from posemodel.baselines.gfla import affine_regularization, sampling_correctness
-from posemodel.errors import UserError
+from posemodel.losses.pyramid import PyramidLoss
+from posemodel.runtime.errors import UserError
+from tests.tiny import random_poses as poses
 
 
 def shifted(height, width, x, y, dtype=torch.float64):
@@ -45,8 +46,7 @@ def test_regularization_is_the_residual_of_the_least_squares_fit_in_cells():
             values = cells[0, :, row:row + 3, column:column + 3].reshape(2, 9).T
             fit = plane @ torch.linalg.lstsq(plane, values).solution
             expected.append((values - fit).square().sum())
-    torch.testing.assert_close(
-        affine_regularization(flow, 3), torch.stack(expected).mean())
+    torch.testing.assert_close(affine_regularization(flow, 3), torch.stack(expected).mean())
 
 
 def test_regularization_gradients():
@@ -61,10 +61,8 @@ def test_correctness_is_least_at_the_best_match():
     source = smooth_features()
     # The target shows at (row, column) what the source has at (row + 1, column + 2).
     target = source.roll((-1, -2), (2, 3))
-    losses = {
-        (x, y): float(sampling_correctness(shifted(12, 10, x, y), source, target))
-        for x in (-2, 0, 1, 2, 3) for y in (-1, 0, 1, 2)
-    }
+    losses = {(x, y): float(sampling_correctness(shifted(12, 10, x, y), source, target))
+              for x in (-2, 0, 1, 2, 3) for y in (-1, 0, 1, 2)}
     assert min(losses, key=losses.get) == (2, 1)
 
 
@@ -123,7 +121,7 @@ def test_features_learn_nothing():
 @pytest.mark.parametrize(("name", "cell"), [("gfla32", 8), ("gfla64", 4)])
 @pytest.mark.parametrize("size", [(32, 32), (64, 32)])
 def test_flows_at_two_resolutions_start_as_the_identity(name, cell, size):
-    motion = small(name, size).eval().estimate(poses(2), poses(2, seed=1))
+    motion = small(name, size).eval()(poses(2), poses(2, seed=1))
     for flow, side in zip((*motion.flows, motion.flow), (8, 4, cell), strict=True):
         expected = pose_kernels.identity_flow(size[0] // side, size[1] // side)
         assert torch.equal(flow, expected.expand(2, -1, -1, -1))
@@ -134,7 +132,7 @@ def test_both_scales_have_the_same_weights():
     for head in coarse.heads:
         torch.nn.init.normal_(head[1].weight)
     fine.load_state_dict(coarse.state_dict())
-    a, b = (one.estimate(poses(2), poses(2, seed=1)) for one in (coarse, fine))
+    a, b = (one(poses(2), poses(2, seed=1)) for one in (coarse, fine))
     assert torch.equal(a.flow, b.flows[0]) and torch.equal(b.flow, a.flows[1])
 
 
@@ -142,24 +140,16 @@ def test_losses_compare_each_flow_at_its_own_resolution():
     model = small("gfla64", correctness_weight=2.0, regularization_weight=0.5).eval()
     for head in model.heads:
         torch.nn.init.normal_(head[1].weight, std=0.1)
-    motion = model.estimate(poses(2), poses(2, seed=1))
+    motion = model(poses(2), poses(2, seed=1))
     batch = {name: torch.rand(2, 3, 32, 32) * 2 - 1 for name in ("source", "target")}
-    found = model.losses(motion, batch, pixel_features)
+    found = model.losses(motion, batch, PyramidLoss().features)
     (source4, source8), (target4, target8) = (
-        pixel_features(batch[name]) for name in ("source", "target"))
+        PyramidLoss().features(batch[name]) for name in ("source", "target"))
     expected = sampling_correctness(motion.flows[0], source8, target8) + sampling_correctness(
         motion.flows[1], source4, target4)
     torch.testing.assert_close(found["correctness"], 2 * expected)
     bend = affine_regularization(motion.flows[0], 3) + affine_regularization(motion.flows[1], 5)
     torch.testing.assert_close(found["regularization"], 0.5 * bend)
-
-
-def test_the_image_option_shows_the_network_the_source():
-    model = small("gfla64", motion_input="keypoints+image").eval()
-    torch.nn.init.normal_(model.heads[1][1].weight)
-    image = torch.rand(2, 3, 32, 32)
-    first = model(poses(2), poses(2, seed=1), image)
-    assert not torch.allclose(first, model(poses(2), poses(2, seed=1), 1 - image))
 
 
 @pytest.mark.parametrize("size", [(48, 40), (16, 32)])

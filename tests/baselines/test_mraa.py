@@ -1,10 +1,11 @@
 import pytest
 import torch
-from baseline_helpers import grid, poses, turn
+from baseline_helpers import grid, turn
 from torch.autograd import gradcheck
 
 from posemodel.baselines.dense_motion import affine_motions
 from posemodel.baselines.mraa import PARTS, region_affine, region_maps, regions, symmetric_root
+from tests.tiny import random_poses as poses
 
 FLOOR = 0.0025
 
@@ -95,8 +96,7 @@ def test_straight_short_and_empty_parts_have_finite_gradients():
     common[2, 5:] = 0
     found = region_affine(source, target, common, FLOOR)
     found.sum().backward()
-    for value in (found, source.grad, target.grad):
-        assert value.isfinite().all()
+    assert all(value.isfinite().all() for value in (found, source.grad, target.grad))
 
 
 def test_a_turn_in_one_line_is_found_from_the_names_of_the_joints():
@@ -112,8 +112,7 @@ def test_a_turn_in_one_line_is_found_from_the_names_of_the_joints():
 
 def test_map_of_a_part_is_the_gaussian_of_its_covariance():
     points, present = joints(), some(0.5)
-    parts = regions(points, present)
-    z = grid(6, 6)
+    parts, z = regions(points, present), grid(6, 6)
     found = region_maps(parts, FLOOR, z)
     inverse = torch.linalg.inv(parts.spread + FLOOR * torch.eye(2).double())
     offset = affine_motions(torch.eye(2).double().expand_as(inverse), torch.zeros_like(parts.mean),

@@ -13,21 +13,16 @@ import pytest
 
 from posemodel.data import archives
 from posemodel.data.archives import extract
-from posemodel.errors import UserError
-from tests.encrypted_zip import encrypted_zip_of
+from posemodel.runtime.errors import UserError
+from tests import small_datasets
+from tests.encrypted_zip import encrypted_zip_of, zip_of
+from tests.small_datasets import contents, refusal
 
 FILES = {
     "set/a.jpg": np.random.default_rng(0).bytes(3000),
     "set/b/c.jpg": b"c" * 5000,
     "set/empty.txt": b"",
 }
-
-
-def zip_of(path: Path, files: dict[str, bytes], **options) -> Path:
-    with zipfile.ZipFile(path, "w", **options) as packed:
-        for name, content in files.items():
-            packed.writestr(name, content)
-    return path
 
 
 def tar_of(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
@@ -52,21 +47,11 @@ def packed(kind: str, folder: Path, files: dict[str, bytes] = FILES) -> Path:
     return MAKERS[kind](folder / kind, files)
 
 
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def refused(archive: Path, destination: Path, message: str, **options) -> None:
     """`extract` says why, and neither the destination nor anything beside it changes."""
-    before = files_below(archive.parent)
-    with pytest.raises(UserError, match=message) as caught:
-        extract(archive, destination, **options)
-    assert str(archive) in str(caught.value)
-    assert files_below(archive.parent) == before
+    before = contents(archive.parent)
+    assert str(archive) in small_datasets.refused(message, extract, archive, destination, **options)
+    assert contents(archive.parent) == before
 
 
 # What comes out
@@ -76,7 +61,7 @@ def refused(archive: Path, destination: Path, message: str, **options) -> None:
 def test_everything_comes_out(tmp_path, kind) -> None:
     out = tmp_path / "deep" / "out"
     paths = extract(packed(kind, tmp_path), out)
-    assert files_below(out) == FILES
+    assert contents(out) == FILES
     assert paths == [out / name for name in FILES]
 
 
@@ -85,7 +70,7 @@ def test_only_what_is_wanted(tmp_path, kind) -> None:
     files = {f"./{name}": content for name, content in FILES.items()}
     out = tmp_path / "out"
     extract(packed(kind, tmp_path, files), out, wanted=lambda name: name == "set/b/c.jpg")
-    assert files_below(out) == {"set/b/c.jpg": FILES["set/b/c.jpg"]}
+    assert contents(out) == {"set/b/c.jpg": FILES["set/b/c.jpg"]}
 
 
 def test_an_encrypted_zip(tmp_path) -> None:
@@ -93,21 +78,17 @@ def test_an_encrypted_zip(tmp_path) -> None:
     refused(archive, tmp_path / "out", "is encrypted; give its password")
     refused(archive, tmp_path / "out", "the password is wrong", password="guess")
     extract(archive, tmp_path / "out", password="secret")
-    assert files_below(tmp_path / "out") == FILES
+    assert contents(tmp_path / "out") == FILES
 
 
 def test_a_wrong_password_that_passes_the_first_check(tmp_path) -> None:
     archive = encrypted_zip_of(tmp_path / "img.zip", FILES, b"secret")
     messages = set()
     for number in range(600):
-        with pytest.raises(UserError) as caught:
-            extract(archive, tmp_path / "out", password=f"guess {number}")
-        messages.add(str(caught.value).removeprefix(f"{archive}: ").split(" (")[0])
-    assert messages == {
-        "the password is wrong",
-        "is damaged or cut off, or the password is wrong",
-    }
-    assert not files_below(tmp_path / "out")
+        text = refusal(extract, archive, tmp_path / "out", password=f"guess {number}")
+        messages.add(text.removeprefix(f"{archive}: ").split(" (")[0])
+    assert messages == {"the password is wrong", "is damaged or cut off, or the password is wrong"}
+    assert not contents(tmp_path / "out")
 
 
 @each_kind
@@ -120,7 +101,7 @@ def test_the_same_call_again_writes_only_what_is_missing(tmp_path, kind) -> None
     written: list[tuple[int, int]] = []
     extract(archive, out, progress=lambda done, total: written.append((done, total)))
     assert written == [(8000, 8000)]
-    assert files_below(out) == FILES | {"set/a.jpg": b"x" * 3000}
+    assert contents(out) == FILES | {"set/a.jpg": b"x" * 3000}
 
 
 @each_kind
@@ -134,9 +115,9 @@ def test_an_interrupted_call_leaves_whole_files_only(tmp_path, kind) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         extract(archive, out, progress=interrupt)
-    assert files_below(out) == {"set/a.jpg": FILES["set/a.jpg"]}
+    assert contents(out) == {"set/a.jpg": FILES["set/a.jpg"]}
     extract(archive, out)
-    assert files_below(out) == FILES
+    assert contents(out) == FILES
 
 
 def test_an_archive_without_files(tmp_path) -> None:
@@ -154,7 +135,7 @@ def test_names_that_leave_the_destination(tmp_path, kind, name) -> None:
     refused(archive, tmp_path / "out", "the file name .* is refused")
     # What is not wanted harms nobody.
     extract(archive, tmp_path / "out", wanted="good".__eq__)
-    assert files_below(tmp_path / "out") == {"good": b"x"}
+    assert contents(tmp_path / "out") == {"good": b"x"}
 
 
 @each_kind
@@ -166,11 +147,11 @@ def test_a_link_in_the_destination_is_not_followed_out_of_it(tmp_path, kind) -> 
     # The destination itself may be a link.
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     extract(packed(kind, tmp_path), tmp_path / "link")
-    assert files_below(tmp_path / "elsewhere") == FILES
+    assert contents(tmp_path / "elsewhere") == FILES
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE,
-                                  tarfile.CHRTYPE])  # fmt: skip
+                                  tarfile.CHRTYPE])
 def test_links_and_devices_in_a_tar(tmp_path, kind) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         info = tarfile.TarInfo("strange")
@@ -188,16 +169,13 @@ def test_links_in_a_zip(tmp_path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("maker", [zip_of, tar_of])
-def test_a_name_twice(tmp_path, maker) -> None:
-    archive = maker(tmp_path / "archive", {"set/a.jpg": b"1", "./set//a.jpg": b"2"})
-    refused(archive, tmp_path / "out", "has two files called set/a.jpg")
-
-
-@each_kind
-def test_a_file_that_is_a_folder_too(tmp_path, kind) -> None:
-    archive = packed(kind, tmp_path, {"set/a/b.jpg": b"1", "set/a": b"2"})
-    refused(archive, tmp_path / "out", "set/a is a file and a folder at once")
+@pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("files, message", [
+    ({"set/a.jpg": b"1", "./set//a.jpg": b"2"}, "has two files called set/a.jpg"),
+    ({"set/a/b.jpg": b"1", "set/a": b"2"}, "set/a is a file and a folder at once"),
+    ({archives._PART: b"x"}, "a name that unpacking itself needs")])
+def test_names_that_cannot_be_used(tmp_path, maker, files, message) -> None:
+    refused(maker(tmp_path / "archive", files), tmp_path / "out", message)
 
 
 @each_kind
@@ -266,11 +244,6 @@ def test_a_file_in_the_way_is_never_overwritten(tmp_path, kind) -> None:
     refused(packed(kind, tmp_path), out, "is in the way")
 
 
-def test_the_name_of_the_part_file(tmp_path) -> None:
-    archive = zip_of(tmp_path / "a.zip", {archives._PART: b"x"})
-    refused(archive, tmp_path / "out", "a name that unpacking itself needs")
-
-
 @each_kind
 @pytest.mark.parametrize("part", [0.2, 0.5, 0.8])
 def test_cut_off(tmp_path, kind, part) -> None:
@@ -280,38 +253,21 @@ def test_cut_off(tmp_path, kind, part) -> None:
     refused(archive, tmp_path / "out", "is damaged or cut off")
 
 
-def test_a_tar_that_ends_between_two_files(tmp_path) -> None:
-    """tarfile takes this, and a damaged header in the middle, for the end."""
-    archive = tar_of(tmp_path / "a.tar", FILES)
+@pytest.mark.parametrize("kind, files, start, stop, put, message", [
+    # tarfile takes the end between two files, and a damaged header in the middle, for the end.
+    ("plain.tar", FILES, 512 + 3072, None, b"", "the end is missing"),
+    ("plain.tar", FILES, 512 + 3072, 512 + 3073, b"\1", "the end is missing"),
+    ("stored.zip", {"a.jpg": bytes(3000)}, 1000, 1001, b"\1", "damaged or cut off .*CRC"),
+    # Behind the header of 30 bytes and the name: a block of a kind unknown.
+    ("deflated.zip", {"a": FILES["set/b/c.jpg"]}, 31, 32, b"\xff",
+     "is damaged or cut off .*invalid block type"),
+    # By the directory, which is counted from the end, the first file starts before the archive.
+    ("stored.zip", FILES, 1000, 1010, b"", "is damaged or cut off")])
+def test_damage_in_the_middle(tmp_path, kind, files, start, stop, put, message) -> None:
+    archive = packed(kind, tmp_path, files)
     data = archive.read_bytes()
-    archive.write_bytes(data[: 512 + 3072])
-    refused(archive, tmp_path / "out", "the end is missing")
-    archive.write_bytes(data[: 512 + 3072] + b"\1" + data[512 + 3073 :])
-    refused(archive, tmp_path / "out", "the end is missing")
-
-
-def test_a_flipped_bit(tmp_path) -> None:
-    archive = packed("stored.zip", tmp_path, {"a.jpg": FILES["set/a.jpg"]})
-    data = bytearray(archive.read_bytes())
-    data[1000] ^= 1
-    archive.write_bytes(data)
-    refused(archive, tmp_path / "out", "damaged or cut off .*CRC")
-
-
-def test_a_broken_deflate_stream(tmp_path) -> None:
-    archive = packed("deflated.zip", tmp_path, {"a": FILES["set/b/c.jpg"]})
-    data = bytearray(archive.read_bytes())
-    data[31] = 0xFF  # behind the header of 30 bytes and the name: a block of a kind unknown
-    archive.write_bytes(data)
-    refused(archive, tmp_path / "out", "is damaged or cut off .*invalid block type")
-
-
-def test_a_piece_that_is_missing_in_the_middle(tmp_path) -> None:
-    """By the directory, which is counted from the end, the first file starts before the archive."""
-    archive = zip_of(tmp_path / "a.zip", FILES)
-    data = archive.read_bytes()
-    archive.write_bytes(data[:1000] + data[1010:])
-    refused(archive, tmp_path / "out", "is damaged or cut off")
+    archive.write_bytes(data[:start] + put + (data[stop:] if stop else b""))
+    refused(archive, tmp_path / "out", message)
 
 
 def test_a_header_of_any_size(tmp_path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posemodel.data.augmentation import Augmentation, augment, draw, move
-from posemodel.data.keypoints import normalized_to_pixels
+from posemodel.poses.joints import normalized_to_pixels
 
 SIZES = [(64, 64), (64, 32)]
 ALL = Augmentation(flip=True, rotate=20.0, scale=0.2, shift=0.1)
@@ -44,10 +44,8 @@ def draws(bounds, positions, *, seed=0, size=(64, 64)):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("bounds", [
-    Augmentation(flip=True), Augmentation(rotate=25.0), Augmentation(scale=0.2),
-    Augmentation(shift=0.1), ALL,
-])
+@pytest.mark.parametrize("bounds", [Augmentation(flip=True), Augmentation(rotate=25.0),
+                                    Augmentation(scale=0.2), Augmentation(shift=0.1), ALL])
 def test_the_moved_joint_lies_on_its_mark_in_the_moved_image(bounds, size):
     before, chosen = batch_of(12, size), draws(bounds, range(12), size=size)
     after = augment(before, chosen)

@@ -7,19 +7,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from posemodel.data import annotations as an
 from posemodel.data import check as module
+from posemodel.data import lists
 from posemodel.data.check import check, describe
-from posemodel.data.synthesize import Plan, synthesize
-from tests.small_datasets import fashion_names, make_fashion, make_market
+from posemodel.data.layouts import LAYOUTS
+from posemodel.data.layouts.deepfashion import DEEPFASHION
+from tests.small_datasets import (
+    change_joints,
+    fashion_names,
+    make_fashion,
+    make_generated,
+    make_market,
+)
 
 
 @pytest.fixture(autouse=True)
 def published(monkeypatch):
     """The small sets stand for the published ones."""
     counts = {split: {"images": 36, "pairs": 72} for split in ("train", "test")}
-    monkeypatch.setattr(module, "PUBLISHED", {"deepfashion": counts, "market": counts})
-    monkeypatch.setattr(module, "_OTHER_SPLITS", {("deepfashion", "test", 71): "an old split"})
+    for layout in LAYOUTS.values():
+        monkeypatch.setattr(type(layout), "published", counts)
+    monkeypatch.setattr(type(DEEPFASHION), "other_splits", {("test", 71): "an old split"})
 
 
 @pytest.fixture
@@ -29,10 +37,7 @@ def fashion(tmp_path):
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
-    root = tmp_path_factory.mktemp("generated") / "set"
-    synthesize(root, Plan(layout="market", pairs=4, test_pairs=2, seed=0, held_out_seed=2**32 + 1,
-                          image_rows=32), progress=lambda done, total: None)
-    return root
+    return make_generated(tmp_path_factory.mktemp("generated") / "set", layout="market", pairs=4)
 
 
 @pytest.fixture
@@ -40,17 +45,16 @@ def copy(generated, tmp_path):
     return shutil.copytree(generated, tmp_path / "copy")
 
 
-@pytest.mark.parametrize("make, persons", [(make_fashion, 12), (make_market, 12)])
-def test_a_sound_set(tmp_path, make, persons):
+@pytest.mark.parametrize("make, preset", [(make_fashion, "paper"), (make_market, "market")])
+def test_a_sound_set(tmp_path, make, preset):
     found = check(make(tmp_path, people=12))
     assert found.problems == found.notes == []
     counts = found.splits["train"]
     assert (counts["images"], counts["rows"], counts["torso_rows"]) == (36, 36, 36)
-    assert (counts["persons"], counts["pairs"], counts["self_pairs"]) == (persons, 72, 0)
+    assert (counts["persons"], counts["pairs"], counts["self_pairs"]) == (12, 72, 0)
     assert (counts["sampled"], counts["bad"], counts["empty_rows"]) == (36, 0, 0)
     text = describe(found)
     assert "problems: none" in text and "notes" not in text
-    preset = "paper" if make is make_fashion else "market"
     assert text.endswith(f"next\n  python -m posemodel.train {preset} --data.root {tmp_path}")
     assert json.loads(json.dumps(found.to_dict()))["ok"] is True
     # The table is aligned: every line of numbers is as long.
@@ -61,6 +65,15 @@ def test_a_sound_set(tmp_path, make, persons):
 def one(found, *says) -> None:
     assert len(found.problems) == 1, found.problems
     assert all(text in found.problems[0] for text in says), found.problems
+
+
+def keep_lines(path, which) -> None:
+    path.write_text("".join(path.read_text().splitlines(True)[which]))
+
+
+def change_manifest(root, **changes) -> None:
+    manifest = json.loads((root / "manifest.json").read_text())
+    (root / "manifest.json").write_text(json.dumps(manifest | changes))
 
 
 def test_a_bad_row(fashion):
@@ -88,14 +101,12 @@ def test_lost_images(fashion):
 
 
 def test_fewer_pairs_than_published(fashion):
-    path = fashion / "fasion-resize-pairs-train.csv"
-    path.write_text("".join(path.read_text().splitlines(True)[:50]))
+    keep_lines(fashion / "fasion-resize-pairs-train.csv", slice(50))
     one(check(fashion), "train: 49 pairs instead of 72", "not the published split")
 
 
 def test_another_known_split_is_no_fault(fashion):
-    path = fashion / "fasion-resize-pairs-test.csv"
-    path.write_text("".join(path.read_text().splitlines(True)[:-1]))
+    keep_lines(fashion / "fasion-resize-pairs-test.csv", slice(-1))
     found = check(fashion)
     assert found.problems == [] and found.notes == ["test: 71 pairs are an old split"]
 
@@ -138,12 +149,10 @@ def test_names_of_ones_own(fashion):
 
 
 def test_self_pairs_and_empty_rows_are_counted(fashion):
-    path = fashion / "fasion-resize-annotation-train.csv"
-    names, joints = an.read_annotations(path)
-    joints[5] = 0
-    an.write_annotations(path, names, joints)
+    names, _ = change_joints(fashion / "fasion-resize-annotation-train.csv",
+                             lambda joints: joints * (np.arange(36) != 5)[:, None, None])
     pairs = np.array([[0, 0]] + [[0, 1]] * 71)
-    an.write_pairs(fashion / "fasion-resize-pairs-train.csv", names, pairs)
+    lists.write_pairs(fashion / "fasion-resize-pairs-train.csv", names, pairs)
     counts = check(fashion).splits["train"]
     assert (counts["self_pairs"], counts["empty_rows"], counts["torso_rows"]) == (1, 1, 35)
 
@@ -183,18 +192,16 @@ def test_a_damaged_manifest(copy):
     assert "damaged" in check(copy).problems[0]
 
 
-@pytest.mark.parametrize("damage", [
-    {"sha256": {"a" * 300: ""}}, {"sha256": ["x"]}, {"counts": 3}, {"recipe": []},
-], ids=["long name", "list", "number", "recipe"])  # fmt: skip
+@pytest.mark.parametrize("damage", [{"sha256": {"a" * 300: ""}}, {"sha256": ["x"]}, {"counts": 3},
+                                    {"recipe": []}], ids=["long name", "list", "number", "recipe"])
 def test_a_manifest_with_nonsense_inside(copy, damage):
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | damage))
+    change_manifest(copy, **damage)
     assert "manifest.json is damaged" in check(copy).problems[0]
 
 
 @pytest.mark.parametrize("row", [
     b"\xff", b'{"split": "train", "name": [], "bytes": 1, "sha256": ""}',
-], ids=["bytes", "list"])  # fmt: skip
+], ids=["bytes", "list"])
 def test_nonsense_among_the_images_ends_the_list(copy, row):
     lines = (copy / "images.jsonl").read_bytes()
     (copy / "images.jsonl").write_bytes(lines + row + b"\n")

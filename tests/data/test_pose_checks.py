@@ -1,31 +1,27 @@
 """Warnings: each accident is found, and right joints give none."""
 
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from posemodel.data.annotations import read_annotations
-from posemodel.data.joint_layouts import Pose
 from posemodel.data.pose_checks import check_pose
-
-SHARED = Path(os.environ.get("POSEMODEL_SHARED_DATA",
-                             Path(__file__).parents[2].parent / "shared" / "data"))  # fmt: skip
+from posemodel.poses.annotations import read_annotations
+from posemodel.poses.layouts import Pose
+from tests.small_datasets import SHARED
 
 # A standing person in a frame of 256 x 256 with borders, 18 x (x, y).
 STANDING = [
     (129, 24), (122, 49), (103, 49), (95, 86), (83, 116), (141, 49), (144, 85), (155, 117),
     (112, 114), (118, 167), (125, 216), (134, 114), (126, 168), (122, 214),
     (124, 19), (132, 19), (115, 20), (137, 21),
-]  # fmt: skip
+]
 WITH_BORDERS, WITHOUT = (256, 256), (256, 176)
 
 
 def pose(xy=STANDING, **fields):
     xy = np.array(xy, np.float32)
     return Pose(joints=np.column_stack([xy, np.ones(len(xy), np.float32)]), format="openpose18",
-                **fields)  # fmt: skip
+                **fields)
 
 
 def moved(x=0.0, y=0.0, scale=1.0):
@@ -94,7 +90,7 @@ def test_joints_outside_are_named():
     ("file", "size"),
     [("market-annotation-train.csv", (128, 64)),
      ("fasion-annotation-test.head300.csv", WITH_BORDERS)],
-)  # fmt: skip
+)
 def test_published_joints_give_few_warnings_and_swapped_ones_many(file, size):
     if not (SHARED / file).exists():
         pytest.skip("the published annotations are not here")
@@ -102,6 +98,6 @@ def test_published_joints_give_few_warnings_and_swapped_ones_many(file, size):
     complete = joints[joints[..., 2].sum(1) >= 8][:500]
     right = [check_pose(Pose(joints=rows, format="openpose18"), size) for rows in complete]
     wrong = [check_pose(Pose(joints=rows[:, [1, 0, 2]], format="openpose18"), size)
-             for rows in complete]  # fmt: skip
+             for rows in complete]
     assert sum(map(bool, right)) <= 0.02 * len(right)
     assert sum("swapped" in " ".join(lines) for lines in wrong) > 0.95 * len(wrong)

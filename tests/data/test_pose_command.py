@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from posemodel.data.annotations import write_annotations
-from posemodel.data.joint_layouts import Pose
-from posemodel.data.keypoint_formats import openpose_json, read_poses
-from posemodel.data.keypoints import JOINT_COLORS
-from posemodel.data.pose_command import draw_poses, main
-from posemodel.errors import UserError
+from posemodel.data.pose_command import main
+from posemodel.poses.annotations import write_annotations
+from posemodel.poses.drawing import draw_poses
+from posemodel.poses.files import openpose_json, read_poses
+from posemodel.poses.joints import JOINT_COLORS
+from posemodel.poses.layouts import Pose
+from posemodel.runtime.errors import UserError
+from tests.small_datasets import SHARED, refused
 
-SHARED = Path(os.environ.get("POSEMODEL_SHARED_DATA",
-                             Path(__file__).parents[2].parent / "shared" / "data"))  # fmt: skip
 HEIGHT, WIDTH = 400, 300
 
 
@@ -82,8 +82,7 @@ def test_the_row_of_a_file_of_many_images(folder):
     np.testing.assert_array_equal(read_poses("own.json")[0].joints, rows[1])
     np.testing.assert_array_equal(read_poses("c.json")[0].joints, rows[2])
     Path("a.jpg").rename("z.jpg")
-    with pytest.raises(UserError, match="3 images and none of z.jpg; give one with --name"):
-        main(["z.jpg", "rows.csv"])
+    refused("3 images and none of z.jpg; give one with --name", main, ["z.jpg", "rows.csv"])
 
 
 def test_format_and_threshold(folder, capsys):
@@ -93,7 +92,7 @@ def test_format_and_threshold(folder, capsys):
     faint = person() * (1, 1, 0.5)
     faint[0, 2] = 0.9
     Path("faint.json").write_text(json.dumps({"people": [
-        {"pose_keypoints_2d": faint.ravel().tolist()}]}))  # fmt: skip
+        {"pose_keypoints_2d": faint.ravel().tolist()}]}))
     capsys.readouterr()
     main(["a.jpg", "faint.json", "--threshold", "0.6"])
     assert "joints: 1 of 18" in capsys.readouterr().out
@@ -139,25 +138,21 @@ def test_joints_far_outside_do_no_harm():
     draw_poses(image, [pose(joints), pose(joints, 1)], pose(joints, 1))
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["a.jpg", "poses.json", "--out", "a.jpg"], "give a name ending in .png"),
-        (["a.jpg", "poses.json", "--json", "poses.json", "--overwrite"], "would replace what is"),
-        (["a.jpg", "poses.json", "--out", "there.png"], "there.png exists; --overwrite replaces"),
-        (["a.jpg", "poses.json", "--out", "x.png", "--json", "x.png"], "are the same file"),
-        (["a.jpg", "poses.json", "--out", "no/x.png"], "there is no folder no"),
-        (["a.jpg", "poses.json", "--format", "bodies"], "no format is called 'bodies'"),
-        (["poses.json", "poses.json", "--out", "x.png"], "is no image"),
-        (["a.jpg", "a.jpg", "--out", "x.png"], "neither text nor"),
-        (["a.jpg", "gone.json", "--out", "x.png"], "gone.json: No such file"),
-    ],
-)
+@pytest.mark.parametrize(("words", "message"), [
+    (["a.jpg", "poses.json", "--out", "a.jpg"], "give a name ending in .png"),
+    (["a.jpg", "poses.json", "--json", "poses.json", "--overwrite"], "would replace what is"),
+    (["a.jpg", "poses.json", "--out", "there.png"], "there.png exists; --overwrite replaces"),
+    (["a.jpg", "poses.json", "--out", "x.png", "--json", "x.png"], "are the same file"),
+    (["a.jpg", "poses.json", "--out", "no/x.png"], "there is no folder no"),
+    (["a.jpg", "poses.json", "--format", "bodies"], "no format is called 'bodies'"),
+    (["poses.json", "poses.json", "--out", "x.png"], "is no image"),
+    (["a.jpg", "a.jpg", "--out", "x.png"], "neither text nor"),
+    (["a.jpg", "gone.json", "--out", "x.png"], "gone.json: No such file"),
+])
 def test_refused_and_nothing_touched(folder, words, message):
     Path("there.png").write_bytes(b"mine")
     before = {name: Path(name).read_bytes() for name in os.listdir()}
-    with pytest.raises(UserError, match=message):
-        main(words)
+    refused(message, main, words)
     assert {name: Path(name).read_bytes() for name in os.listdir()} == before
 
 

@@ -2,22 +2,21 @@
 
 import json
 import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from posemodel.data import annotations as an
+from posemodel.data import lists
 from posemodel.data import prepare as module
 from posemodel.data.check import check
 from posemodel.data.images import read_image
-from posemodel.data.layouts import find_layout, open_pairs
+from posemodel.data.layouts.deepfashion import flatten_inshop
 from posemodel.data.prepare import prepare
-from posemodel.errors import UserError
-from tests.encrypted_zip import encrypted_zip_of
-from tests.small_datasets import make_fashion, make_market
+from posemodel.data.reading import find_dataset, open_pairs
+from tests.encrypted_zip import encrypted_zip_of, zip_of
+from tests.small_datasets import Killed, contents, make_fashion, make_market, refusal, refused
 
 VIEWS = {"1front": "01_1_front", "2side": "01_2_side", "3back": "01_3_back"}
 
@@ -34,7 +33,7 @@ def make_inshop(root: Path, *, form: str = "img", size: tuple[int, int] = (256, 
     texts = make_fashion(root / "texts", people=2)
     number = 0
     for split in ("train", "test"):
-        for name in an.read_list(texts / f"{split}.lst"):
+        for name in lists.read_list(texts / f"{split}.lst"):
             garment, _, view = name.partition("id")[2].partition("_")
             folder = root / "raw" / form / "WOMEN" / "Tees_Tanks" / f"id_{garment[:8]}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -49,9 +48,13 @@ def run(raw: Path, out: Path, *, kind: str = "deepfashion", **options) -> bool:
     return prepare(raw, out, kind=kind, progress=lambda what, done, total: None, **options)
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes()
-            for path in root.rglob("*") if path.is_file()}
+def run_inshop(root: Path, out: str = "out", **options) -> bool:
+    """Prepare what `make_inshop` made."""
+    return run(root / "raw", root / out, annotations=root / "texts", **options)
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "images.jsonl").open()]
 
 
 def raw_files(root: Path) -> list[Path]:
@@ -62,13 +65,13 @@ def raw_files(root: Path) -> list[Path]:
 def test_images_of_the_right_size_are_copied_byte_by_byte(tmp_path, form):
     make_inshop(tmp_path, form=form)
     before = contents(tmp_path)
-    assert run(tmp_path / "raw", tmp_path / "out", annotations=tmp_path / "texts") is True
+    assert run_inshop(tmp_path) is True
     assert before.items() <= contents(tmp_path).items()
     for split in ("train", "test"):
         pairs = open_pairs(tmp_path / "out", split)
         assert len(pairs.names) == 6 and len(pairs.pairs) == 12
         for name in pairs.names:
-            path = next(path for path in raw_files(tmp_path) if an.flatten_inshop(
+            path = next(path for path in raw_files(tmp_path) if flatten_inshop(
                 "/".join(path.parts[-4:])) == name)
             assert (pairs.folder / name).read_bytes() == path.read_bytes()
     for path in (tmp_path / "texts").iterdir():
@@ -76,20 +79,20 @@ def test_images_of_the_right_size_are_copied_byte_by_byte(tmp_path, form):
     found = check(tmp_path / "out")
     assert found.made_by == "prepare"
     assert all("not the published split" in problem for problem in found.problems)
-    rows = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").open()]
+    rows = rows_of(tmp_path / "out")
     assert len(rows) == 12 and {row["how"] for row in rows} == {"copied"}
 
 
 def test_large_images_come_out_as_the_benchmarks_small_ones(tmp_path):
     make_inshop(tmp_path, form="img_highres", size=(1101, 750))
-    run(tmp_path / "raw", tmp_path / "out", annotations=tmp_path / "texts")
+    run_inshop(tmp_path)
     pairs = open_pairs(tmp_path / "out", "train")
     image = read_image(pairs.path(0)).astype(int)
     assert image.shape == (256, 256, 3)
     # 750 columns become 174; the stripe runs from a third to two thirds of them.
     assert image[:, :95].min() > 245 and image[:, 161:].min() > 245
     assert image[5:, 103:153, 0].max() < 30
-    rows = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").open()]
+    rows = rows_of(tmp_path / "out")
     assert {(row["how"], row["original"]) for row in rows} == {("resized", "1101 x 750")}
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["recipe"]["resized_by"] \
         == "Lanczos"
@@ -100,25 +103,22 @@ def test_small_files_are_preferred(tmp_path):
     shutil.copytree(tmp_path / "raw" / "img", tmp_path / "raw" / "a_highres")
     for path in (tmp_path / "raw" / "a_highres").rglob("*.jpg"):
         picture(1, (110, 75)).save(path)
-    run(tmp_path / "raw", tmp_path / "out", annotations=tmp_path / "texts")
-    rows = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").open()]
-    assert {row["how"] for row in rows} == {"copied"}
+    run_inshop(tmp_path)
+    assert {row["how"] for row in rows_of(tmp_path / "out")} == {"copied"}
 
 
 @pytest.mark.parametrize("password", [None, "secret"])
 @pytest.mark.parametrize("give", ["folder", "file"])
 def test_an_archive(tmp_path, give, password):
     make_inshop(tmp_path)
-    run(tmp_path / "raw", tmp_path / "plain", annotations=tmp_path / "texts")
+    run_inshop(tmp_path, "plain")
     archive = tmp_path / "texts" / "img.zip"
     files = {path.relative_to(tmp_path / "raw").as_posix(): path.read_bytes()
              for path in raw_files(tmp_path)}
     if password:
         encrypted_zip_of(archive, files, password.encode())
     else:
-        with zipfile.ZipFile(archive, "w") as file:
-            for name, content in files.items():
-                file.writestr(name, content)
+        zip_of(archive, files)
     shutil.rmtree(tmp_path / "raw")
     # The texts lie beside the archive.
     run(archive if give == "file" else archive.parent, tmp_path / "out", password=password)
@@ -132,7 +132,7 @@ def test_both_spellings_in_the_texts(tmp_path):
     for path in (tmp_path / "texts").glob("*.csv"):
         text = path.read_text()
         path.write_text(text.replace("fashionWOMENTees_Tanks", "fasionWOMENTeesTanks"))
-    run(tmp_path / "raw", tmp_path / "out", annotations=tmp_path / "texts")
+    run_inshop(tmp_path)
     names = open_pairs(tmp_path / "out", "train").names
     assert len(names) == 6 and all(name.startswith("fasionWOMENTeesTanks") for name in names)
     assert len(list((tmp_path / "out" / "train").iterdir())) == 6
@@ -143,8 +143,8 @@ def test_market(tmp_path, size, how):
     raw = make_market(tmp_path / "Market-1501-v15.09.15", form="bounding_box_{}", pairs=False)
     for number, path in enumerate(sorted(raw.glob("bounding*/*.jpg"))):
         picture(number, size).save(path, "JPEG", quality=80)
-    run(tmp_path, tmp_path.parent / f"{tmp_path.name}_out", kind="market")
     out = tmp_path.parent / f"{tmp_path.name}_out"
+    run(tmp_path, out, kind="market")
     pairs = open_pairs(out, "train")
     assert len(pairs.names) == 12 and len(pairs.pairs) == 24
     assert read_image(pairs.path(0)).shape == (128, 64, 3)
@@ -152,13 +152,9 @@ def test_market(tmp_path, size, how):
     assert same == (how == "copied")
 
 
-class Killed(BaseException):
-    """As a kill, nothing in the program can catch it."""
-
-
 def test_a_stopped_one_continues(tmp_path, monkeypatch):
     make_inshop(tmp_path, form="img_highres", size=(110, 75))
-    run(tmp_path / "raw", tmp_path / "whole", annotations=tmp_path / "texts")
+    run_inshop(tmp_path, "whole")
     seen = []
 
     def encode(image):
@@ -170,22 +166,14 @@ def test_a_stopped_one_continues(tmp_path, monkeypatch):
     original = module.encode_jpeg
     monkeypatch.setattr(module, "encode_jpeg", encode)
     with pytest.raises(Killed):
-        run(tmp_path / "raw", tmp_path / "out", annotations=tmp_path / "texts")
-    with pytest.raises(UserError, match="prepare was stopped"):
-        open_pairs(tmp_path / "out", "train")
-    run(tmp_path / "raw", tmp_path / "out", annotations=tmp_path / "texts")
+        run_inshop(tmp_path)
+    refused("prepare was stopped", open_pairs, tmp_path / "out", "train")
+    run_inshop(tmp_path)
     assert len(seen) == 12 + 1  # four of twelve were there
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    assert run(tmp_path / "raw", tmp_path / "out", annotations=tmp_path / "texts") is False
+    assert run_inshop(tmp_path) is False
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-
-
-def refusal(*arguments, **options) -> str:
-    with pytest.raises(UserError) as caught:
-        run(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_damaged_image_is_named_and_can_be_mended(tmp_path):
@@ -193,16 +181,15 @@ def test_a_damaged_image_is_named_and_can_be_mended(tmp_path):
     path = raw_files(tmp_path)[4]
     data = path.read_bytes()
     path.write_bytes(data[:300])
-    options = {"annotations": tmp_path / "texts"}
-    assert str(path) in refusal(tmp_path / "raw", tmp_path / "out", **options)
+    assert str(path) in refusal(run_inshop, tmp_path)
     path.write_bytes(data)
-    assert run(tmp_path / "raw", tmp_path / "out", **options) is True
+    assert run_inshop(tmp_path) is True
 
 
 def test_missing_images_are_named_before_anything_is_copied(tmp_path):
     make_inshop(tmp_path)
     raw_files(tmp_path)[0].unlink()
-    text = refusal(tmp_path / "raw", tmp_path / "out", annotations=tmp_path / "texts")
+    text = refusal(run_inshop, tmp_path)
     assert "1 of the 6 images of the train split" in text and "InShopRetrieval" in text
     assert not (tmp_path / "out").exists()
 
@@ -210,25 +197,26 @@ def test_missing_images_are_named_before_anything_is_copied(tmp_path):
 def test_what_cannot_be_done(tmp_path):
     make_inshop(tmp_path)
     raw, texts, out = tmp_path / "raw", tmp_path / "texts", tmp_path / "out"
-    assert "no such file" in refusal(tmp_path / "nothing", out)
-    assert "inside of the download" in refusal(raw, raw / "out", annotations=texts)
-    assert "has no DeepFashion" in refusal(raw, out)
-    assert "neither images" in refusal(texts, out)
+    assert "no such file" in refusal(run, tmp_path / "nothing", out)
+    assert "inside of the download" in refusal(run, raw, raw / "out", annotations=texts)
+    assert "has no DeepFashion" in refusal(run, raw, out)
+    assert "neither images" in refusal(run, texts, out)
     assert not out.exists()
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    assert "not empty" in refusal(raw, out, annotations=texts)
+    assert "not empty" in refusal(run, raw, out, annotations=texts)
     assert contents(out) == {"mine.txt": b"mine"}
     (texts / "fasion-resize-pairs-test.csv").unlink()
-    assert "pairs of the test split" in refusal(raw, tmp_path / "other", annotations=texts)
+    assert "pairs of the test split" in refusal(run, raw, tmp_path / "other", annotations=texts)
     (texts / "fasion-resize-annotation-test.csv").unlink()
-    assert "annotations of the test split" in refusal(raw, tmp_path / "other", annotations=texts)
+    text = refusal(run, raw, tmp_path / "other", annotations=texts)
+    assert "annotations of the test split" in text
 
 
 def test_another_download_does_not_continue(tmp_path):
     make_inshop(tmp_path)
-    run(tmp_path / "raw", tmp_path / "out", annotations=tmp_path / "texts")
+    run_inshop(tmp_path)
     shutil.copytree(tmp_path / "raw", tmp_path / "other")
-    text = refusal(tmp_path / "other", tmp_path / "out", annotations=tmp_path / "texts")
+    text = refusal(run, tmp_path / "other", tmp_path / "out", annotations=tmp_path / "texts")
     assert "holds another set" in text
-    assert find_layout(tmp_path / "out").kind == "deepfashion"
+    assert find_dataset(tmp_path / "out").kind == "deepfashion"

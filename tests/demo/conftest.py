@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from posemodel.build import build_generator
 from posemodel.demo.workbench import Workbench
-from posemodel.inference import PoseTransferModel
-from posemodel.model.pose_transfer import build_generator
+from posemodel.inference.model import PoseTransferModel
 from tests.tiny import tiny_config
 
 

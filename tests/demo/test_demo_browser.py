@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from posemodel.data.keypoint_formats import read_poses
 from posemodel.demo.server import DemoSite
+from posemodel.poses.files import read_poses
 from posemodel.study.server import StudySite
 from posemodel.study.study import create_study, read_answers
 from tests.serving import serving
@@ -92,7 +92,7 @@ def settle(page, pictures: int) -> None:
     """Wait for at least so many pictures since the page opened, and for quiet."""
     page.wait_for_function(
         "n => Number(document.querySelector('#latency').dataset.pictures || 0) >= n && "
-        "!transfer.busy && !correspondence.busy", arg=pictures)
+        "!document.querySelector('[aria-busy=true]')", arg=pictures)
 
 
 def after(page, act) -> str:
@@ -224,8 +224,7 @@ def test_a_picture_of_ones_own(demo, tmp_path):
     assert np.allclose(moved, (10, 15), atol=2)
     joints = [[20 + k, 4 * k + 3, 1] for k in range(17)]
     after(page, lambda: page.set_input_files("#joints-file", {
-        "name": "me.json", "mimeType": "application/json",
-        "buffer": json.dumps(joints).encode()}))
+        "name": "me.json", "mimeType": "application/json", "buffer": json.dumps(joints).encode()}))
     assert "joints from me.json" in page.inner_text("#person-note")
     with page.expect_download() as saved:
         page.click("#save-pose")
@@ -257,13 +256,14 @@ def test_the_newest_wish_wins(demo):
     made, last = count(page) - before, page.get_attribute("#shown", "src")
     assert made < 50  # moves that came while it was busy were not all asked for
     # The same pose asked for again gives what is on the screen: it was the newest.
-    assert after(page, lambda: page.evaluate("change(true)")) == last
+    assert after(page, lambda: page.evaluate(
+        "import('/app.js').then(app => app.change(true))")) == last
 
 
 def asked(page, text: str) -> None:
     """Wait until the study asks this."""
-    page.wait_for_function(
-        "t => document.querySelector('#count').innerText.includes(t) && !busy", arg=text)
+    page.wait_for_function("t => document.querySelector('#count').innerText.includes(t) "
+                           "&& !document.querySelector('[aria-busy=true]')", arg=text)
 
 
 def test_study_with_the_keyboard(browse, tmp_path):

@@ -11,13 +11,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 NAME = "pose_kernels_emulated"
 # No fused multiply-adds: where it matters the sources ask for exact operations, plain ones here.
-FLAGS = [
-    "-std=c++17",
-    "-DPOSE_KERNELS_EMULATE",
-    "-ffp-contract=off",
-    "-Wall",
-    "-Wno-unknown-pragmas",
-]
+FLAGS = ["-std=c++17", "-DPOSE_KERNELS_EMULATE", "-ffp-contract=off", "-Wall",
+         "-Wno-unknown-pragmas"]
+
+
+def operators(folder: str) -> list[str]:
+    """The sources in a folder, one per operator."""
+    return sorted(str(p.relative_to(HERE)) for p in (HERE / folder).glob("*.cpp"))
 
 
 def compile_once(target: str, sources: list[str], flags: list[str]) -> Path:
@@ -25,7 +25,8 @@ def compile_once(target: str, sources: list[str], flags: list[str]) -> Path:
     import torch
 
     include = Path(torch.__file__).parent / "include"
-    depends = [*(HERE / s for s in sources), *HERE.glob("*.h"), *(ROOT / "csrc/cuda").glob("*.cuh")]
+    headers = [*HERE.glob("*.h"), *(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc/cuda").glob("*.cuh")]
+    depends = [*(HERE / s for s in sources), *headers]
     command = ["g++", *FLAGS, *flags, f"-I{HERE}", f"-I{ROOT / 'csrc'}", f"-isystem{include}"]
     key = hashlib.sha256(repr((command, torch.__version__, sysconfig.get_platform())).encode())
     for path in sorted(depends):
@@ -49,7 +50,7 @@ def load():
 
     flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden"]
     flags += [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
-    path = compile_once(f"{NAME}.so", ["bindings.cpp"], flags)
+    path = compile_once(f"{NAME}.so", ["module.cpp", *operators("bindings")], flags)
     spec = importlib.util.spec_from_file_location(NAME, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -60,4 +61,4 @@ def sanitized_program() -> Path:
     """A program that runs every kernel under AddressSanitizer and UBSan."""
     flags = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     flags += ["-fno-sanitize=null,vptr,object-size,return"]  # twice the time to compile
-    return compile_once("run_sanitized", ["run_sanitized.cpp"], flags)
+    return compile_once("run_sanitized", ["run_sanitized.cpp", *operators("sanitized")], flags)

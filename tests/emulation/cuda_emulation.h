@@ -45,12 +45,18 @@ constexpr size_t kStackBytes = 128 << 10;
 constexpr int kLanes = 32;
 
 struct Dim {
-  unsigned x = 0, y = 0, z = 0;
+  unsigned x = 0;
 };
 
 [[noreturn]] inline void fail(const char* message) {
   std::fprintf(stderr, "CUDA emulation: %s\n", message);
   std::abort();
+}
+
+inline void require(bool condition, const char* message) {
+  if (!condition) {
+    fail(message);
+  }
 }
 
 // ---- fibers
@@ -110,7 +116,7 @@ struct State {
   std::vector<Warp> warps;
   std::vector<Wait> waits;
   std::vector<uint64_t> awaited;
-  Dim block, grid;
+  Dim block;
   unsigned threads = 0;
   std::unique_ptr<unsigned char[]> shared;
   std::function<void()> kernel;
@@ -165,9 +171,7 @@ inline void prepare(Fiber& fiber) {
   if (fiber.stack == nullptr) {
     void* memory =
         mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) {
-      fail("no memory for a stack");
-    }
+    require(memory != MAP_FAILED, "no memory for a stack");
     fiber.stack = static_cast<char*>(memory);
   }
 #if defined(__SANITIZE_ADDRESS__)
@@ -209,9 +213,8 @@ Out together(const In& in, const Operation& operation) {
   const unsigned lane = thread_number() % kLanes;
   if (warp.arrived == 0) {
     warp.place = &place;
-  } else if (warp.place != &place) {
-    fail("lanes of a warp meet in different operations");
   }
+  require(warp.place == &place, "lanes of a warp meet in different operations");
   std::memcpy(warp.in[lane], &in, sizeof(In));
   if (++warp.arrived == kLanes) {
     In all[kLanes];
@@ -256,10 +259,7 @@ inline void run_warp(unsigned number) {
       ran = true;
     }
     if (!ran) {
-      if (stuck) {
-        fail("an operation of a warp was not reached by all its lanes");
-      }
-      return;
+      return require(!stuck, "an operation of a warp was not reached by all its lanes");
     }
   }
 }
@@ -270,9 +270,9 @@ inline void run_block(size_t shared_bytes) {
   std::memset(s.shared.get(), 0xff, shared_bytes);
   for (unsigned i = 0; i < s.threads; ++i) {
     s.fibers[i].thread.x = i;
-    s.waits[i] = Wait::kNone;
     prepare(s.fibers[i]);
   }
+  std::fill_n(s.waits.begin(), s.threads, Wait::kNone);
   const unsigned warps = s.threads / kLanes;
   for (unsigned i = 0; i < warps; ++i) {
     s.warps[i].arrived = 0;
@@ -281,19 +281,13 @@ inline void run_block(size_t shared_bytes) {
     for (unsigned i = 0; i < warps; ++i) {
       run_warp(s.reversed ? warps - 1 - i : i);
     }
-    unsigned done = 0;
-    for (unsigned i = 0; i < s.threads; ++i) {
-      done += s.fibers[i].done;
-    }
+    const auto begin = s.fibers.begin(), end = begin + s.threads;
+    const unsigned done = std::count_if(begin, end, [](const Fiber& fiber) { return fiber.done; });
     if (done == s.threads) {
       return;
     }
-    if (done != 0) {
-      fail("a barrier was not reached by all threads");
-    }
-    for (unsigned i = 0; i < s.threads; ++i) {
-      s.waits[i] = Wait::kNone;
-    }
+    require(done == 0, "a barrier was not reached by all threads");
+    std::fill_n(s.waits.begin(), s.threads, Wait::kNone);
   }
 }
 
@@ -430,9 +424,7 @@ void matrix_multiply_add(T (&c)[4], const T (&a)[4], T b0, T b1) {
 // ---- memory
 
 inline void check_alignment(const void* at, size_t bytes) {
-  if (reinterpret_cast<uintptr_t>(at) % bytes != 0) {
-    emulation::fail("a misaligned vector access");
-  }
+  emulation::require(reinterpret_cast<uintptr_t>(at) % bytes == 0, "a misaligned vector access");
 }
 template <class T>
 Quad<T> load_cached(const Quad<T>* at) {
@@ -441,8 +433,7 @@ Quad<T> load_cached(const Quad<T>* at) {
 }
 template <class T>
 Quad<T> load_streaming(const Quad<T>* at) {
-  check_alignment(at, alignof(Quad<T>));
-  return *at;
+  return load_cached(at);
 }
 template <class T>
 void store_streaming(Quad<T>* at, const Quad<T>& value) {
@@ -463,15 +454,14 @@ void launch(
     void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes, Stream,
     const Arguments&... arguments) {
   emulation::State& s = emulation::state();
-  if (threads % kWarp != 0 || threads > 1024 || blocks > INT32_MAX || shared_bytes > 227 << 10) {
-    emulation::fail("a launch no GPU takes");
-  }
+  emulation::require(
+      threads % kWarp == 0 && threads <= 1024 && blocks <= INT32_MAX && shared_bytes <= 227 << 10,
+      "a launch no GPU takes");
   s.threads = threads;
   s.fibers.resize(std::max<size_t>(s.fibers.size(), threads));
   s.warps.resize(std::max<size_t>(s.warps.size(), threads / kWarp));
   s.waits.resize(std::max<size_t>(s.waits.size(), threads));
   s.awaited.resize(std::max<size_t>(s.awaited.size(), threads));
-  s.grid.x = static_cast<unsigned>(blocks);
   s.kernel = [&] { kernel(arguments...); };
   for (int64_t i = 0; i < blocks; ++i) {
     s.block.x = static_cast<unsigned>(s.reversed ? blocks - 1 - i : i);

@@ -1,4 +1,5 @@
-"""Registers and spills of the kernels per architecture, as nvcc reports them.
+"""Registers and spills of the kernels per architecture, as nvcc reports them: those that
+resources/<op>.cu names, in the types that matter.
 
 ``python tests/emulation/resources.py [80 90 100]`` prints a table; exit code 1: a kernel spills.
 """
@@ -20,12 +21,12 @@ def report(architecture: str, nvcc: str = "nvcc") -> list[tuple[str, int, int]]:
     import torch
 
     include = Path(torch.__file__).parent / "include"
+    sources = sorted(str(p) for p in (HERE / "resources").glob("*.cu"))
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, "-std=c++17", "-O3", "-cubin", "-Xptxas", "-v", f"-arch=sm_{architecture}"]
         command += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-        command += [f"-I{HERE.parent.parent / 'csrc'}", "-isystem", str(include)]
-        command += [str(HERE / "instantiate.cu"), "-o", f"{folder}/kernels.cubin"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command += [f"-I{HERE.parent.parent / 'csrc'}", "-isystem", str(include), *sources]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}"[-4000:])
     found, name, spilled = [], None, 0
@@ -37,11 +38,10 @@ def report(architecture: str, nvcc: str = "nvcc") -> list[tuple[str, int, int]]:
         elif name and (match := re.search(r"Used (\d+) registers", line)):
             found.append((name, int(match[1]), spilled))
             name = None
-    plain = subprocess.run(
-        ["c++filt"], input="\n".join(n for n, _, _ in found), capture_output=True, text=True
-    ).stdout.splitlines()
+    plain = subprocess.run(["c++filt"], input="\n".join(n for n, _, _ in found),
+                           capture_output=True, text=True).stdout.splitlines()
     short = [re.sub(r"pose_kernels::|c10::|^void |\(.*", "", n) for n in plain]
-    rows = ((n, r, s) for n, (_, r, s) in zip(short, found, strict=True))
+    rows = {(n, r, s) for n, (_, r, s) in zip(short, found, strict=True)}
     return sorted(row for row in rows if "cub::" not in row[0])  # the toolkit's own sort
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from posemodel.baselines import BASELINES
-from posemodel.config import ConfigError, ModelConfig
-from posemodel.engine.data_source import mannequins
+from posemodel.config.sections import ModelConfig
+from posemodel.data.source import mannequins
 from posemodel.engine.trainer import Trainer
+from posemodel.runtime.errors import UserError
 from tests import ranks
+from tests.test_train import same
 from tests.tiny import FLAGS, tiny_config
 
 CPU = torch.device("cpu")
@@ -26,7 +28,7 @@ def config_of(method, **changes):
 
 
 def batches_of(config, count=3):
-    data = mannequins(config, seed=0, device=CPU)
+    data = mannequins(config.data, seed=0, device=CPU)
     return [data.pairs(range(2 * n, 2 * n + 2)) for n in range(count)]
 
 
@@ -38,26 +40,22 @@ def trainer(config):
 def test_two_steps_and_a_resume(method):
     config = config_of(method)
     batches = batches_of(config)
-    whole, first = trainer(config), trainer(config)
+    whole, first, second = (trainer(config) for _ in range(3))
     before = copy.deepcopy(whole.weights())
     found = [whole.step(n, batch) for n, batch in enumerate(batches, 1)]
     assert OWN[method] | {"loss_reconstruction", "loss_warped"} <= found[0].keys()
     assert not {"loss_affine", "loss_joint"} & found[0].keys()
     loss = config.loss
-    expected = (loss.reconstruction_weight * found[0]["loss_reconstruction"]
-                + loss.warped_weight * found[0]["loss_warped"]
-                + loss.adversarial_weight * found[0]["loss_adversarial"]
-                + sum(found[0][name] for name in OWN[method]))
+    expected = sum(found[0][name] for name in OWN[method]) + sum(
+        getattr(loss, f"{name}_weight") * found[0][f"loss_{name}"]
+        for name in ("reconstruction", "warped", "adversarial"))
     assert found[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
     for n, batch in enumerate(batches[:2], 1):
         first.step(n, batch)
-    second = trainer(config)
     second.load(copy.deepcopy(first.weights()), copy.deepcopy(first.state()))
     second.step(3, batches[2])
-    for net, tensors in whole.weights().items():
-        for name, value in tensors.items():
-            assert torch.equal(value, second.weights()[net][name]), name
+    assert same(whole.weights(), second.weights())
     # The flow's network learns, and the averaged weights follow it.
     for net in ("generator", "averaged"):
         moved = [name for name, value in whole.weights()[net].items()
@@ -80,7 +78,7 @@ def test_a_method_may_see_the_image(method):
 
 
 def test_ours_sees_the_poses_alone():
-    with pytest.raises(ConfigError, match="--model.motion-input is 'keypoints"):
+    with pytest.raises(UserError, match="--model.motion-input is 'keypoints"):
         ModelConfig(motion_input="keypoints+image")
 
 
@@ -92,10 +90,9 @@ def test_parameter_counts_name_the_method():
 
 
 def test_the_dropout_of_tpsmm_follows_the_course_of_training():
-    config = config_of("tpsmm")
+    config, seen = config_of("tpsmm"), []
     batch, = batches_of(config, 1)
     one = trainer(config)
-    seen = []
     for step in (1, 11, config.steps):
         one.step(step, batch)
         seen.append(one.generator.warping.progress)

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from posemodel.engine import progress as module
-from posemodel.engine.progress import Progress, duration
+from posemodel.engine.progress import Progress
+from posemodel.runtime.progress_bar import duration
 
 
 class Clock:
@@ -95,9 +96,8 @@ def test_terminal_gets_a_bar_and_no_lines(clock, monkeypatch):
     assert "40 s left" in terminal.getvalue()
 
 
-@pytest.mark.parametrize("seconds, text", [
-    (0.2, "0 s"), (59.4, "59 s"), (60, "1 min"), (95, "1 min 35 s"), (1234, "20 min"),
-    (3600, "1 h"), (7500, "2 h 5 min"),
-])
+@pytest.mark.parametrize("seconds, text",
+                         [(0.2, "0 s"), (59.4, "59 s"), (60, "1 min"), (95, "1 min 35 s"),
+                          (1234, "20 min"), (3600, "1 h"), (7500, "2 h 5 min")])
 def test_duration(seconds, text):
     assert duration(seconds) == text

@@ -2,27 +2,24 @@
 
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from posemodel.engine.curves import line_chart
-from posemodel.engine.report import (
-    count,
-    end_panel,
-    evaluation_table,
-    measures,
-    start_panel,
-    write_report,
-)
+from posemodel.config.presets import quick
+from posemodel.engine.report import count, end_panel, start_panel, write_report
 from posemodel.engine.run_folder import RunFolder
-from posemodel.presets import quick
+from posemodel.evaluation.tables import errors, evaluation_table
+from posemodel.pictures.curves import line_chart
+from posemodel.runtime.environment import Machine
 
 ROW = {"copy_l1": 20.0, "warped_l1": 10.0, "refined_l1": 12.0, "epe_zero": 4.0,
        "epe_visible": 1.0, "visibility_auc_affine": 0.46, "visibility_auc_cycle": 0.55,
        "visibility_auc_peak": 0.54, "ssim": 0.8, "pairs": 256}
+
+MACHINE = Machine(device=torch.device("cpu"), device_reason="auto: no CUDA device here",
+                  dtype=torch.float32, dtype_reason="as asked")
 
 
 def evaluation(step: int) -> dict:
@@ -95,24 +92,20 @@ def test_full_report(run):
 def test_report_of_a_run_that_has_just_begun(run):
     _, page = report(run)
     assert "No evaluation yet" in page.text and f"at step\n{run.config.evaluate_every}" in page.text
-    assert "step 0 of 900" in page.text
-    assert "go on from the last checkpoint" in page.text
+    assert "step 0 of 900" in page.text and "go on from the last checkpoint" in page.text
 
 
 def test_report_of_one_evaluation_in_progress(run):
     run.append_evaluation(evaluation(300))
     text, page = report(run)
-    assert "step 300 of 900" in page.text
-    assert "<circle" in text
+    assert "step 300 of 900" in page.text and "<circle" in text
 
 
 @pytest.mark.parametrize("row", [
-    {"step": 300},
-    {"step": 300, "copy_l1": None, "warped_l1": 3.0, "ssim": None, "by_turn": None},
+    {"step": 300}, {"step": 300, "copy_l1": None, "warped_l1": 3.0, "ssim": None, "by_turn": None},
     {"step": 300, "copy_l1": 0.0, "warped_l1": 3.0, "by_turn": {"0-30": None, "30-60": {}}},
     {**evaluation(300), "by_turn": {"0-30": {"copy_l1": 1.0, "pairs": 0}}, "ssim_copy": None},
-    {"ssim": 0.5},
-])
+    {"ssim": 0.5}])
 def test_rows_may_lack_anything(run, row):
     run.append_metrics({"step": 10, "loss": None})
     run.append_metrics({"step": None, "loss": 1.0})
@@ -120,9 +113,7 @@ def test_rows_may_lack_anything(run, row):
     run.append_evaluation(row)
     _, page = report(run)
     assert "None" not in page.text and "nan" not in page.text.lower().replace("mannequins", "")
-    assert "–" in page.text
-    assert end_panel(run, row).count("╮") == 1
-    assert evaluation_table(row)
+    assert "–" in page.text and end_panel(run, row).count("╮") == 1 and evaluation_table(row)
 
 
 def test_without_the_truth_nothing_is_said_of_flow_error_and_visibility(run):
@@ -133,7 +124,7 @@ def test_without_the_truth_nothing_is_said_of_flow_error_and_visibility(run):
     for text in (page.text, end_panel(run, row), evaluation_table(row)):
         assert "flow error" not in text and "visib" not in text and "AUC" not in text
         assert "50 %" in text
-    assert [measure.name for measure in measures(row)] == ["warped image, l1", "refined image, l1"]
+    assert [line.name for line in errors(row)] == ["warped image, l1", "refined image, l1"]
 
 
 def test_torn_files_do_not_matter(run):
@@ -163,8 +154,8 @@ def test_many_samples_are_thinned(run):
 
 
 def test_shares():
-    assert [measure.share for measure in measures(ROW)] == [0.5, 0.6, 0.25]
-    assert [measure.share for measure in measures({})] == [None] * 3
+    assert [line.share for line in errors(ROW)] == [0.5, 0.6, 0.25]
+    assert [line.share for line in errors({})] == [None] * 3
 
 
 def test_end_panel_is_a_box_with_all_that_comes_next(run):
@@ -180,19 +171,13 @@ def test_end_panel_is_a_box_with_all_that_comes_next(run):
 
 
 def test_start_panel_says_what_and_why(run):
-    panel = start_panel(run.config, torch.device("cpu"), "auto: no CUDA device here", torch.float32,
-                        "as asked", "cpp", {"M": 212_345, "D": 640}, run, 300, "pyramid",
-                        "mannequins, 64 x 64")
-    assert len(panel.splitlines()) <= 12
+    panel, finished = (start_panel(run, MACHINE, step, kernels="cpp", loss_name="pyramid",
+                                   data="mannequins, 64 x 64", parameters={"M": 212_345, "D": 640})
+                       for step in (300, 900))
+    assert len(panel.splitlines()) <= 12 and finished.endswith("all 900 steps are done already")
     for expected in ("cpu (auto: no CUDA device here)", "float32 (as asked)", "cpp", "64 x 64",
                      "M 212 k, D 640", "pyramid", str(run.path), "training starts at step 301"):
         assert expected in panel
-
-
-def test_start_panel_of_a_finished_run(run):
-    panel = start_panel(run.config, torch.device("cpu"), "", torch.float32, "", "cpp", {}, run, 900,
-                        "pyramid", "mannequins")
-    assert panel.endswith("all 900 steps are done already")
 
 
 @pytest.mark.parametrize("value, text", [(640, "640"), (34_200, "34 k"), (5_120_000, "5.1 M")])
@@ -200,10 +185,9 @@ def test_count(value, text):
     assert count(value) == text
 
 
-@pytest.mark.parametrize("values", [
-    [(1, 2.0)], [(1, 0.0), (2, 0.0)], [(5, -3.0), (6, 1e9)], [(0, 1e-9), (1, 1.0)],
-    [(step, float(step)) for step in range(5000)],
-])
+@pytest.mark.parametrize("values",
+                         [[(1, 2.0)], [(1, 0.0), (2, 0.0)], [(5, -3.0), (6, 1e9)],
+                          [(0, 1e-9), (1, 1.0)], [(step, float(step)) for step in range(5000)]])
 def test_charts_of_any_range(values):
     chart = str(line_chart([("x", "s0", values)], smooth=True))
     Page(chart)
@@ -214,9 +198,3 @@ def test_charts_of_any_range(values):
 
 def test_chart_of_nothing_is_nothing():
     assert line_chart([("x", "s0", [])]) == ""
-
-
-def test_template_is_beside_the_module():
-    from posemodel.engine import report as module
-
-    assert (Path(module.__file__).parent / "templates" / "report.html.j2").is_file()

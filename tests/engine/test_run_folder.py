@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from posemodel.config.presets import quick
 from posemodel.engine.run_folder import RunFolder
-from posemodel.errors import UserError
-from posemodel.presets import quick
+from posemodel.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,8 +43,7 @@ def test_new_folder(config):
 
 
 def test_same_config_continues_and_commands_add_up(config):
-    with RunFolder.open(config, ["first"]):
-        pass
+    RunFolder.open(config, ["first"]).close()
     with RunFolder.open(config, ["second"]) as run:
         assert run.resumed
         lines = (run.path / "command.txt").read_text().splitlines()
@@ -52,8 +51,7 @@ def test_same_config_continues_and_commands_add_up(config):
 
 
 def test_free_fields_change_and_are_said(config, capsys):
-    with RunFolder.open(config, []):
-        pass
+    RunFolder.open(config, []).close()
     config.evaluate_every = 50
     with RunFolder.open(config, []) as run:
         assert run.resumed
@@ -83,8 +81,7 @@ def test_full_disk_is_one_line(write, config):
 
 
 def test_drift_is_refused_and_nothing_is_touched(config):
-    with RunFolder.open(config, []):
-        pass
+    RunFolder.open(config, []).close()
     before = everything(Path(config.out))
     config.steps, config.optim.lr = 1200, 0.5
     with pytest.raises(UserError) as caught:
@@ -100,10 +97,9 @@ def test_drift_is_refused_and_nothing_is_touched(config):
 
 
 def test_long_drift_is_cut(config):
-    with RunFolder.open(config, []):
-        pass
-    for name in ("reconstruction_weight", "warped_weight", "affine_weight", "affine_rotation",
-                 "affine_scale", "affine_shear", "affine_shift"):
+    RunFolder.open(config, []).close()
+    for name in ("reconstruction_weight", "warped_weight", "affine_weight", "joint_weight",
+                 "affine_background", "adversarial_weight", "r1_weight"):
         setattr(config.loss, name, 0.123)
     with pytest.raises(UserError, match="; and 2 more"):
         RunFolder.open(config, [])
@@ -201,7 +197,7 @@ def test_log_goes_to_terminal_and_file(config, capsys):
 _HOLDER = """
 import os, sys, time
 from posemodel.engine.run_folder import RunFolder
-from posemodel.presets import quick
+from posemodel.config.presets import quick
 config = quick()
 config.steps, config.evaluate_every = 900, 300
 config.out = sys.argv[1]

@@ -6,10 +6,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from posemodel.errors import UserError
 from posemodel.evaluation import fid
 from posemodel.evaluation.fid import FeatureStatistics, InceptionFeatures, frechet_distance
-from posemodel.protocols import CFLD, GFLA
+from posemodel.evaluation.protocols import CFLD, GFLA
+from posemodel.runtime.errors import UserError
 
 linalg = pytest.importorskip("scipy.linalg")
 fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
@@ -48,10 +48,9 @@ def gaussian_features(count, mean, root):
 
 def statistics_of(mean, covariance, count=100):
     """Statistics with exactly this mean and covariance."""
-    self = FeatureStatistics(len(mean))
     mean = np.asarray(mean, dtype=np.float64)
-    return FeatureStatistics.load({
-        **self.state(), "count": np.array(count), "sum": count * mean,
+    return FeatureStatistics().load({
+        "count": np.array(count), "sum": count * mean,
         "product": (count - 1) * np.asarray(covariance) + count * np.outer(mean, mean)})
 
 
@@ -77,12 +76,12 @@ def test_distance_is_that_of_scipys_matrix_root():
 
 def test_statistics_are_numpys_and_merge():
     features = gaussian_features(50, np.arange(4.0) * 10, np.eye(4) + 0.3)
-    whole, left, right = (FeatureStatistics(4) for _ in range(3))
+    whole, left, right = (FeatureStatistics() for _ in range(3))
     for part in features.split(7):
         whole.update(part)
     left.update(features[:20])
     right.update(features[20:])
-    merged = FeatureStatistics.load(left.state())
+    merged = FeatureStatistics().load(left.state())
     merged.merge(right)
     for statistics in (whole, merged):
         assert statistics.count == 50
@@ -92,7 +91,7 @@ def test_statistics_are_numpys_and_merge():
 
 
 def test_one_image_is_no_distribution():
-    few = FeatureStatistics(4)
+    few = FeatureStatistics()
     few.update(torch.rand(1, 4))
     with pytest.raises(UserError, match="at least 2 images on each side; there are 1 and 1"):
         frechet_distance(few, few)

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from posemodel.data.annotations import write_annotations
-from posemodel.errors import UserError
 from posemodel.evaluation.__main__ import main
 from posemodel.evaluation.pckh import pckh
+from posemodel.poses.annotations import write_annotations
+from posemodel.runtime.errors import UserError
 
 
 def person():
@@ -84,11 +84,9 @@ def write_files(folder, names):
     return [str(folder / "found.csv"), "--targets", str(folder / "targets.csv")]
 
 
-@pytest.mark.parametrize("names", [
-    ["b.jpg", "a.jpg"],
-    ["a.jpg___b.jpg_vis.jpg", "b.jpg___a.jpg_vis.png"],
-    ["a.jpg___b.jpg", "b.jpg___a.jpg"],
-])
+@pytest.mark.parametrize("names",
+                         [["b.jpg", "a.jpg"], ["a.jpg___b.jpg_vis.jpg", "b.jpg___a.jpg_vis.png"],
+                          ["a.jpg___b.jpg", "b.jpg___a.jpg"]])
 def test_command(tmp_path, capsys, names):
     files = write_files(tmp_path, names)
     assert main(["pckh", *files, "--json", str(tmp_path / "result.json")]) == 0

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from posemodel.errors import UserError
 from posemodel.evaluation import records
 from posemodel.evaluation.mannequin_metrics import MannequinTotals
 from posemodel.evaluation.records import PairRecords
 from posemodel.evaluation.roc import RocAccumulator
+from posemodel.runtime.errors import UserError
 
 ABOUT = {"protocol": {"name": "paper", "size": [64, 64]}, "pairs": 30}
 
@@ -31,7 +31,7 @@ def curve(pairs, roc):
 def measure(folder, share, *, process=0, stop=10**9, batch=4):
     """An evaluation that stops, as if killed, before its batch number `stop`."""
     with PairRecords.open(folder, ABOUT, process=process) as file:
-        roc = RocAccumulator.load(file.totals) if file.totals else RocAccumulator(500)
+        roc = RocAccumulator(500).load(file.totals)
         todo = file.pending(share)
         for number, start in enumerate(range(0, len(todo), batch)):
             if number == stop:
@@ -48,7 +48,7 @@ def outcome(folder):
     table, totals = records.read(folder)
     whole = RocAccumulator(500)
     for state in totals:
-        whole.merge(RocAccumulator.load(state))
+        whole.merge(RocAccumulator().load(state))
     return table, records.means(table), whole.auc()
 
 
@@ -119,6 +119,14 @@ def test_another_evaluation_is_refused(tmp_path):
             file.append([9], {"l1": torch.ones(1)})
 
 
+def test_a_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "rows-0.jsonl").write_text("not ours")
+    with pytest.raises(UserError, match="is no evaluation .*nothing was touched"):
+        PairRecords.open(tmp_path, ABOUT)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "rows-0.jsonl": "not ours"}
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
     with PairRecords.open(tmp_path, ABOUT):
         with pytest.raises(UserError, match="in use"):
@@ -128,7 +136,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
 
 
 def test_damage_is_found_out(tmp_path):
-    with pytest.raises(UserError, match="holds no evaluation"):
+    with pytest.raises(UserError, match="is no evaluation"):
         records.read(tmp_path)
     measure(tmp_path, range(8))
     rows = (tmp_path / "rows-0.jsonl").read_bytes()
@@ -162,7 +170,7 @@ def test_infinite_values_and_no_rows(tmp_path):
     with PairRecords.open(tmp_path, ABOUT) as file:
         file.commit()
     assert records.means(records.read(tmp_path)[0]) == {}
-    assert MannequinTotals.load({}).summary()["visibility"] == {}
+    assert MannequinTotals().load({}).summary()["visibility"] == {}
     with PairRecords.open(tmp_path, ABOUT) as file:
         file.append([0, 1], {"psnr": torch.tensor([float("inf"), 30.0])})
         file.commit()

@@ -1,24 +1,61 @@
-"""Shared by the kernel tests: what can run here, features, and errors against a float64 oracle."""
+"""Shared by the kernel tests: what can run here, a case per operator, errors against float64."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
 import pose_kernels
+from pose_kernels import _library
 
 #: Relative error (norm of the difference / norm) of value and gradients, per dtype of the inputs.
-TOLERANCE = {
-    torch.float64: (1e-13, 1e-12),
-    torch.float32: (2e-6, 1e-5),
-    torch.float16: (1e-3, 2e-2),
-    torch.bfloat16: (5e-3, 4e-2),
-}
+TOLERANCE = {torch.float64: (1e-13, 1e-12), torch.float32: (2e-6, 1e-5),
+             torch.float16: (1e-3, 2e-2), torch.bfloat16: (5e-3, 4e-2)}
 DTYPES = list(TOLERANCE)
+#: B, m, source, target.
+FEATURE_SHAPES = [(2, 35, (6, 5), (4, 7)), (1, 1, (3, 3), (3, 3)), (3, 8, (1, 1), (5, 2)),
+                  (1, 7, (4, 3), (1, 1)), (1, 40, (13, 5), (9, 23))]
 
 
-def implementations(op: str) -> list[str]:
-    """What can run on CPU tensors here; the reference is always among it."""
+@dataclass(frozen=True)
+class Case:
+    """What the tests of every operator need to know of one. `CASE` in test_<operator>.py is its."""
+
+    #: (batch, dtype, **sizes): inputs, by default so small that a program is more than enough.
+    inputs: Callable[..., list[torch.Tensor]]
+    #: (ops, new, batch, m, source_size, target_size, channels_last): name and arguments of every
+    # call into torch that the operator is made of, for features of these sizes. `new(*shape)` makes
+    # a tensor, `ops` has the operators: a namespace of torch.ops or a module of Triton.
+    calls: Callable
+    #: Sizes for `inputs` with a few blocks, and with more than a thread takes.
+    medium: dict = field(default_factory=dict)
+    large: dict = field(default_factory=dict)
+    #: How many inputs come from a layer of a network, so that their gradients keep its layout.
+    activations: int = 2
+    #: Inputs and result take autocast's dtype.
+    follows_autocast: bool = False
+    #: How often the error may be TOLERANCE where inputs have 16 bits.
+    slack: int = 2
+
+
+def cases() -> dict[str, Case]:
+    return {op: importlib.import_module(f"test_{op}").CASE for op in pose_kernels.implementations()}
+
+
+def takes(op: str, argument: str) -> bool:
+    """Whether an operator has such an argument."""
+    return argument in inspect.signature(getattr(pose_kernels, op)).parameters
+
+
+def implementations(op: str, device: str = "cpu") -> list[str]:
+    """What can run on such tensors here; where Triton interprets its kernels, they alone."""
+    if _library.triton_interpreted:
+        return ["triton"]
     table = pose_kernels.implementations()[op]
-    return [n for n, e in table.items() if e.available and (not e.devices or "cpu" in e.devices)]
+    return [n for n, e in table.items() if e.available and (not e.devices or device in e.devices)]
 
 
 def features(batch, m, source_size, target_size, dtype=torch.float64):
@@ -27,10 +64,34 @@ def features(batch, m, source_size, target_size, dtype=torch.float64):
     return [(F.normalize(z, dim=1) if m > 1 else z).to(dtype) for z in maps]
 
 
+def image_and_flow(batch=2, channels=3, image=(9, 13), flow=(4, 5), noise=0.2, dtype=torch.float64):
+    pixels = torch.randn(batch, channels, *image, dtype=torch.float64).to(dtype)
+    wobble = noise * torch.randn(batch, 2, *flow, dtype=torch.float64)
+    identity = pose_kernels.identity_flow(*flow, dtype=torch.float64)
+    return [pixels, (identity + wobble).to(dtype)]
+
+
+def image_and_flow_not_finite():
+    image, flow = image_and_flow(image=(8, 8), flow=(8, 8), noise=0)
+    image[0, 1, 3, 4] = float("nan")
+    flow[1, 0, 2, 5] = float("nan")
+    flow[1, 1, 6, 6] = float("inf")
+    flow[1, 0, 7, 7] = float("-inf")
+    image[1, 0, 7, 0] = float("inf")
+    return [image, flow]
+
+
 def relative_error(value: torch.Tensor, oracle: torch.Tensor) -> float:
     if oracle.numel() == 0:
         return 0.0
     return ((value.double() - oracle.double()).norm() / oracle.double().norm()).item()
+
+
+def assert_errors(found, oracle, dtype, slack=1):
+    """Those of value and gradients, which are of this dtype."""
+    for i, (a, b) in enumerate(zip(found, oracle, strict=True)):
+        assert a.dtype == dtype
+        assert relative_error(a, b) < slack * TOLERANCE[dtype][min(i, 1)]
 
 
 def value_and_gradients(function, inputs, upstream=None):
@@ -45,6 +106,12 @@ def value_and_gradients(function, inputs, upstream=None):
     return [value.detach(), *torch.autograd.grad(value, inputs, upstream.to(value))]
 
 
+def leaves(arguments):
+    """Tensors among them want a gradient."""
+    return tuple(x.detach().clone().requires_grad_() if isinstance(x, torch.Tensor) else x
+                 for x in arguments)
+
+
 def assert_same_bits_every_time(function, inputs):
     """Value and gradients do not change from call to call, nor with the number of threads."""
     first = value_and_gradients(function, inputs)
@@ -52,7 +119,6 @@ def assert_same_bits_every_time(function, inputs):
     try:
         for n in (threads, threads, 1, 3):
             torch.set_num_threads(n)
-            for a, b in zip(value_and_gradients(function, inputs), first, strict=True):
-                assert torch.equal(a, b)
+            torch.testing.assert_close(value_and_gradients(function, inputs), first, rtol=0, atol=0)
     finally:
         torch.set_num_threads(threads)

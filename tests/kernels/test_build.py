@@ -9,20 +9,16 @@ import pytest
 import torch
 
 import pose_kernels
+import pose_kernels.__main__ as command
 from pose_kernels import _dispatch, _library
 
-needs_cpu_library = pytest.mark.skipif(
-    _library.cpu_reason is not None, reason=str(_library.cpu_reason)
-)
+needs_cpu_library = pytest.mark.skipif(_library.cpu_reason is not None,
+                                       reason=str(_library.cpu_reason))
 
 
 def self_check(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "pose_kernels", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
+    return subprocess.run([sys.executable, "-m", "pose_kernels", *arguments],
+                          env={**os.environ, **environment}, capture_output=True, text=True)
 
 
 def test_a_missing_library_has_a_reason():
@@ -55,22 +51,20 @@ def test_an_unknown_vector_width_is_an_error():
     assert "POSE_KERNELS_SIMD: expected baseline, avx2 or avx512, got avx3" in done.stderr
 
 
-def test_self_check_fails_loudly(monkeypatch, capsys):
-    import pose_kernels.__main__ as command
-
-    monkeypatch.setattr(command, "TOLERANCE", (0.0, 0.0))
+def assert_fails(says, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pose_kernels"])
     assert command.main() == 1
-    assert "FAILED" in capsys.readouterr().out
+    assert says in capsys.readouterr().out
+
+
+def test_self_check_fails_loudly(monkeypatch, capsys):
+    monkeypatch.setattr(command, "TOLERANCE", (0.0, 0.0))
+    assert_fails("FAILED", monkeypatch, capsys)
 
 
 def test_an_implementation_that_raises_is_reported(monkeypatch, capsys):
-    import pose_kernels.__main__ as command
-
     def broken(*arguments):
         raise RuntimeError("no such kernel\nmore")
 
     monkeypatch.setitem(_dispatch._functions["correlation_4d"], "cpp", broken)
-    monkeypatch.setattr(sys, "argv", ["pose_kernels"])
-    assert command.main() == 1
-    assert "FAILED: RuntimeError: no such kernel\n" in capsys.readouterr().out
+    assert_fails("FAILED: RuntimeError: no such kernel\n", monkeypatch, capsys)

@@ -4,20 +4,28 @@ import functools
 
 import pytest
 import torch
-from kernel_helpers import DTYPES, TOLERANCE, features, implementations, relative_error
+from kernel_helpers import DTYPES, FEATURE_SHAPES, Case, assert_errors, features, implementations
 from kernel_helpers import value_and_gradients as run
 
 import pose_kernels
 
 IMPLS = implementations("correlation_4d")
-SHAPES = [  # B, m, source, target
-    (2, 35, (6, 5), (4, 7)),
-    (1, 1, (3, 3), (3, 3)),
-    (3, 8, (1, 1), (5, 2)),
-    (1, 7, (4, 3), (1, 1)),
-    (1, 40, (13, 5), (9, 23)),
-    (1, 67, (16, 16), (32, 16)),
-]
+
+
+def inputs(batch, dtype, m=5, source=(3, 4), target=(4, 5)):
+    return features(batch, m, source, target, dtype)
+
+
+def calls(ops, new, batch, m, source_size, target_size, last):
+    z = new(batch, m, *source_size), new(batch, m, *target_size)
+    yield "correlation_4d", (*z, False, last)
+    grad = ops.correlation_4d(*z, False, last)
+    for wanted in ((True, True), (True, False), (False, True)):
+        yield "correlation_4d_backward", (grad, *z, False, *wanted)
+
+
+CASE = Case(inputs, calls, medium={"m": 35, "source": (13, 11), "target": (9, 17)},
+            large={"m": 35, "source": (17, 16), "target": (16, 19)})
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -31,7 +39,7 @@ def test_every_pair_and_their_order(impl):
             torch.testing.assert_close(value[:, i * 3 + j], expected)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*FEATURE_SHAPES, (1, 67, (16, 16), (32, 16))], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_against_float64(impl, dtype, shape):
@@ -43,10 +51,7 @@ def test_against_float64(impl, dtype, shape):
     oracle = run(literal, [x.double() for x in inputs])
     op = functools.partial(pose_kernels.correlation_4d, impl=impl)
     for last in (torch.contiguous_format, torch.channels_last):
-        found = run(functools.partial(op, memory_format=last), inputs)
-        for i, (a, b) in enumerate(zip(found, oracle, strict=True)):
-            assert a.dtype == dtype
-            assert relative_error(a, b) < TOLERANCE[dtype][min(i, 1)]
+        assert_errors(run(functools.partial(op, memory_format=last), inputs), oracle, dtype)
 
 
 def test_errors_name_the_argument():

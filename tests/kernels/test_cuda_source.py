@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_helpers import TOLERANCE, features, relative_error, value_and_gradients
+from kernel_helpers import TOLERANCE, features, image_and_flow, relative_error, value_and_gradients
 
 import pose_kernels
 
@@ -61,23 +61,12 @@ def run(name, *arguments, outputs):
         getattr(module, name)(*arguments, *(array(x) for x in outputs))
         found.append([x.clone() for x in outputs])
     for forward, backward in zip(*found, strict=True):
-        assert array(forward).tobytes() == array(backward).tobytes(), (
-            "depends on the order of threads"
-        )
+        assert array(forward).tobytes() == array(backward).tobytes(), "depends on the order"
     return found[0]
 
 
 def wide(dtype):
     return DOUBLE if dtype == DOUBLE else FLOAT
-
-
-def memory(x, channels_last):
-    """A map [B, S, T] as the kernels are given it: a contiguous tensor."""
-    return x.transpose(1, 2).contiguous() if channels_last else x.contiguous()
-
-
-def shapes_of(source, target):
-    return source.shape[0], source.shape[2:].numel(), target.shape[2:].numel()
 
 
 def new(*shape, dtype):
@@ -89,52 +78,28 @@ def statistics(B, S, T, dtype):
     return new(B, S, dtype=dtype), new(B, S, dtype=torch.int64), new(B, T, dtype=dtype)
 
 
-class Correlation(torch.autograd.Function):
-    """correlation_4d as pose_kernels/correlation_4d.py puts it together."""
+class Map(torch.autograd.Function):
+    """correlation_4d or guided_correlation as pose_kernels puts them together; `eps`: an argument,
+    or none."""
 
     @staticmethod
-    def forward(ctx, source, target, tf32, channels_last):
-        B, S, T = shapes_of(source, target)
+    def forward(ctx, source, target, name, eps, tf32, channels_last):
         z = [source.flatten(2), target.flatten(2)]
-        ctx.saved = *z, source.shape, target.shape, tf32, channels_last
+        (B, _, S), T = z[0].shape, z[1].shape[2]
         result = new(*((B, T, S) if channels_last else (B, S, T)), dtype=source.dtype)
-        (result,) = run("correlation_4d", *z, tf32, channels_last, outputs=[result])
+        stats = statistics(B, S, T, wide(source.dtype)) if eps else ()
+        result, *stats = run(name, *z, *eps, tf32, channels_last, outputs=[result, *stats])
+        ctx.saved = [*z, *stats, *eps, tf32], source.shape, target.shape, name, channels_last
         result = result.transpose(1, 2) if channels_last else result
         return result.reshape(B, S, *target.shape[2:])
 
     @staticmethod
     def backward(ctx, grad):
-        source, target, source_shape, target_shape, tf32, channels_last = ctx.saved
-        grads = run(
-            "correlation_4d_backward", memory(grad.flatten(2), channels_last), channels_last,
-            source, target, tf32, outputs=[torch.full_like(z, torch.nan) for z in (source, target)],
-        )  # fmt: skip
-        return grads[0].view(source_shape), grads[1].view(target_shape), None, None
-
-
-class Guided(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, source, target, eps, tf32, channels_last):
-        B, S, T = shapes_of(source, target)
-        z = [source.flatten(2), target.flatten(2)]
-        result = new(*((B, T, S) if channels_last else (B, S, T)), dtype=source.dtype)
-        result, *stats = run(
-            "guided_correlation", *z, eps, tf32, channels_last,
-            outputs=[result, *statistics(B, S, T, wide(source.dtype))],
-        )  # fmt: skip
-        ctx.saved = *z, stats, source.shape, target.shape, eps, tf32, channels_last
-        result = result.transpose(1, 2) if channels_last else result
-        return result.reshape(B, S, *target.shape[2:])
-
-    @staticmethod
-    def backward(ctx, grad):
-        source, target, stats, source_shape, target_shape, eps, tf32, channels_last = ctx.saved
-        grads = run(
-            "guided_correlation_backward", memory(grad.flatten(2), channels_last), channels_last,
-            source, target, *stats, eps, tf32,
-            outputs=[torch.full_like(z, torch.nan) for z in (source, target)],
-        )  # fmt: skip
-        return grads[0].view(source_shape), grads[1].view(target_shape), None, None, None
+        given, source_shape, target_shape, name, channels_last = ctx.saved
+        grad = grad.flatten(2).transpose(1, 2) if channels_last else grad.flatten(2)
+        grads = run(f"{name}_backward", grad.contiguous(), channels_last, *given,
+                    outputs=[torch.full_like(z, torch.nan) for z in given[:2]])
+        return grads[0].view(source_shape), grads[1].view(target_shape), None, None, None, None
 
 
 class Normalize(torch.autograd.Function):
@@ -143,18 +108,15 @@ class Normalize(torch.autograd.Function):
         C = correlation.flatten(2).contiguous()
         result, *stats = run(
             "soft_mutual_normalize", C, eps,
-            outputs=[torch.full_like(C, torch.nan), *statistics(*C.shape, wide(C.dtype))],
-        )  # fmt: skip
+            outputs=[torch.full_like(C, torch.nan), *statistics(*C.shape, wide(C.dtype))])
         ctx.saved = C, stats, eps
         return result.view(correlation.shape)
 
     @staticmethod
     def backward(ctx, grad):
         C, stats, eps = ctx.saved
-        (result,) = run(
-            "soft_mutual_normalize_backward", grad.flatten(2).contiguous(), C, *stats, eps,
-            outputs=[torch.full_like(C, torch.nan)],
-        )  # fmt: skip
+        (result,) = run("soft_mutual_normalize_backward", grad.flatten(2).contiguous(), C, *stats,
+                        eps, outputs=[torch.full_like(C, torch.nan)])
         return result.view(grad.shape), None
 
 
@@ -168,19 +130,21 @@ class Sample(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         image, flow, zeros, most = ctx.saved
-        grads = run(
-            "flow_sample_backward", grad.contiguous(), image, flow, zeros, most,
-            outputs=[torch.full_like(x, torch.nan) for x in (image, flow)],
-        )  # fmt: skip
+        grads = run("flow_sample_backward", grad.contiguous(), image, flow, zeros, most,
+                    outputs=[torch.full_like(x, torch.nan) for x in (image, flow)])
         return *grads, None, None, None
 
 
 def correlation(tf32=False, channels_last=False):
-    return lambda s, t: Correlation.apply(s, t, tf32, channels_last)
+    return lambda s, t: Map.apply(s, t, "correlation_4d", (), tf32, channels_last)
 
 
 def guided(eps=1e-5, tf32=False, channels_last=False):
-    return lambda s, t: Guided.apply(s, t, eps, tf32, channels_last)
+    return lambda s, t: Map.apply(s, t, "guided_correlation", (eps,), tf32, channels_last)
+
+
+def reference(op, **options):
+    return functools.partial(getattr(pose_kernels, op), impl="reference", **options)
 
 
 def assert_close_to_float64(function, reference, inputs, tolerance, scale=0.0):
@@ -203,29 +167,19 @@ def few_blocks(request):
 CASES = [(FLOAT, False), (FLOAT, True), (DOUBLE, False), (HALF, False), (BFLOAT, False)]
 
 
+@pytest.mark.parametrize("op", ["correlation_4d", "guided_correlation"])
 @pytest.mark.parametrize(("dtype", "tf32"), CASES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_correlation_4d(shape, dtype, tf32, few_blocks):
+def test_maps(shape, dtype, tf32, op, few_blocks):
     inputs = features(*shape, dtype)
-    reference = functools.partial(pose_kernels.correlation_4d, impl="reference")
     tolerance = TF32_TOLERANCE if tf32 else TOLERANCE[dtype]
+    make, scale = correlation, 0.0
+    if op == "guided_correlation":
+        # With one source or one channel the true gradient is (near) zero: terms near 1/C cancel.
+        make, scale = guided, 10.0 if shape[2] == (1, 1) or shape[1] == 1 else 1.0
     for channels_last in (False, True) if shape == SHAPES[0] else (few_blocks,):
-        function = correlation(tf32, channels_last)
-        assert_close_to_float64(function, reference, inputs, tolerance)
-
-
-@pytest.mark.parametrize(("dtype", "tf32"), CASES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_guided_correlation(shape, dtype, tf32, few_blocks):
-    inputs = features(*shape, dtype)
-    reference = functools.partial(pose_kernels.guided_correlation, impl="reference")
-    tolerance = TF32_TOLERANCE if tf32 else TOLERANCE[dtype]
-    # With one source or one channel the true gradient is (near) zero: terms near 1/C cancel.
-    scale = 10.0 if shape[2] == (1, 1) or shape[1] == 1 else 1.0
-    layouts = (False, True) if shape == SHAPES[0] else (few_blocks,)
-    for channels_last in layouts:
-        function = guided(tf32=tf32, channels_last=channels_last)
-        assert_close_to_float64(function, reference, inputs, tolerance, scale)
+        function = make(tf32=tf32, channels_last=channels_last)
+        assert_close_to_float64(function, reference(op), inputs, tolerance, scale)
 
 
 # 0.3: both floors are active for some rows and columns
@@ -233,8 +187,8 @@ def test_guided_correlation(shape, dtype, tf32, few_blocks):
 def test_guided_correlation_gradcheck(eps):
     """float64 has fragments of its own; everything else is the same source."""
     inputs = features(1, 3, (2, 3), (3, 2))
-    reference = functools.partial(pose_kernels.guided_correlation, eps=eps, impl="reference")
-    assert_close_to_float64(guided(eps), reference, inputs, TOLERANCE[DOUBLE], 1.0)
+    assert_close_to_float64(guided(eps), reference("guided_correlation", eps=eps), inputs,
+                            TOLERANCE[DOUBLE], 1.0)
     if eps > 0.1:
         assert torch.autograd.gradcheck(guided(eps), [x.requires_grad_() for x in inputs])
 
@@ -244,11 +198,8 @@ def test_an_expanded_gradient(channels_last):
     """Made contiguous by the wrapper in C++; here only that sum() has a gradient."""
     source, target = (x.requires_grad_() for x in features(1, 5, (4, 4), (3, 4), FLOAT))
     guided(channels_last=channels_last)(source, target).sum().backward()
-    expected = value_and_gradients(
-        functools.partial(pose_kernels.guided_correlation, impl="reference"),
-        [source.double(), target.double()],
-        torch.ones(1, 16, 3, 4),
-    )
+    expected = value_and_gradients(reference("guided_correlation"),
+                                   [source.double(), target.double()], torch.ones(1, 16, 3, 4))
     for x, grad in zip((source, target), expected[1:], strict=True):
         torch.testing.assert_close(x.grad.double(), grad, rtol=1e-4, atol=1e-4)
 
@@ -266,10 +217,10 @@ def test_ties_go_to_the_first(few_blocks):
     source, target = features(1, 4, (4, 4), (10, 20))
     target[:, :, 7, 13] = target[:, :, 0, 3]
     target[:, :, 0, 4] = target[:, :, 0, 3]
-    reference = functools.partial(pose_kernels.guided_correlation, impl="reference")
     for dtype in (DOUBLE, FLOAT):
         inputs = [source.to(dtype), target.to(dtype)]
-        assert_close_to_float64(guided(), reference, inputs, TOLERANCE[dtype], 1.0)
+        assert_close_to_float64(guided(), reference("guided_correlation"), inputs, TOLERANCE[dtype],
+                                1.0)
     C = torch.zeros(1, 3, 5, 60)
     C[0, 0, 4, 50] = C[0, 0, 1, 2] = 1
     C[0, 1, 0, 7] = -0.0  # equal to the zeros before it
@@ -335,62 +286,47 @@ def test_bands(dtype, map_dtype, few_blocks):
     source, target = (x.flatten(2) for x in features(B, m, (7, 19), (10, 15), dtype))
     row_max, row_argmax, norm = statistics(B, S, T, dtype)
     run("guided_correlation_row_max", source, target, eps, False, outputs=[row_max, row_argmax])
-    bands = [(0, 5), (5, 128), (133, 17)]
-    found = []
+    bands, found = [(0, 5), (5, 128), (133, 17)], []
     for begin, n in bands:
-        out, norm = run(
-            "guided_correlation_band", source, target, row_max, eps, False, begin,
-            outputs=[new(B, S, n, dtype=map_dtype), norm],
-        )  # fmt: skip
+        out, norm = run("guided_correlation_band", source, target, row_max, eps, False, begin,
+                        outputs=[new(B, S, n, dtype=map_dtype), norm])
         found.append(out)
-    found = torch.cat(found, 2)
-    reference = functools.partial(pose_kernels.guided_correlation, eps=eps, impl="reference")
     inputs = [x.double().unsqueeze(3) for x in (source, target)]
     upstream = torch.randn(B, S, T, 1, dtype=map_dtype).double()
-    value, *expected = value_and_gradients(reference, inputs, upstream)
+    value, *expected = value_and_gradients(
+        reference("guided_correlation", eps=eps), inputs, upstream)
     tolerance = TOLERANCE[map_dtype if map_dtype != DOUBLE else dtype]
-    assert relative_error(found, value.squeeze(3)) < tolerance[0]
+    assert relative_error(torch.cat(found, 2), value.squeeze(3)) < tolerance[0]
     assert norm.isfinite().all()
 
-    grads = [
-        torch.zeros_like(source),
-        torch.full_like(target, torch.nan),
-        torch.zeros_like(row_max),
-    ]
+    grads = [torch.zeros_like(source), torch.full_like(target, torch.nan),
+             torch.zeros_like(row_max)]
     for begin, n in bands:
-        grads = run(
-            "guided_correlation_band_backward",
-            upstream[:, :, begin : begin + n, 0].to(map_dtype).contiguous(),
-            source, target, row_max, norm, eps, False, begin, outputs=grads,
-        )  # fmt: skip
-    beta = grads.pop()
-    grads = run(
-        "guided_correlation_row_max_backward", source, target, row_max, row_argmax, eps, beta,
-        outputs=grads,
-    )  # fmt: skip
+        grads = run("guided_correlation_band_backward",
+                    upstream[:, :, begin : begin + n, 0].to(map_dtype).contiguous(),
+                    source, target, row_max, norm, eps, False, begin, outputs=grads)
+    *grads, beta = grads
+    grads = run("guided_correlation_row_max_backward", source, target, row_max, row_argmax, eps,
+                beta, outputs=grads)
     for a, b in zip(grads, expected, strict=True):
         assert relative_error(a, b.squeeze(3)) < TOLERANCE[dtype][1]
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 def test_soft_mutual_normalize(dtype, few_blocks):
-    reference = functools.partial(pose_kernels.soft_mutual_normalize, eps=0.1, impl="reference")
     for shape in [(2, 13, 3, 5), (1, 1, 1, 1), (1, 70, 20, 13), (2, 9, 32, 36)]:
         C = torch.randn(shape, dtype=DOUBLE).to(dtype)
         C[0, 0, 0, 0] = 3.5  # some row above the floor
-        function = functools.partial(Normalize.apply)
-        assert_close_to_float64(
-            lambda x, f=function: f(x, 0.1), reference, [C], TOLERANCE[dtype], 1.0
-        )
+        assert_close_to_float64(lambda x: Normalize.apply(x, 0.1),
+                                reference("soft_mutual_normalize", eps=0.1), [C], TOLERANCE[dtype],
+                                1.0)
 
 
 def test_soft_mutual_normalize_zeros_and_negative_rows():
     C = torch.randn(1, 4, 2, 3, dtype=DOUBLE)
     C[:, :, 0, 1] = 0
     C[:, 2] = -C[:, 2].abs()
-    expected = value_and_gradients(
-        functools.partial(pose_kernels.soft_mutual_normalize, impl="reference"), [C]
-    )
+    expected = value_and_gradients(reference("soft_mutual_normalize"), [C])
     found = value_and_gradients(lambda x: Normalize.apply(x, 1e-5), [C])
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
@@ -401,12 +337,6 @@ def test_soft_mutual_normalize_zeros_and_negative_rows():
 
 def sampled(size, mode="border", most=2**31 - 1):
     return lambda image, flow: Sample.apply(image, flow, size, mode, most)
-
-
-def image_and_flow(image=(9, 13), flow=(4, 5), noise=0.4, batch=2, channels=3, dtype=DOUBLE):
-    pixels = torch.randn(batch, channels, *image, dtype=DOUBLE).to(dtype)
-    wobble = noise * torch.randn(batch, 2, *flow, dtype=DOUBLE)
-    return [pixels, (pose_kernels.identity_flow(*flow, dtype=DOUBLE) + wobble).to(dtype)]
 
 
 @pytest.mark.parametrize("flow_dtype", [FLOAT, DOUBLE, BFLOAT], ids=str)
@@ -424,19 +354,14 @@ def test_identity_of_any_coarseness_is_exact(flow_dtype):
 def test_flow_sample(mode):
     """Coarser, finer and equal flows; other output sizes; a wide flow that leaves the image."""
     cases = [
-        ((9, 13), (4, 5), (9, 13), 0.4),
-        ((9, 13), (9, 13), (9, 13), 0.7),
-        ((1, 5), (20, 3), (7, 7), 0.5),
-        ((33, 7), (1, 1), (18, 40), 0.5),
+        ((9, 13), (4, 5), (9, 13), 0.4), ((9, 13), (9, 13), (9, 13), 0.7),
+        ((1, 5), (20, 3), (7, 7), 0.5), ((33, 7), (1, 1), (18, 40), 0.5),
         ((5, 6), (2, 1), (1, 1), 0.3),
-        ((6, 5), (3, 3), (64, 40), 3.0),  # long lists: all pixels at few places
-    ]
+        ((6, 5), (3, 3), (64, 40), 3.0)]  # long lists: all pixels at few places
     for image, flow, size, noise in cases:
-        inputs = image_and_flow(image, flow, noise)
-        reference = functools.partial(
-            pose_kernels.flow_sample, size=size, padding_mode=mode, impl="reference"
-        )
-        expected = value_and_gradients(reference, inputs)
+        inputs = image_and_flow(image=image, flow=flow, noise=noise)
+        expected = value_and_gradients(
+            reference("flow_sample", size=size, padding_mode=mode), inputs)
         for most in (2**31 - 1, 1):  # all samples in one round of the sort, and one by one
             found = value_and_gradients(sampled(size, mode, most), inputs)
             for a, b in zip(found, expected, strict=True):
@@ -446,11 +371,9 @@ def test_flow_sample(mode):
 @pytest.mark.parametrize("flow_dtype", [FLOAT, BFLOAT], ids=str)
 @pytest.mark.parametrize("dtype", [FLOAT, HALF, BFLOAT], ids=str)
 def test_flow_sample_dtypes(dtype, flow_dtype, few_blocks):
-    image, flow = image_and_flow((24, 20), (6, 5), 0.05, channels=37)
+    image, flow = image_and_flow(channels=37, image=(24, 20), flow=(6, 5), noise=0.05)
     inputs = [image.to(dtype), flow.to(flow_dtype)]
-    expected = value_and_gradients(
-        functools.partial(pose_kernels.flow_sample, impl="reference"), inputs
-    )
+    expected = value_and_gradients(reference("flow_sample"), inputs)
     found = value_and_gradients(sampled((24, 20)), inputs)
     for a, b, type_ in zip(found, expected, (dtype, dtype, flow_dtype), strict=True):
         assert relative_error(a, b.double()) < TOLERANCE[type_][1]
@@ -458,15 +381,13 @@ def test_flow_sample_dtypes(dtype, flow_dtype, few_blocks):
 
 @pytest.mark.parametrize("mode", ["border", "zeros"])
 def test_flow_sample_nan_and_infinity(mode):
-    image, flow = image_and_flow((6, 7), (6, 7), 0.3, dtype=FLOAT)
-    flow[0, 0, 2, 3] = torch.nan
-    flow[0, 1, 4, 4] = torch.inf
+    image, flow = image_and_flow(image=(6, 7), flow=(6, 7), noise=0.3, dtype=FLOAT)
+    flow[0, 0, 2, 3] = image[1, 2, 3, 3] = torch.nan
+    flow[0, 1, 4, 4] = image[1, 1, 5, 6] = torch.inf
     flow[1, 0, 0, 0] = -torch.inf
-    image[1, 2, 3, 3] = torch.nan
-    image[1, 1, 5, 6] = torch.inf
-    reference = functools.partial(pose_kernels.flow_sample, padding_mode=mode, impl="reference")
-    found, expected = sampled((6, 7), mode)(image, flow), reference(image, flow)
-    torch.testing.assert_close(found, expected, equal_nan=True)
+    torch.testing.assert_close(sampled((6, 7), mode)(image, flow),
+                               reference("flow_sample", padding_mode=mode)(image, flow),
+                               equal_nan=True)
 
 
 def test_offsets_have_64_bits():

@@ -27,6 +27,41 @@ def test_best_first():
     assert best is _dispatch._functions["guided_correlation"][name]
 
 
+def test_the_choice_has_a_name_and_reasons(monkeypatch):
+    """Whatever a call without `impl` runs, `chosen` names, and says why nothing better does."""
+    cpu, table = torch.device("cpu"), _dispatch._implementations["guided_correlation"]
+    for op in pose_kernels.implementations():
+        name = _dispatch.chosen(op, cpu)
+        assert _dispatch._functions[op][name] is _dispatch.choose(op, None, cpu)
+        assert name == implementations(op)[0]
+    missing = _dispatch.Implementation("guided_correlation", "cpp", ("cpu",), (), "not built")
+    monkeypatch.setitem(table, "cpp", missing)
+    assert _dispatch.chosen("guided_correlation", cpu) == "reference"
+    assert _dispatch.passed_over("guided_correlation", cpu) == {"cpp": "not built"}
+    assert _dispatch.summary(["guided_correlation"], cpu) == "reference; not cpp: not built"
+    assert _dispatch.chosen("flow_sample", torch.device("meta")) == "reference"
+    assert _dispatch.passed_over("flow_sample", torch.device("meta")) == {}
+
+
+def test_the_choice_of_the_program_is_a_reason(monkeypatch):
+    cpu = torch.device("cpu")
+    table = {"cpp": _dispatch.Implementation("op", "cpp", ("cpu",), (), None),
+             "reference": _dispatch.Implementation("op", "reference", (), (), None)}
+    other = {"reference": table["reference"]}
+    monkeypatch.setattr(_dispatch, "_implementations", {"op": table, "other": other})
+    assert _dispatch.summary(["op", "other"], cpu) == "cpp (op), reference (other)"
+    with pose_kernels.use_implementation("reference"):
+        assert _dispatch.chosen("op", cpu) == "reference"
+        assert _dispatch.passed_over("op", cpu) == {"cpp": "use_implementation: reference"}
+        monkeypatch.setattr(_dispatch, "_env", "reference")
+        summary = _dispatch.summary(["op", "other"], cpu)
+        assert summary == "reference; not cpp: POSE_KERNELS_IMPL=reference"
+    monkeypatch.setitem(table, "cuda", _dispatch.Implementation("op", "cuda", ("cuda",), (), None))
+    with pose_kernels.use_implementation("cuda"):
+        summary = _dispatch.summary(["op"], cpu)
+    assert summary == "op: implementation 'cuda' cannot run: it runs on cuda tensors, got cpu"
+
+
 def test_unknown_and_lacking_implementations():
     inputs = features(1, 3, (2, 2), (2, 2))
     with pytest.raises(ValueError, match="impl: expected one of cuda, triton, cpp, reference"):
@@ -45,9 +80,8 @@ def test_a_request_that_cannot_run_says_why(monkeypatch):
     inputs = features(1, 3, (2, 2), (2, 2))
     with pytest.raises(RuntimeError, match="'cpp' cannot run: it runs on cpu tensors, got meta"):
         pose_kernels.guided_correlation(*(x.to("meta") for x in inputs), impl="cpp")
-    missing = _dispatch.Implementation(
-        "guided_correlation", "cpp", ("cpu",), (), "not built: no compiler"
-    )
+    missing = _dispatch.Implementation("guided_correlation", "cpp", ("cpu",), (),
+                                       "not built: no compiler")
     monkeypatch.setitem(_dispatch._implementations["guided_correlation"], "cpp", missing)
     with pytest.raises(RuntimeError, match="'cpp' cannot run: not built: no compiler"):
         pose_kernels.guided_correlation(*inputs, impl="cpp")
@@ -92,16 +126,11 @@ def test_compile_follows_the_context():
 
 @pytest.mark.parametrize(("value", "code"), [("reference", 0), ("fast", 1)])
 def test_environment_variable(value, code):
-    script = (
-        "import torch, pose_kernels as p; from pose_kernels import _dispatch as d;"
-        "f = d.choose('guided_correlation', None, torch.device('cpu'));"
-        "assert f is d._functions['guided_correlation']['reference']"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "POSE_KERNELS_IMPL": value},
-        capture_output=True,
-        text=True,
-    )
+    script = ("import torch, pose_kernels as p; from pose_kernels import _dispatch as d;"
+              "f = d.choose('guided_correlation', None, torch.device('cpu'));"
+              "assert f is d._functions['guided_correlation']['reference']")
+    done = subprocess.run([sys.executable, "-c", script],
+                          env={**os.environ, "POSE_KERNELS_IMPL": value}, capture_output=True,
+                          text=True)
     assert done.returncode == code, done.stderr
     assert code == 0 or "POSE_KERNELS_IMPL: expected one of" in done.stderr

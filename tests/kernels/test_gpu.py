@@ -8,44 +8,34 @@ import functools
 
 import pytest
 import torch
-from kernel_helpers import TOLERANCE, features, relative_error
+from kernel_helpers import (
+    TOLERANCE,
+    assert_errors,
+    cases,
+    implementations,
+    leaves,
+    relative_error,
+    takes,
+    value_and_gradients,
+)
 
 import pose_kernels
 
 pytestmark = pytest.mark.gpu
-OPS = [
-    "correlation_4d",
-    "soft_mutual_normalize",
-    "guided_correlation",
-    "guided_correlation_conv2d",
-    "flow_sample",
-]
+CASES = cases()
 TF32_TOLERANCE = (3e-3, 2e-2)
 
 
-def implementations(op):
-    table = pose_kernels.implementations()[op]
-    return [n for n in ("cuda", "triton") if n in table and table[n].available]
-
-
-PAIRS = [(op, impl) for op in OPS for impl in implementations(op)]
+FUSED = {op: [n for n in implementations(op, "cuda") if n != "reference"] for op in CASES}
+PAIRS = [(op, impl) for op in CASES for impl in FUSED[op]]
 every_op = pytest.mark.parametrize(("op", "impl"), PAIRS, ids="-".join)
+every_map = pytest.mark.parametrize(("op", "impl"),
+                                    [pair for pair in PAIRS if takes(pair[0], "memory_format")])
 
 
-def inputs_of(op, dtype, batch=2, m=35, source=(13, 11), target=(9, 17)):
-    z = features(batch, m, source, target, dtype)
-    if op == "soft_mutual_normalize":
-        C = torch.rand(batch, source[0] * source[1], *target, dtype=torch.float64)
-        return [C.to(dtype).cuda()]
-    if op == "flow_sample":
-        flow = pose_kernels.identity_flow(7, 9, dtype=torch.float64).expand(batch, -1, -1, -1)
-        flow = flow + 0.1 * torch.randn(flow.shape, dtype=torch.float64)
-        image = torch.randn(batch, 5, 33, 29, dtype=torch.float64)
-        return [image.to(dtype).cuda(), flow.to(dtype).cuda()]
-    if op == "guided_correlation_conv2d":
-        weight = 0.1 * torch.randn(8, source[0] * source[1], 3, 3, dtype=torch.float64)
-        z = [*z, weight.to(dtype)]
-    return [x.cuda() for x in z]
+def inputs_of(op, dtype, batch=2, **sizes):
+    inputs = CASES[op].inputs(batch, dtype, **(sizes or CASES[op].medium))
+    return [x.cuda() for x in inputs]
 
 
 def function_of(op, impl, **options):
@@ -53,11 +43,7 @@ def function_of(op, impl, **options):
 
 
 def run(op, impl, inputs, **options):
-    """Value and gradients; the upstream gradient is made on the CPU, the same for all."""
-    inputs = [x.detach().clone().requires_grad_() for x in inputs]
-    value = function_of(op, impl, **options)(*inputs)
-    upstream = torch.randn(value.shape, generator=torch.Generator().manual_seed(1)).to(value)
-    return [value.detach(), *torch.autograd.grad(value, inputs, upstream)]
+    return value_and_gradients(function_of(op, impl, **options), inputs)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
@@ -66,20 +52,16 @@ def test_against_float64(op, impl, dtype):
     inputs = inputs_of(op, dtype)
     expected = run(op, "reference", [x.double() for x in inputs])
     found = run(op, impl, inputs)
-    factor = 10 if op == "flow_sample" else 1
-    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
-        assert a.dtype == dtype and a.is_cuda
-        assert relative_error(a, b) < factor * TOLERANCE[dtype][min(i, 1)]
+    assert all(x.is_cuda for x in found)
+    assert_errors(found, expected, dtype, 10 if CASES[op].slack > 2 else 1)
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 1, (3, 3), (2, 2)), (3, 8, (1, 1), (5, 2)), (1, 67, (40, 31), (20, 19))], ids=str
-)
-@pytest.mark.parametrize(
-    ("op", "impl"), [p for p in PAIRS if p[0] in ("correlation_4d", "guided_correlation")]
-)
+@pytest.mark.parametrize("shape", [(1, 1, (3, 3), (2, 2)), (3, 8, (1, 1), (5, 2)),
+                                   (1, 67, (40, 31), (20, 19))], ids=str)
+@every_map
 def test_shapes_and_layouts(op, impl, shape):
-    inputs = inputs_of(op, torch.float32, *shape)
+    batch, m, source, target = shape
+    inputs = inputs_of(op, torch.float32, batch, m=m, source=source, target=target)
     expected = run(op, "reference", [x.double() for x in inputs])
     for memory_format in (torch.contiguous_format, torch.channels_last):
         found = run(op, impl, inputs, memory_format=memory_format)
@@ -89,9 +71,7 @@ def test_shapes_and_layouts(op, impl, shape):
             assert (a.double() - b).norm().item() < limit
 
 
-@pytest.mark.parametrize(
-    ("op", "impl"), [p for p in PAIRS if p[0] in ("correlation_4d", "guided_correlation")]
-)
+@every_map
 def test_tf32(op, impl, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     inputs = inputs_of(op, torch.float32)
@@ -120,8 +100,7 @@ def test_the_same_bits_every_time(op, impl):
     try:
         first = run(op, impl, inputs)
         for _ in range(5):
-            for a, b in zip(run(op, impl, inputs), first, strict=True):
-                assert torch.equal(a, b)
+            torch.testing.assert_close(run(op, impl, inputs), first, rtol=0, atol=0)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -137,8 +116,7 @@ def test_another_stream(op, impl):
         late = [x * (busy @ busy).isfinite().all() for x in inputs]  # ready only after the product
         found = run(op, impl, late)
     torch.cuda.current_stream().wait_stream(stream)
-    for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @every_op
@@ -164,8 +142,7 @@ def test_a_cuda_graph(op, impl):
         for x in inputs:
             x.mul_(0.9)
     graph.replay()
-    for a, b in zip(captured, step(), strict=True):
-        assert torch.equal(a, b)
+    torch.testing.assert_close(captured, step(), rtol=0, atol=0)
 
 
 @every_op
@@ -173,32 +150,20 @@ def test_compile(op, impl):
     inputs = inputs_of(op, torch.float32)
     expected = run(op, impl, inputs)
     compiled = torch.compile(function_of(op, impl), fullgraph=True)
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    value = compiled(*leaves)
-    upstream = torch.randn(value.shape, generator=torch.Generator().manual_seed(1)).to(value)
-    for a, b in zip([value, *torch.autograd.grad(value, leaves, upstream)], expected, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(value_and_gradients(compiled, inputs), expected)
 
 
-@pytest.mark.skipif("cuda" not in implementations("guided_correlation"), reason="no CUDA library")
+@pytest.mark.skipif("cuda" not in FUSED["guided_correlation"], reason="no CUDA library")
 def test_opcheck():
-    ops = torch.ops.pose_kernels
-    source, target = (
-        x.requires_grad_()
-        for x in inputs_of("guided_correlation", torch.float32, 1, 4, (3, 3), (3, 4))
-    )
-    image, flow = (x.requires_grad_() for x in inputs_of("flow_sample", torch.float32))
-    C = inputs_of("soft_mutual_normalize", torch.float32)[0].requires_grad_()
-    for channels_last in (False, True):
-        torch.library.opcheck(ops.correlation_4d.default, (source, target, False, channels_last))
-        torch.library.opcheck(
-            ops.guided_correlation.default, (source, target, 1e-5, False, channels_last)
-        )
-    torch.library.opcheck(ops.soft_mutual_normalize.default, (C, 1e-5))
-    torch.library.opcheck(ops.flow_sample.default, (image, flow, 20, 21, True))
+    new, ops = functools.partial(torch.randn, device="cuda"), torch.ops.pose_kernels
+    for op in set(CASES) - {"guided_correlation_conv2d"}:  # it is made of the others
+        for last in (False, True):
+            for name, arguments in CASES[op].calls(ops, new, 1, 4, (3, 3), (3, 4), last):
+                if name == op:
+                    torch.library.opcheck(getattr(ops, name).default, leaves(arguments))
 
 
-@pytest.mark.parametrize("impl", implementations("flow_sample"))
+@pytest.mark.parametrize("impl", FUSED["flow_sample"])
 def test_identity_is_exact(impl):
     for dtype in (torch.float32, torch.bfloat16):
         image = torch.randn(2, 3, 64, 48, device="cuda").to(dtype)
@@ -209,14 +174,13 @@ def test_identity_is_exact(impl):
                 assert torch.equal(value, image)
 
 
-@pytest.mark.parametrize("impl", implementations("correlation_4d"))
+@pytest.mark.parametrize("impl", FUSED["correlation_4d"])
 def test_a_map_of_more_than_two_to_the_31(impl):
     free, _ = torch.cuda.mem_get_info()
     if free < 16 << 30:
         pytest.skip("needs 16 GiB of GPU memory")
-    source, target = (
-        torch.randn(1, 8, 192, 244, device="cuda", dtype=torch.bfloat16) for _ in range(2)
-    )
+    source, target = (torch.randn(1, 8, 192, 244, device="cuda", dtype=torch.bfloat16)
+                      for _ in range(2))
     value = pose_kernels.correlation_4d(source, target, impl=impl).flatten(2)  # 46 848 squared
     assert value.numel() > 2**31
     z_s, z_t = source.flatten(2).float(), target.flatten(2).float()

@@ -1,5 +1,6 @@
 """guided_correlation against the literal equations in float64, in every implementation."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -7,25 +8,43 @@ import torch
 import torch.nn.functional as F
 from kernel_helpers import (
     DTYPES,
+    FEATURE_SHAPES,
     TOLERANCE,
     features,
     implementations,
     relative_error,
     value_and_gradients,
 )
+from test_correlation_4d import CASE as correlation_case
 
 import pose_kernels
 
 IMPLS = implementations("guided_correlation")
-FUSED = [name for name in IMPLS if name != "reference"]
-SHAPES = [  # B, m, source, target
-    (2, 35, (6, 5), (4, 7)),
-    (1, 1, (3, 3), (3, 3)),
-    (3, 8, (1, 1), (5, 2)),
-    (1, 7, (4, 3), (1, 1)),
-    (1, 40, (13, 5), (9, 23)),
-    (1, 67, (16, 16), (16, 16)),
-]
+
+
+def calls(ops, new, batch, m, source_size, target_size, last):
+    eps = 1e-5
+    z = new(batch, m, *source_size), new(batch, m, *target_size)
+    yield "guided_correlation", (*z, eps, False, last)
+    grad, *statistics = ops.guided_correlation(*z, eps, False, last)
+    yield "guided_correlation_backward", (grad, *z, *statistics, eps, False)
+    row_max, row_argmax, norm = statistics
+    if z[0].dtype != row_max.dtype:
+        return  # bands know no other features
+    flat, targets = [x.flatten(2) for x in z], norm.shape[1]
+    begin, columns = targets // 4, max(1, targets // 2)
+    yield "guided_correlation_row_max", (*flat, eps, False)
+    band = new(batch, row_max.shape[1], columns)
+    yield "guided_correlation_band", (*flat, row_max, eps, False, begin, band, norm.clone())
+    sums = [new(*x.shape) for x in (*flat, row_max)]
+    beta = new(*row_max.shape)
+    yield ("guided_correlation_band_backward",
+           (new(*band.shape), *flat, row_max, norm, eps, False, begin, *sums))
+    yield ("guided_correlation_row_max_backward",
+           (*flat, row_max, row_argmax, eps, beta, *sums[:2]))
+
+
+CASE = dataclasses.replace(correlation_case, calls=calls)
 
 
 def op(impl, eps=1e-5):
@@ -42,7 +61,7 @@ def literal(source, target, eps=1e-5):
     return (Q / torch.maximum(Q.norm(dim=1, keepdim=True), floor)).unflatten(2, target.shape[2:])
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*FEATURE_SHAPES, (1, 67, (16, 16), (16, 16))], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_against_float64(impl, dtype, shape):
@@ -66,9 +85,7 @@ def test_gradients_exist_and_are_not_zero(impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize(
-    "eps", [1e-5, 0.3]
-)  # 0.3: both floors are active for some rows and columns
+@pytest.mark.parametrize("eps", [1e-5, 0.3])  # 0.3: both floors are active in places
 def test_gradcheck(impl, eps):
     inputs = [x.requires_grad_() for x in features(2, 3, (2, 3), (3, 2))]
     assert torch.autograd.gradcheck(op(impl, eps), inputs)
@@ -109,8 +126,7 @@ def test_ties_go_to_the_first(impl):
     target[:, :, 3, 1] = target[:, :, 0, 3]
     found = value_and_gradients(op(impl), [source, target])
     expected = value_and_gradients(op("reference"), [source, target])
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -123,22 +139,60 @@ def test_not_a_number_spreads(impl, bad):
     assert op(impl)(source, target).isnan().any(dim=1).all()
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "words"),
-    [
-        (lambda s, t: ([1], t), TypeError, "source: expected a tensor"),
-        (lambda s, t: (s.int(), t.int()), TypeError, "source: expected float32"),
-        (lambda s, t: (s[0], t), ValueError, r"source: expected \[B, m, hs, ws\], got shape"),
-        (lambda s, t: (s, t.float()), TypeError, "target: expected torch.float64 as source"),
-        (lambda s, t: (s, t[:1]), ValueError, "target: expected batch 2 as source"),
-        (lambda s, t: (s, t[:, :2]), ValueError, "target: expected 3 channels as source"),
-        (lambda s, t: (s[:, :, :0], t), ValueError, "source: expected .* no empty dimension"),
-        (lambda s, t: (s, t.to("meta")), ValueError, "target: expected device cpu as source"),
-        (lambda s, t: (s, t, 0.0), ValueError, "eps: expected a positive number, got 0"),
-        (lambda s, t: (s, t, float("nan")), ValueError, "eps: expected a positive number"),
-        (lambda s, t: (s, t, "1"), TypeError, "eps: expected a positive number, got str"),
-    ],
-)
+@pytest.mark.parametrize("change, error, words", [
+    (lambda s, t: ([1], t), TypeError, "source: expected a tensor"),
+    (lambda s, t: (s.int(), t.int()), TypeError, "source: expected float32"),
+    (lambda s, t: (s[0], t), ValueError, r"source: expected \[B, m, hs, ws\], got shape"),
+    (lambda s, t: (s, t.float()), TypeError, "target: expected torch.float64 as source"),
+    (lambda s, t: (s, t[:1]), ValueError, "target: expected batch 2 as source"),
+    (lambda s, t: (s, t[:, :2]), ValueError, "target: expected 3 channels as source"),
+    (lambda s, t: (s[:, :, :0], t), ValueError, "source: expected .* no empty dimension"),
+    (lambda s, t: (s, t.to("meta")), ValueError, "target: expected device cpu as source"),
+    (lambda s, t: (s, t, 0.0), ValueError, "eps: expected a positive number, got 0"),
+    (lambda s, t: (s, t, float("nan")), ValueError, "eps: expected a positive number"),
+    (lambda s, t: (s, t, "1"), TypeError, "eps: expected a positive number, got str"),
+])
 def test_errors_name_the_argument(change, error, words):
     with pytest.raises(error, match=words):
         pose_kernels.guided_correlation(*change(*features(2, 3, (2, 3), (3, 2))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_bands_make_up_the_map_and_its_gradient(dtype):
+    """Whatever the cuts, also where a band is narrower than a vector or has another dtype."""
+    ops = torch.ops.pose_kernels_triton if IMPLS == ["triton"] else torch.ops.pose_kernels
+    source, target = features(2, 67 if dtype == torch.float64 else 20, (5, 4), (4, 7), dtype)
+    eps = 0.25 if dtype == torch.float64 else 0.4375  # some rows and columns are at the floors
+    Q, row_max, row_argmax, norm = ops.guided_correlation(source, target, eps, False, False)
+    assert (row_max == eps).any() and (row_max > eps).any()
+    G = torch.randn_like(Q)
+    expected = ops.guided_correlation_backward(G, source, target, row_max, row_argmax, norm, eps,
+                                               False)
+    z_s, z_t = source.flatten(2), target.flatten(2)
+    found = ops.guided_correlation_row_max(z_s, z_t, eps, False)
+    assert torch.equal(found[0], row_max) and torch.equal(found[1], row_argmax)
+    for cuts in ([0, 28], [0, 1, 17, 18, 28], [0, 9, 10, 28]):
+        dz_s, dz_t = torch.zeros_like(z_s), torch.full_like(z_t, float("nan"))
+        beta, norms = torch.zeros_like(row_max), torch.full_like(norm, float("nan"))
+        for begin, end in zip(cuts, cuts[1:], strict=False):
+            out_dtype = torch.float16 if begin == 9 else dtype  # a map may be narrower
+            out = torch.empty(2, 20, end - begin, dtype=out_dtype)
+            ops.guided_correlation_band(z_s, z_t, row_max, eps, False, begin, out, norms)
+            assert relative_error(out, Q.flatten(2)[..., begin:end]) < TOLERANCE[out.dtype][0]
+            part = G.flatten(2)[..., begin:end].contiguous()
+            ops.guided_correlation_band_backward(part, z_s, z_t, row_max, norm, eps, False, begin,
+                                                 dz_s, dz_t, beta)
+        assert relative_error(norms, norm) < TOLERANCE[dtype][0]
+        ops.guided_correlation_row_max_backward(z_s, z_t, row_max, row_argmax, eps, beta, dz_s,
+                                                dz_t)
+        for a, b in zip((dz_s, dz_t), expected, strict=True):
+            assert relative_error(a, b.flatten(2)) < TOLERANCE[dtype][1]
+
+
+def test_a_band_outside_the_targets_is_refused():
+    z_s, z_t = (z.flatten(2) for z in features(1, 3, (2, 2), (2, 3)))
+    ops = torch.ops.pose_kernels
+    row_max, _ = ops.guided_correlation_row_max(z_s, z_t, 1e-5, False)
+    norm, out = z_t.new_empty(1, 6), z_t.new_empty(1, 4, 3)
+    with pytest.raises(RuntimeError, match="the band lies outside the targets"):
+        ops.guided_correlation_band(z_s, z_t, row_max, 1e-5, False, 4, out, norm)

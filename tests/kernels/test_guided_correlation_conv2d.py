@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from kernel_helpers import (
     DTYPES,
     TOLERANCE,
+    Case,
+    assert_errors,
     assert_same_bits_every_time,
     features,
     implementations,
@@ -25,22 +27,56 @@ IMPLS = implementations("guided_correlation_conv2d")
 needs_cpu_library = pytest.mark.skipif("cpp" not in IMPLS, reason="no CPU library")
 
 
-def arguments(kernel=(3, 3), dtype=torch.float64):
-    source, target = features(2, 5, (3, 4), (4, 5), dtype)
-    weight, bias = torch.randn(6, 12, *kernel, dtype=dtype), torch.randn(6, dtype=dtype)
-    return [source, target, weight, bias]
+def inputs(batch, dtype, m=5, source=(3, 4), target=(4, 5), outputs=6, with_bias=True):
+    weight = 0.1 * torch.randn(outputs, source[0] * source[1], 3, 3, dtype=torch.float64)
+    bias = [torch.randn(outputs).to(dtype)] if with_bias else []
+    return [*features(batch, m, source, target, dtype), weight.to(dtype), *bias]
+
+
+def calls(ops, new, batch, m, source_size, target_size, last):
+    S, eps = source_size[0] * source_size[1], 1e-5
+    z, weight = (new(batch, m, *source_size), new(batch, m, *target_size)), new(6, S, 3, 3)
+    for bias in (None, new(6)):
+        yield "guided_correlation_conv2d", (*z, weight, bias, eps, False)
+    grad, *statistics = ops.guided_correlation_conv2d(*z, weight, None, eps, False)
+    for wanted in ((True, True), (True, False), (False, True)):
+        yield ("guided_correlation_conv2d_backward",
+               (grad, *z, weight, *statistics, eps, False, *wanted))
+    if hasattr(ops, "winograd_weight"):
+        yield from winograd_calls(new, weight, rows=2, width=6)
+
+
+def winograd_calls(new, weight, rows, width):
+    """For a band of a few rows; R values of the outputs and rows of the window."""
+    n, S, kh, _ = weight.shape
+    R = n * kh
+    maps, Y = new(2, S, rows * width // 2), new(n, rows + kh + 1, width)
+    U, U_t = (new(4, -(-r // 12) * 12, depth) for r, depth in ((R, S), (S, R)))
+    dU = new(4, S, R)
+    yield "winograd_weight", (weight, False, U)
+    yield "winograd_weight", (weight, True, U_t)
+    yield "winograd_add_output", (U, maps, 1, kh, Y)
+    yield "winograd_map_gradient", (U_t, Y, 1, kh, new(*maps.shape))
+    yield "winograd_add_weight_gradient", (maps, Y, 1, kh, dU)
+    yield "winograd_weight_gradient", (dU, new(*weight.shape))
+
+
+CASE = Case(inputs, calls, medium={"m": 35, "source": (13, 11), "target": (9, 17), "outputs": 8,
+                                   "with_bias": False},
+            large={"m": 35, "source": (17, 16), "target": (16, 19), "with_bias": False},
+            follows_autocast=True)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_no_bias_and_empty_batch(impl):
-    source, target, weight, _ = arguments()
+    source, target, weight, _ = inputs(2, torch.float64)
     op = pose_kernels.guided_correlation_conv2d
     assert op(source, target, weight, impl=impl).shape == (2, 6, 4, 5)
     assert op(source[:0], target[:0], weight, impl=impl).shape == (0, 6, 4, 5)
 
 
 def test_errors_name_the_argument():
-    source, target, weight, bias = arguments()
+    source, target, weight, bias = inputs(2, torch.float64)
     op = pose_kernels.guided_correlation_conv2d
     with pytest.raises(ValueError, match=r"weight: expected hs\*ws = 12 input channels"):
         op(source, target, weight[:, :5], bias)
@@ -91,14 +127,11 @@ def winograd_problem(dtype):
 def test_fewer_products_in_every_precision(dtype):
     """The sums of Winograd's form cost float32 no more than a few roundings."""
     op, inputs = pose_kernels.guided_correlation_conv2d, winograd_problem(dtype)
-    exact = value_and_gradients(
-        functools.partial(op, impl="reference"), [x.double() for x in inputs]
-    )
+    exact = value_and_gradients(functools.partial(op, impl="reference"),
+                                [x.double() for x in inputs])
     inputs[2] = inputs[2].contiguous(memory_format=torch.channels_last)
     found = value_and_gradients(functools.partial(op, impl="cpp"), inputs)
-    for i, (a, b) in enumerate(zip(found, exact, strict=True)):
-        assert a.dtype == dtype
-        assert relative_error(a, b) < 2 * TOLERANCE[dtype][min(i, 1)]
+    assert_errors(found, exact, dtype, 2)
 
 
 @needs_cpu_library
@@ -109,16 +142,8 @@ def test_fewer_products_same_bits_for_any_number_of_threads():
 
 #: Outputs, sources, window, rows of a band and half its width: below, at and beyond the tiles and
 #: the depth that is summed at a time, some no multiple of either.
-WINOGRAD_SIZES = [
-    (1, 1, 1, 1, 1),
-    (5, 7, 3, 2, 1),
-    (8, 24, 3, 4, 8),
-    (64, 13, 3, 3, 5),
-    (7, 50, 1, 1, 33),
-    (3, 1100, 4, 2, 17),
-    (140, 49, 4, 2, 3),
-    (2, 5, 2, 7, 190),
-]
+WINOGRAD_SIZES = [(1, 1, 1, 1, 1), (5, 7, 3, 2, 1), (8, 24, 3, 4, 8), (64, 13, 3, 3, 5),
+                  (7, 50, 1, 1, 33), (3, 1100, 4, 2, 17), (140, 49, 4, 2, 3), (2, 5, 2, 7, 190)]
 
 
 @needs_cpu_library
@@ -169,9 +194,7 @@ def test_winograd_operators_at_lower_vector_widths(level):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", f"{__file__}::test_winograd_operators"],
         env={**os.environ, "POSE_KERNELS_SIMD": level, "MALLOC_PERTURB_": "128"},
-        capture_output=True,
-        text=True,
-    )
+        capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

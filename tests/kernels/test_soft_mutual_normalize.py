@@ -7,6 +7,7 @@ import torch
 from kernel_helpers import (
     DTYPES,
     TOLERANCE,
+    Case,
     features,
     implementations,
     relative_error,
@@ -16,6 +17,26 @@ from kernel_helpers import (
 import pose_kernels
 
 IMPLS = implementations("soft_mutual_normalize")
+
+
+def inputs(batch, dtype, m=5, source=(3, 4), target=(4, 5), positive=False):
+    if positive:
+        return [torch.rand(batch, source[0] * source[1], *target, dtype=torch.float64).to(dtype)]
+    pair = features(batch, m, source, target, dtype)
+    return [pose_kernels.correlation_4d(*pair, impl="reference")]
+
+
+def calls(ops, new, batch, m, source_size, target_size, last):
+    C = new(batch, source_size[0] * source_size[1], *target_size)
+    if last:
+        C = C.to(memory_format=torch.channels_last)
+    yield "soft_mutual_normalize", (C, 1e-5)
+    grad, *statistics = ops.soft_mutual_normalize(C, 1e-5)
+    yield "soft_mutual_normalize_backward", (grad, C, *statistics, 1e-5)
+
+
+CASE = Case(inputs, calls, medium={"source": (13, 11), "target": (9, 17), "positive": True},
+            large={"m": 35, "source": (17, 16), "target": (16, 19)}, activations=0)
 
 
 def op(impl, eps=1e-5):
@@ -42,13 +63,13 @@ def test_is_the_second_half_of_guided_correlation(impl):
     def composed(source, target):
         return op(impl)(pose_kernels.correlation_4d(source, target))
 
+    found = value_and_gradients(composed, inputs)
     expected = value_and_gradients(pose_kernels.guided_correlation, inputs)
-    for a, b in zip(value_and_gradients(composed, inputs), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("shape", [(2, 30, 4, 7), (1, 1, 3, 3), (3, 9, 1, 1), (1, 67, 9, 23),
-                                   (2, 256, 8, 16)], ids=str)  # fmt: skip
+                                   (2, 256, 8, 16)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_against_float64(impl, dtype, shape):
@@ -88,8 +109,7 @@ def test_ties_go_to_the_first(impl):
     C = torch.rand(1, 5, 6, 7, dtype=torch.float64)
     C[0, 2, 1, 3] = C[0, 2, 4, 4] = 2.0
     found, expected = (value_and_gradients(op(name), [C]) for name in (impl, "reference"))
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -1,4 +1,5 @@
-"""Runs `triton_interpreted.py` where Triton interprets its kernels: decided when it is imported."""
+"""Runs `triton_interpreted.py`, and of the tests of every implementation those that are quick
+enough, where Triton interprets its kernels: decided when it is imported."""
 
 import os
 import subprocess
@@ -9,19 +10,22 @@ import pytest
 
 import pose_kernels
 
+INTERPRETED = ("triton_interpreted.py", "test_flow_sample.py::test_agrees_with_grid_sample",
+               "test_flow_sample.py::test_dtypes", "test_operators.py::test_empty_batch",
+               "test_operators.py::test_against_the_reference_in_float64",
+               "test_guided_correlation.py::test_bands_make_up_the_map_and_its_gradient",
+               "test_guided_correlation.py::test_zero_column",
+               "test_guided_correlation.py::test_ties_go_to_the_first")
+
 
 def test_the_kernels_through_the_interpreter():
     pytest.importorskip("triton")
-    inner = Path(__file__).with_name("triton_interpreted.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(inner)]
-    run = subprocess.run(
-        command,
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=inner.parents[2],
-    )
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+               *(str(here / name) for name in INTERPRETED)]
+    run = subprocess.run(command, cwd=here.parents[1], text=True,
+                         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert run.returncode == 0, run.stdout
 
 

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from posemodel.config import ModelConfig
+from posemodel.build import build_discriminator
+from posemodel.config.sections import ModelConfig
 from posemodel.losses.adversarial import (
     balance,
     discriminator_loss,
@@ -11,19 +12,16 @@ from posemodel.losses.adversarial import (
     generator_loss,
     r1_penalty,
 )
-from posemodel.model.pose_transfer import build_discriminator
 
 REAL, FAKE = torch.tensor([0.5, 2.0]), torch.tensor([-1.0, 0.0])
 
 
 @pytest.mark.parametrize(("form", "generator", "discriminator"), [
-    ("lsgan", (4 + 1) / 2, (0.25 + 1) / 2 + 0.5),
-    ("hinge", 0.5, 0.25 + 0.5),
+    ("lsgan", (4 + 1) / 2, (0.25 + 1) / 2 + 0.5), ("hinge", 0.5, 0.25 + 0.5),
     ("nonsaturating", (math.log1p(math.e) + math.log(2)) / 2,
      (math.log1p(math.exp(-0.5)) + math.log1p(math.exp(-2))) / 2
      + (math.log1p(math.exp(-1)) + math.log(2)) / 2),
-    ("paper", 1.5, -0.25 - 0.5),
-])
+    ("paper", 1.5, -0.25 - 0.5)])
 def test_values_by_hand(form, generator, discriminator):
     assert float(generator_loss(FAKE, form)) == pytest.approx(generator, rel=1e-6)
     assert float(discriminator_loss(REAL, FAKE, form)) == pytest.approx(discriminator, rel=1e-6)
@@ -33,12 +31,10 @@ def test_values_by_hand(form, generator, discriminator):
 def test_the_two_pull_in_opposite_directions(form):
     fake = torch.zeros(3, requires_grad=True)
     generator_loss(fake, form).backward()
-    up = -fake.grad.clone()
-    fake.grad = None
     # At 0.5 no form is saturated.
     shifted = torch.full((3,), 0.5, requires_grad=True)
     discriminator_loss(torch.ones(3), shifted, form).backward()
-    assert (up > 0).all() and (shifted.grad > 0).all()
+    assert (fake.grad < 0).all() and (shifted.grad > 0).all()
 
 
 def test_unknown_form():
@@ -68,10 +64,8 @@ def test_r1_of_a_linear_discriminator_by_hand():
     torch.testing.assert_close(gradient, weight)
 
 
-@pytest.mark.parametrize("spectral", [False, True])
-def test_r1_reaches_the_weights_and_falls_when_they_follow_it(spectral):
-    config = ModelConfig(discriminator_width=4, discriminator_spectral_norm=spectral)
-    net = build_discriminator(config)
+def test_r1_reaches_the_weights_and_falls_when_they_follow_it():
+    net = build_discriminator(ModelConfig(discriminator_width=4))
     pose = torch.rand(2, 18, 3)
 
     def penalty():

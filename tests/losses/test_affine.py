@@ -2,13 +2,8 @@ import pytest
 import torch
 
 import pose_kernels
-from posemodel.losses.affine import (
-    AffineRange,
-    affine_flow,
-    affine_loss,
-    random_affine,
-    transform_pose,
-)
+from posemodel.flow.affine import AffineRange, affine_flow, random_affine, transform_pose
+from posemodel.losses.affine import affine_loss
 
 BOUNDS = AffineRange(rotation=30, scale=0.25, shear=0.15, shift=0.25)
 
@@ -34,8 +29,7 @@ def test_flow_of_an_affine_map_brings_the_moved_picture_back():
     restored = pose_kernels.flow_sample(moved, flow)
     inside = (flow.abs() < 0.98).all(1, keepdim=True).expand_as(restored)
     assert inside.float().mean() > 0.5
-    error = (restored - picture(x, y)).abs()[inside].max()
-    assert error < 5e-3
+    assert (restored - picture(x, y)).abs()[inside].max() < 5e-3
 
 
 def test_joints_move_with_the_map_and_missing_ones_stay_missing():
@@ -61,24 +55,17 @@ def test_a_joint_that_leaves_the_frame_is_missing():
 def test_loss_is_zero_at_the_truth_and_counts_only_what_is_in_the_frame():
     affine = draw(4)
     truth = affine_flow(affine, 16, 16)
-    assert affine_loss(truth, affine, unit="normalized") == 0
+    assert affine_loss(truth, affine) == 0
     outside = (truth.abs() > 1).any(1, keepdim=True)
     assert outside.any()
-    assert affine_loss(truth + 7 * outside, affine, unit="normalized") == 0
-    assert affine_loss(truth + 0.5, affine, unit="normalized") == pytest.approx(0.5, rel=1e-5)
-
-
-def test_pixel_unit_scales_by_the_grid():
-    affine = draw(2)
-    wrong = affine_flow(affine, 16, 8) + 0.5
-    # 0.5 normalised is 4 of 16 rows and 2 of 8 columns.
-    assert affine_loss(wrong, affine, unit="pixel") == pytest.approx(3.0, rel=1e-5)
+    assert affine_loss(truth + 7 * outside, affine) == 0
+    assert affine_loss(truth + 0.5, affine) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_everything_outside_gives_zero_and_not_nan():
     away = torch.tensor([[[1.0, 0.0, 9.0], [0.0, 1.0, 9.0]]])
     flow = torch.zeros(1, 2, 4, 4, requires_grad=True)
-    loss = affine_loss(flow, away, unit="normalized")
+    loss = affine_loss(flow, away)
     loss.backward()
     assert loss == 0 and not flow.grad.any()
 
@@ -113,7 +100,6 @@ def test_positions_count_by_their_weight_and_pairs_alike():
     weight[2] = 0
     kept = inside * weight
     pairs = [float((kept * error)[i].sum() / kept[i].sum()) for i in range(2)]
-    assert affine_loss(flow, affine, weight, unit="normalized") == pytest.approx(
-        sum(pairs) / 3, rel=1e-4)
-    assert affine_loss(flow, affine, torch.ones(3, 1, 8, 8), unit="normalized") == pytest.approx(
-        float(affine_loss(flow, affine, unit="normalized")), rel=1e-6)
+    assert affine_loss(flow, affine, weight) == pytest.approx(sum(pairs) / 3, rel=1e-4)
+    assert affine_loss(flow, affine, torch.ones(3, 1, 8, 8)) == pytest.approx(
+        float(affine_loss(flow, affine)), rel=1e-6)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import pose_kernels
-from posemodel.losses.affine import AffineRange, affine_flow, random_affine, transform_pose
+from posemodel.flow.affine import AffineRange, affine_flow, random_affine, transform_pose
 from posemodel.losses.joint import joint_loss
 
 

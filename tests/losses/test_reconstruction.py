@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from posemodel.errors import UserError
 from posemodel.losses.perceptual import PerceptualLoss, load_perceptual_loss, mean_distance
 from posemodel.losses.pyramid import PyramidLoss
+from posemodel.runtime.errors import UserError
 
 
 def test_pyramid_is_the_mean_of_l1_over_four_sizes():
@@ -15,10 +15,6 @@ def test_pyramid_is_the_mean_of_l1_over_four_sizes():
     found, zero = PyramidLoss()([a, b], b)
     assert found == pytest.approx(float(expected / 4), rel=1e-5)
     assert zero == 0
-
-
-def test_pyramid_never_calls_itself_perceptual():
-    assert "no perceptual network" in PyramidLoss.name
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +31,7 @@ def vgg():
 
 def test_perceptual_is_zero_for_equal_images_and_leaves_the_network_alone(vgg):
     loss = PerceptualLoss(vgg)
-    image = torch.rand(1, 3, 32, 32, requires_grad=True)
-    other = torch.rand(1, 3, 32, 32, requires_grad=True)
+    image, other = (torch.rand(1, 3, 32, 32, requires_grad=True) for _ in range(2))
     same, different = loss([other, image], other.detach())
     assert same == 0
     different.backward()
@@ -107,26 +102,27 @@ def test_mixed_precision_changes_little_and_sums_in_float32(vgg):
 def test_perceptual_uses_relu1_1_to_relu5_1(vgg):
     loss = PerceptualLoss(vgg)
     found = loss.features(torch.rand(1, 3, 64, 64))
-    shapes = [f.shape[1:] for f in found]
-    assert [tuple(s) for s in shapes] == [
+    assert [tuple(f.shape[1:]) for f in found] == [
         (64, 64, 64), (128, 32, 32), (256, 16, 16), (512, 8, 8), (512, 4, 4)]
     assert all((f >= 0).all() for f in found)
 
 
-def test_weights_from_a_file(vgg, tmp_path):
-    file = tmp_path / "vgg.pth"
-    torch.save({f"features.{k}": v for k, v in vgg.state_dict().items()}, file)
-    loss = load_perceptual_loss(str(file))
+@pytest.fixture
+def vgg_file(vgg, tmp_path):
+    torch.save({f"features.{k}": v for k, v in vgg.state_dict().items()}, tmp_path / "vgg.pth")
+    return tmp_path / "vgg.pth"
+
+
+def test_weights_from_a_file(vgg, vgg_file):
+    loss = load_perceptual_loss(str(vgg_file))
     a, b = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
     assert torch.equal(loss([a], b)[0], PerceptualLoss(vgg)([a], b)[0])
     assert not any(p.is_meta for p in [*loss.parameters(), *loss.buffers()])
 
 
-def test_a_name_with_a_hash_is_held_to_it(vgg, tmp_path):
-    file = tmp_path / "vgg.pth"
-    torch.save({f"features.{k}": v for k, v in vgg.state_dict().items()}, file)
-    right = tmp_path / f"vgg19-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
-    file.rename(right)
+def test_a_name_with_a_hash_is_held_to_it(vgg_file):
+    digest = hashlib.sha256(vgg_file.read_bytes()).hexdigest()
+    right = vgg_file.rename(vgg_file.with_name(f"vgg19-{digest[:8]}.pth"))
     load_perceptual_loss(str(right))
     with right.open("ab") as handle:
         handle.write(b"more")
@@ -168,3 +164,14 @@ def test_the_download_goes_to_the_cache_with_its_hash(vgg, tmp_path, monkeypatch
     name = "vgg19-dcbb9e9d.pth"
     path = str(tmp_path / "checkpoints" / name)
     assert asked == [(f"https://download.pytorch.org/models/{name}", path, "dcbb9e9d")]
+
+
+def test_pixel_features_are_the_pixels_and_their_complement():
+    image = torch.rand(1, 3, 16, 8) * 2 - 1
+    fine, coarse = PyramidLoss().features(image)
+    assert fine.shape == (1, 96, 4, 2) and coarse.shape == (1, 384, 2, 1)
+    assert fine.min() >= 0
+    first = torch.cat([(1 + image) / 2, (1 - image) / 2], dim=1)[0, :, :4, :4].flatten()
+    torch.testing.assert_close(fine[0, :, 0, 0], first)
+    with pytest.raises(UserError, match="multiples of 8"):
+        PyramidLoss().features(image[..., :4])

@@ -24,8 +24,7 @@ def is_split(result):
 
 @pytest.mark.parametrize("kind, exact, kernel, stride", [
     (Conv2d, nn.Conv2d, 3, 1), (Conv2d, nn.Conv2d, 3, 2), (Conv2d, nn.Conv2d, 4, 2),
-    (ConvTranspose2d, nn.ConvTranspose2d, 4, 2),
-])
+    (ConvTranspose2d, nn.ConvTranspose2d, 4, 2)])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_values_and_gradients_are_torchs(kind, exact, kernel, stride, layout):
     ours = layer(kind, WIDE, WIDE + 8, kernel=kernel, stride=stride)
@@ -48,8 +47,7 @@ def test_values_and_gradients_are_torchs(kind, exact, kernel, stride, layout):
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 4)])
 @pytest.mark.parametrize("kernel, stride, padding", [
     ((3, 3), (1, 1), (1, 1)), ((3, 3), (2, 2), (1, 1)), ((4, 4), (2, 2), (1, 1)),
-    ((7, 7), (1, 1), (3, 3)), ((1, 1), (1, 1), (0, 0)), ((2, 3), (3, 2), (0, 2)),
-])
+    ((7, 7), (1, 1), (3, 3)), ((1, 1), (1, 1), (0, 0)), ((2, 3), (3, 2), (0, 2))])
 def test_weight_gradient(size, kernel, stride, padding):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, *(n + 6 for n in size), dtype=torch.float64, generator=generator)
@@ -85,8 +83,7 @@ def test_elsewhere_it_is_torchs_own_convolution(monkeypatch):
     assert not is_split(layer(Conv2d).requires_grad_(False)(x))
     with torch.autocast("cpu", torch.bfloat16):
         half = layer(Conv2d)(x)
-    assert half.dtype == torch.bfloat16
-    assert not is_split(half)
+    assert half.dtype == torch.bfloat16 and not is_split(half)
     with torch.no_grad():
         torch.testing.assert_close(
             layer(Conv2d)(x), nn.functional.conv2d(x, layer(Conv2d).weight, padding=1))
@@ -95,7 +92,6 @@ def test_elsewhere_it_is_torchs_own_convolution(monkeypatch):
 def test_compiles_without_a_break():
     ours, x = layer(Conv2d), torch.randn(2, WIDE, 8, 8, requires_grad=True)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
-    for one, other in zip(
-            torch.autograd.grad(compiled(x).square().sum(), [x, ours.weight]),
-            torch.autograd.grad(ours(x).square().sum(), [x, ours.weight]), strict=True):
-        torch.testing.assert_close(one, other)
+    found, expected = (torch.autograd.grad(net(x).square().sum(), [x, ours.weight])
+                       for net in (compiled, ours))
+    torch.testing.assert_close(found, expected)

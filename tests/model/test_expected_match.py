@@ -13,10 +13,14 @@ def maps(source=(6, 5), target=(7, 4), batch=2, channels=8):
 
 def stored(source, target, eps):
     """The same from the stored map, in float64, by autograd through the equations."""
-    guided = pose_kernels.guided_correlation(
-        source.double(), target.double(), eps, impl="reference")
-    places = pose_kernels.identity_flow(*source.shape[2:], dtype=torch.float64).flatten(1)
-    return torch.einsum("cs,bsij->bcij", places, guided.square())
+    return of_map(pose_kernels.guided_correlation(
+        source.double(), target.double(), eps, impl="reference"), source.shape[2:])
+
+
+def of_map(guided, source_size):
+    """The same by autograd, in float64."""
+    places = pose_kernels.identity_flow(*source_size, dtype=torch.float64).flatten(1)
+    return torch.einsum("cs,bsij->bcij", places, guided.double().square())
 
 
 @pytest.fixture(params=[64, 5], ids=["one band", "bands of five"])
@@ -52,13 +56,17 @@ def test_no_match_at_all_is_the_middle_with_finite_gradients():
     assert all(g.isfinite().all() for g in gradients)
 
 
-def test_autocast_and_inference_change_nothing():
-    source, target = (z.requires_grad_() for z in maps())
-    expected = expected_match(source, target, 1e-5)
+@pytest.mark.parametrize("of_features", [True, False])
+def test_autocast_and_inference_change_nothing(of_features):
+    inputs = [z.requires_grad_(of_features) for z in maps()]
+    if not of_features:
+        inputs = [pose_kernels.guided_correlation(*inputs)]
+    match, last = (expected_match, 1e-5) if of_features else (expected_match_in, (6, 5))
+    expected = match(*inputs, last)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(expected_match(source, target, 1e-5), expected)
+        assert torch.equal(match(*inputs, last), expected)
     with torch.inference_mode():
-        assert torch.equal(expected_match(source, target, 1e-5), expected)
+        assert torch.equal(match(*inputs, last), expected)
 
 
 def test_no_map_is_kept_for_backward():
@@ -69,12 +77,6 @@ def test_no_map_is_kept_for_backward():
             or x, lambda x: x):
         expected_match(source, target, 1e-5).sum().backward()
     assert sum(kept.values()) < 32**4  # bytes; the map has four times as many
-
-
-def of_map(guided, source_size):
-    """The same by autograd, in float64."""
-    places = pose_kernels.identity_flow(*source_size, dtype=torch.float64).flatten(1)
-    return torch.einsum("cs,bsij->bcij", places, guided.double().square())
 
 
 @pytest.mark.usefixtures("bands")
@@ -91,15 +93,6 @@ def test_from_the_map_with_its_gradient(dtype, layout):
     expected, = torch.autograd.grad(wanted, guided, upstream.double())
     assert gradient.dtype == dtype
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_from_the_map_autocast_and_inference_change_nothing():
-    guided = pose_kernels.guided_correlation(*maps())
-    expected = expected_match_in(guided, (6, 5))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(expected_match_in(guided, (6, 5)), expected)
-    with torch.inference_mode():
-        assert torch.equal(expected_match_in(guided, (6, 5)), expected)
 
 
 def test_from_the_map_nothing_of_it_is_kept_but_the_map():

@@ -9,25 +9,22 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from posemodel.config import to_dict
-from posemodel.data.annotations import read_annotations, write_annotations
-from posemodel.inference import PoseTransferModel
-from posemodel.model.pose_transfer import build_generator
-from posemodel.reid.augment import Plan, augment
-from tests.small_datasets import make_market
+from posemodel.build import build_generator
+from posemodel.config.stored import to_dict
+from posemodel.inference.model import PoseTransferModel
+from posemodel.reid.augment import AugmentPlan, augment
+from tests.small_datasets import change_joints, make_market, market_names
 from tests.tiny import tiny_config
 
 LOST = "0002_c2s1_000001_01.jpg"
 
 
-def small_market(root: Path, people: int = 4) -> Path:
+def small_market(root: Path) -> Path:
     """`bounding_box_train`, `bounding_box_test`, `query`, 3 images of each person, the joints of
     one image missing; the pictures are noise."""
-    make_market(root, people=people, form="bounding_box_{}", pairs=False)
-    csv = root / "market-annotation-train.csv"
-    names, joints = read_annotations(csv)
-    joints[names.index(LOST)] = 0
-    write_annotations(csv, names, joints)
+    make_market(root, form="bounding_box_{}", pairs=False)
+    kept = (np.array(market_names(4)) != LOST)[:, None, None]
+    change_joints(root / "market-annotation-train.csv", lambda joints: joints * kept)
     (root / "query").mkdir()
     random = np.random.default_rng(0)
     for folder in ("bounding_box_train", "bounding_box_test"):
@@ -53,7 +50,7 @@ def model_file(path: Path, size: tuple[int, int] = (64, 32)) -> Path:
 def small_augmented(folder: Path, market: Path, *, poses: int, on_missing: str) -> Path:
     """A folder of `augment`, made by that model."""
     model = PoseTransferModel.from_file(model_file(folder / "tiny.safetensors"), "cpu")
-    plan = Plan(poses=poses, on_missing=on_missing, seed=0, batch_size=20)
+    plan = AugmentPlan(poses=poses, on_missing=on_missing, seed=0, batch_size=20)
     augment(model, market, folder / "out", plan, writers=2, progress=lambda done, total: None)
     return folder / "out"
 
@@ -79,8 +76,3 @@ def read_as_dgnet(folder: Path) -> list[tuple[str, int]]:
     """Identity (name of the folder) and camera of each image."""
     return [(path.parent.name, int(path.name.split("c")[1][0]))
             for path in sorted(folder.glob("*/*.jpg"))]
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes()
-            for path in root.rglob("*") if path.is_file() and path.name != "lock"}

@@ -12,23 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from market_helpers import LOST, contents, model_file, read_as_torchreid, small_market
+from market_helpers import LOST, model_file, read_as_torchreid
 
 import pose_kernels
 from posemodel.data.images import read_image
-from posemodel.errors import UserError
-from posemodel.inference import PoseTransferModel
+from posemodel.flow.estimator import Motion
+from posemodel.inference.model import PoseTransferModel
 from posemodel.reid import augment as module
-from posemodel.reid.augment import Plan, augment, draw_poses, read_sources, sample_on_grey
+from posemodel.reid.augment import AugmentPlan, augment, draw_poses, read_sources, sample_on_grey
 from posemodel.reid.foreground import foreground
+from tests.small_datasets import contents, refused
 
 PEOPLE, POSES = 4, 6
 IMAGES = 3 * PEOPLE
-
-
-@pytest.fixture(scope="module")
-def market(tmp_path_factory) -> Path:
-    return small_market(tmp_path_factory.mktemp("market") / "market")
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +37,9 @@ def model(weights) -> PoseTransferModel:
     return PoseTransferModel.from_file(weights, "cpu")
 
 
-def plan(**changes) -> Plan:
-    return Plan(**{"poses": POSES, "on_missing": "skip", "seed": 1, "batch_size": 12, **changes})
+def plan(**changes) -> AugmentPlan:
+    return AugmentPlan(**{"poses": POSES, "on_missing": "skip", "seed": 1, "batch_size": 12,
+                          **changes})
 
 
 def make(model, market, out, **changes):
@@ -104,8 +101,7 @@ def test_again_does_nothing(model, market, made):
 
 
 def test_another_plan_is_refused(model, market, made):
-    with pytest.raises(UserError, match="poses: 6 there, 5 asked"):
-        make(model, market, made, poses=5)
+    refused("poses: 6 there, 5 asked", make, model, market, made, poses=5)
 
 
 def test_stopped_and_torn(model, market, made, tmp_path, monkeypatch):
@@ -191,7 +187,7 @@ class ShiftModel:
 
     def warping(self, source, target):
         shift = source[:, 1, :2] - target[:, 1, :2]
-        return pose_kernels.identity_flow(16, 8) + shift[:, :, None, None]
+        return Motion(flow=pose_kernels.identity_flow(16, 8) + shift[:, :, None, None])
 
 
 def test_each_image_is_made_of_its_own_source_and_pose(market, tmp_path):
@@ -204,7 +200,7 @@ def test_each_image_is_made_of_its_own_source_and_pose(market, tmp_path):
     for row in rows[::5]:
         source, pose = (poses[pairs.names.index(row[key])][None] for key in ("source", "pose"))
         pixels = torch.from_numpy(read_image(pairs.folder / row["source"]))[None]
-        expected = sample_on_grey(pixels, ShiftModel().warping(source, pose),
+        expected = sample_on_grey(pixels, ShiftModel().warping(source, pose).flow,
                                   foreground(pose, (128, 64)))[0]
         found = read_image(tmp_path / "out" / "train" / row["name"])
         assert found.astype(float) == pytest.approx(expected.numpy(), abs=60)  # JPEG of noise
@@ -214,11 +210,9 @@ def test_each_image_is_made_of_its_own_source_and_pose(market, tmp_path):
 def test_a_model_of_another_shape_is_refused(market, tmp_path):
     square = PoseTransferModel.from_file(model_file(tmp_path / "square.safetensors", (64, 64)),
                                          "cpu")
-    with pytest.raises(UserError, match="128:64"):
-        make(square, market, tmp_path / "out")
+    refused("128:64", make, square, market, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_too_many_poses(model, market, tmp_path):
-    with pytest.raises(UserError, match="only 11 images have both shoulders"):
-        make(model, market, tmp_path / "out", poses=12)
+    refused("only 11 images have both shoulders", make, model, market, tmp_path / "out", poses=12)

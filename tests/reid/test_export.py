@@ -4,27 +4,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from market_helpers import (
-    contents,
-    read_as_dgnet,
-    read_as_torchreid,
-    small_augmented,
-    small_market,
-)
+from market_helpers import read_as_dgnet, read_as_torchreid, small_augmented, small_market
 
-from posemodel.errors import UserError
 from posemodel.reid.export import export
+from tests.small_datasets import contents, refused
 
 POSES = 3
 
 
-def nothing(done, total):
-    pass
-
-
-@pytest.fixture(scope="module")
-def market(tmp_path_factory) -> Path:
-    return small_market(tmp_path_factory.mktemp("market") / "market")
+def write(root, out, *, layout="market", augmented=None):
+    return export(root, out, layout=layout, augmented=augmented, progress=lambda done, total: None)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +24,7 @@ def augmented(market, tmp_path_factory) -> Path:
 
 def test_market_layout(market, augmented, tmp_path):
     out = tmp_path / "Market-1501-v15.09.15"
-    counts = export(market, out, layout="market", augmented=augmented, progress=nothing)
+    counts = write(market, out, augmented=augmented)
     assert counts == {"bounding_box_train": 12 * (1 + POSES), "bounding_box_test": 14, "query": 4}
     found = Counter(read_as_torchreid(out / "bounding_box_train"))
     real = Counter(read_as_torchreid(market / "bounding_box_train"))
@@ -45,8 +34,7 @@ def test_market_layout(market, augmented, tmp_path):
 
 
 def test_folders_by_identity(market, augmented, tmp_path):
-    counts = export(market, tmp_path / "out", layout="folders", augmented=augmented,
-                    progress=nothing)
+    counts = write(market, tmp_path / "out", layout="folders", augmented=augmented)
     root = tmp_path / "out" / "pytorch"
     assert counts == {f"pytorch/{name}": len(list((root / name).glob("*/*.jpg")))
                       for name in ("train_all", "train", "val", "gallery", "query")}
@@ -64,32 +52,27 @@ def test_folders_by_identity(market, augmented, tmp_path):
 
 
 def test_real_images_only(market, tmp_path):
-    counts = export(market, tmp_path / "out", layout="market", augmented=None, progress=nothing)
-    assert counts["bounding_box_train"] == 12
+    assert write(market, tmp_path / "out")["bounding_box_train"] == 12
 
 
 def test_never_over_anything(market, tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="is there already"):
-        export(market, tmp_path / "out", layout="market", augmented=None, progress=nothing)
+    refused("is there already", write, market, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_nothing_is_left_of_a_failure(market, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.copyfile", lambda *paths: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(UserError, match="full"):
-        export(market, tmp_path / "new" / "out", layout="market", augmented=None, progress=nothing)
+    refused("full", write, market, tmp_path / "new" / "out")
     assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_paths_that_the_libraries_misread(market, tmp_path):
-    with pytest.raises(UserError, match="'15_c1'"):
-        export(market, tmp_path / "market15_c1", layout="market", augmented=None, progress=nothing)
+    refused("'15_c1'", write, market, tmp_path / "market15_c1")
 
 
 def test_other_folders_are_not_augmentations(market, tmp_path):
-    with pytest.raises(UserError, match="was not made by"):
-        export(market, tmp_path / "out", layout="market", augmented=market, progress=nothing)
+    refused("was not made by", write, market, tmp_path / "out", augmented=market)
 
 
 @pytest.mark.parametrize("name", ["1502_c1s1_000001_01.jpg", "0001_c7s1_000001_01.jpg",
@@ -97,5 +80,4 @@ def test_other_folders_are_not_augmentations(market, tmp_path):
 def test_names_that_the_libraries_refuse(tmp_path, name):
     root = small_market(tmp_path / "market")
     (root / "bounding_box_train" / name).write_bytes(b"")
-    with pytest.raises(UserError, match="identities up to 1501 and cameras 1 to 6"):
-        export(root, tmp_path / "out", layout="market", augmented=None, progress=nothing)
+    refused("identities up to 1501 and cameras 1 to 6", write, root, tmp_path / "out")

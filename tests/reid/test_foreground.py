@@ -2,7 +2,7 @@
 
 import torch
 
-from posemodel.data.mannequins import Mannequins
+from posemodel.mannequins.pairs import Mannequins
 from posemodel.reid.foreground import foreground
 
 SIZE = (128, 64)

@@ -6,20 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from market_helpers import contents, read_as_torchreid
+from market_helpers import read_as_torchreid
 
-from posemodel.data.annotations import read_annotations
 from posemodel.data.images import read_image
-from posemodel.data.layouts import open_pairs
-from posemodel.data.mannequins import Mannequins
-from posemodel.errors import UserError
+from posemodel.data.reading import open_pairs
+from posemodel.mannequins.pairs import Mannequins
+from posemodel.poses.annotations import read_annotations
 from posemodel.reid import synthesize as module
 from posemodel.reid.market import DISTRACTOR, JUNK, open_split
-from posemodel.reid.synthesize import Plan, synthesize
+from posemodel.reid.synthesize import MarketPlan, synthesize
+from tests.small_datasets import contents, refused
 
 
-def plan(**changes) -> Plan:
-    return Plan(**{"identities": 3, "cameras": 2, "images": 2, "turn": 60.0, "seed": 4, **changes})
+def plan(**changes) -> MarketPlan:
+    return MarketPlan(**{"identities": 3, "cameras": 2, "images": 2, "turn": 60.0, "seed": 4,
+                         **changes})
 
 
 def make(out: Path, **changes) -> Path:
@@ -73,8 +74,7 @@ def test_every_image_has_a_stance_of_its_own(monkeypatch):
 
 def test_never_over_anything(market):
     before = contents(market)
-    with pytest.raises(UserError, match="is there already"):
-        make(market)
+    refused("is there already", make, market)
     assert contents(market) == before
 
 
@@ -82,8 +82,7 @@ def test_never_over_anything(market):
     ({"identities": 751}, "--identities 751"), ({"cameras": 7}, "--cameras 7"),
     ({"images": 0}, "--images 0"), ({"turn": 181.0}, "--turn"), ({"seed": -1}, "--seed -1")])
 def test_plans_that_the_names_do_not_allow(changes, message):
-    with pytest.raises(UserError, match=message):
-        plan(**changes)
+    refused(message, plan, **changes)
 
 
 # --- the generator's own part --------------------------------------------------------------------

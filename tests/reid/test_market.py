@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from posemodel.errors import UserError
 from posemodel.reid.market import (
     Crops,
     describe,
@@ -16,22 +15,20 @@ from posemodel.reid.market import (
     parse_name,
     read_crops,
 )
+from tests.small_datasets import refused
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("0002_c1s1_000451_03.jpg", (2, 1)),
-    ("-1_c3s2_000451_03.jpg", (-1, 3)),
-    ("0000_c6s1_000001_00.jpg", (0, 6)),
-    ("1501_c2s1_000451_03_p07.jpg", (1501, 2)),
-])
+@pytest.mark.parametrize("name, expected", [("0002_c1s1_000451_03.jpg", (2, 1)),
+                                            ("-1_c3s2_000451_03.jpg", (-1, 3)),
+                                            ("0000_c6s1_000001_00.jpg", (0, 6)),
+                                            ("1501_c2s1_000451_03_p07.jpg", (1501, 2))])
 def test_identity_and_camera(name, expected):
     assert parse_name(name) == expected
 
 
 @pytest.mark.parametrize("name", ["portrait.jpg", "x0002_c1s1.jpg", "-2_c1s1_000001_01.jpg"])
 def test_other_names_are_refused(name):
-    with pytest.raises(UserError, match="no name of Market-1501"):
-        parse_name(name)
+    refused("no name of Market-1501", parse_name, name)
 
 
 def test_generated_names_come_back():
@@ -40,8 +37,7 @@ def test_generated_names_come_back():
         assert made == f"0002_c1s1_000451_03{name}.jpg"
         assert parse_generated(made) == ("0002_c1s1_000451_03", number)
         assert parse_name(made) == (2, 1)
-    with pytest.raises(UserError, match="no name of a generated image"):
-        parse_generated("0002_c1s1_000451_03.jpg")
+    refused("no name of a generated image", parse_generated, "0002_c1s1_000451_03.jpg")
 
 
 def crops(*names: str) -> Crops:
@@ -65,10 +61,7 @@ def test_what_a_split_holds_is_said():
 
 
 def test_missing_folders_are_said(tmp_path):
-    with pytest.raises(UserError, match="has no folder query"):
-        open_split(tmp_path, "query")
+    refused("has no folder query", open_split, tmp_path, "query")
     (tmp_path / "query").mkdir()
-    with pytest.raises(UserError, match="has no images"):
-        open_split(tmp_path, "query")
-    with pytest.raises(UserError, match="is no folder"):
-        read_crops(tmp_path / "nowhere")
+    refused("has no images", open_split, tmp_path, "query")
+    refused("is no folder", read_crops, tmp_path / "nowhere")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from posemodel.errors import UserError
 from posemodel.reid import ranking as module
 from posemodel.reid.ranking import rank_distances, rank_features
+from tests.small_datasets import refused
 
 
 def by_loop(distances, query, gallery):
@@ -56,14 +56,13 @@ def rank(distances, query, gallery):
                           gallery_persons=gp, gallery_cameras=gc)
 
 
-def random_case(seed, queries=9, gallery=40):
+def random_case(seed, gallery=40):
     random = np.random.default_rng(seed)
-    query = list(zip(random.integers(1, 6, queries).tolist(),
-                     random.integers(1, 4, queries).tolist(), strict=True))
-    others = list(zip(random.integers(-1, 6, gallery).tolist(),
-                      random.integers(1, 4, gallery).tolist(), strict=True))
+    query, others = (list(zip(random.integers(first, 6, count).tolist(),
+                              random.integers(1, 4, count).tolist(), strict=True))
+                     for first, count in ((1, 9), (-1, gallery)))
     # Few different distances, so that many are equal.
-    return random.integers(0, 12, (queries, gallery)) / 12, query, others
+    return random.integers(0, 12, (9, gallery)) / 12, query, others
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -115,8 +114,7 @@ def test_query_without_a_match():
 
 def test_no_query_has_a_match():
     found = rank([[0.1]], [(7, 1)], [(7, 1)])
-    with pytest.raises(UserError, match="no query has a match"):
-        found.scores("step")
+    refused("no query has a match", found.scores, "step")
 
 
 def test_in_parts_as_at_once(monkeypatch):

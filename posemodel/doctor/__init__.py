@@ -1,0 +1,1 @@
+"""What is installed, built and working here, and what to do about what is not."""

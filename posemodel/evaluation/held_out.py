@@ -1,0 +1,73 @@
+"""Evaluation on held-out pairs; on mannequins also of flow and visibility, which are known."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posemodel.config.sections import Config
+from posemodel.data.source import held_out_batches
+from posemodel.evaluation import records
+from posemodel.evaluation.mannequin_metrics import TURNS, turned_by
+from posemodel.evaluation.measures import Instruments, Totals, measure_batch
+from posemodel.model.pose_transfer import PoseTransfer
+from posemodel.runtime.errors import UserError
+
+# Only generated people have these; those of visibility are pooled over pixels, all others are means
+# over pairs.
+_ABSENT = dict.fromkeys(("epe_zero", "epe_visible", *(
+    f"visibility_auc_{score}" for score in ("affine", "cycle", "peak", "correlation"))))
+# Columns of the records that are no measures.
+_NOT_MEASURED = ("pair", "person", "turn")
+
+
+@torch.no_grad()
+def evaluate(model: PoseTransfer, config: Config, device: torch.device, dtype: torch.dtype,
+             log: Callable[[str], None] = print) -> dict:
+    """All metrics on the held-out pairs; of mannequins also by how far the body turns.
+
+    Args:
+        log: is given a line for each held-out image that cannot be read.
+
+    Returns the row of eval.jsonl without its step; values that do not exist are None.
+    """
+    model.eval()
+    columns: dict[str, list[Tensor]] = {}
+    totals = Totals()
+    for batch in held_out_batches(config.data, device, config.data.evaluation_pairs,
+                                  positions=config.flow_positions, log=log):
+        for name, values in measure_batch(model, batch, dtype, Instruments(), totals).items():
+            columns.setdefault(name, []).append(values.double().cpu())
+    table = {name: torch.cat(values).numpy() for name, values in columns.items()}
+    return evaluation_row(config.data.kind, table, totals)
+
+
+def evaluation_row(kind: str, table: dict[str, np.ndarray], totals: Totals) -> dict:
+    """The numbers of an evaluation: means of what was measured of each pair, and what was pooled.
+
+    Args:
+        kind: of data set.
+        table: values by name, each `[N]`; NaN where a pair does not have the value.
+
+    Raises: `UserError` for a table without pairs.
+
+    Returns: `data`, the mean of each column, `visibility_auc_SCORE`, `pairs`, and `by_turn`, on
+        mannequins the same of each turn, else None; values that do not exist are None.
+    """
+    if not table or not len(table["copy_l1"]):
+        raise UserError("no held-out pair has readable images; check the data set with "
+                        "python -m posemodel.data check")
+
+    def part(chosen: np.ndarray, aucs: dict[str, float | None]) -> dict:
+        means = records.means({name: values[chosen] for name, values in table.items()
+                               if name not in _NOT_MEASURED})
+        return {**_ABSENT, **means, **{f"visibility_auc_{name}": auc for name, auc in aucs.items()},
+                "pairs": int(chosen.sum())}
+
+    truth, by_turn = totals.truth, None
+    if "turn" in table:
+        by_turn = {f"{low}-{high}": part(turned_by(table["turn"], low, high),
+                                         truth.aucs((low, high))) for low, high in TURNS}
+    return {"data": kind, **part(np.ones(len(table["copy_l1"]), bool), truth.aucs()),
+            "by_turn": by_turn}

@@ -1,0 +1,1 @@
+"""Flows: the face of every estimator, exact affine ones, their visibility, their files."""

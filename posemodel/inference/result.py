@@ -1,0 +1,98 @@
+"""What a transfer gives: pictures, flow and visibility, in the view and in the target frame."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import pose_kernels
+from posemodel.inference.crop import Crop
+from posemodel.pictures.pixels import resized, to_pictures, to_tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TransferResult:
+    """One person in N poses. What ends in `_view` is as the model saw or made it; `refined`,
+    `warped` and `locations` give the same in the pixels of the target frame."""
+
+    frame: tuple[int, int]
+    """(H, W) of the target frame"""
+    source_frame: tuple[int, int]
+    """(H, W) of the source image"""
+    source: np.ndarray
+    """the source's crop in its own resolution, `[h, w, 3]`"""
+    source_crop: Crop
+    target_crops: list[Crop]
+    source_view: np.ndarray
+    """`[H, W, 3]` uint8"""
+    refined_view: np.ndarray
+    """`[N, H, W, 3]` uint8"""
+    warped_view: np.ndarray
+    """`[N, H, W, 3]` uint8: the source view moved by the flow, nothing refined"""
+    coarse_flow: np.ndarray
+    """`[N, 2, h, w]` float32, as the model gives it: absolute sampling locations (x, y) in the
+    source view, normalised, pixel centres"""
+    visibility: dict[str, np.ndarray]
+    """`[N, H, W]` float32 by measure, 0 (invented) to 1 (visible in the source)"""
+    source_pose: Tensor
+    """`[18, 3]` in the source view, normalised"""
+    target_poses: Tensor
+    """`[N, 18, 3]` in the target views, normalised"""
+    seconds: dict[str, float]
+    """what it took: keys "prepare", "flow", "refine", "visibility" and "total" of these"""
+
+    def __len__(self) -> int:
+        return len(self.target_crops)
+
+    @property
+    def flow(self) -> np.ndarray:
+        """The flow at the size of the view, `[N, 2, H, W]` float32, normalised."""
+        size = self.source_view.shape[:2]
+        return pose_kernels.resize_flow(torch.from_numpy(self.coarse_flow), size).numpy()
+
+    def refined(self, index: int) -> np.ndarray:
+        """The finished picture of one pose in the target frame, `[H, W, 3]` uint8."""
+        return self.in_frame(index, self.refined_view[index])
+
+    def warped(self, index: int) -> np.ndarray:
+        """The source's own pixels moved by the flow, in the target frame, `[H, W, 3]` uint8.
+
+        The flow is applied to the source in its own resolution: sharper than `warped_view`.
+        """
+        crop = self.target_crops[index]
+        return self.placed(index, self.warped_at(index, (crop.height, crop.width)))
+
+    def warped_at(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """The same of the crop alone, in any size (H, W)."""
+        moved = pose_kernels.flow_sample(
+            to_tensor(self.source, torch.device("cpu")),
+            torch.from_numpy(self.coarse_flow[index : index + 1]), size)
+        return to_pictures(moved)[0]
+
+    def in_frame(self, index: int, view: np.ndarray) -> np.ndarray:
+        """A picture of the size of the view `[H, W, 3]` uint8, brought back to its crop of the
+        target frame. Outside of the crop, where nothing was estimated, the frame is white."""
+        crop = self.target_crops[index]
+        return self.placed(index, resized(view, (crop.height, crop.width)))
+
+    def placed(self, index: int, part: np.ndarray) -> np.ndarray:
+        """The same of a picture of the size of the crop."""
+        frame = np.full((*self.frame, 3), 255, np.uint8)
+        self.target_crops[index].place(part, frame)
+        return frame
+
+    def locations(self, index: int) -> np.ndarray:
+        """Where each pixel of the target frame is sampled from, `[2, H, W]` float32: (x, y) in
+        pixels of the source image; NaN outside of the crop."""
+        crop, source = self.target_crops[index], self.source_crop
+        flow = pose_kernels.resize_flow(torch.from_numpy(self.coarse_flow[index : index + 1]),
+                                        (crop.height, crop.width))[0]
+        x, y = source.pixels(flow).numpy()
+        # Beyond the edges of the crop and of the image their last pixels are repeated.
+        height, width = self.source_frame
+        x = x.clip(max(source.left, 0), min(source.left + source.width, width) - 1)
+        y = y.clip(max(source.top, 0), min(source.top + source.height, height) - 1)
+        frame = np.full((*self.frame, 2), np.nan, np.float32)
+        crop.place(np.stack([x, y], axis=-1), frame)
+        return np.moveaxis(frame, -1, 0)

@@ -1,0 +1,1 @@
+"""Generated people whose true flow and visibility are known for every pixel."""

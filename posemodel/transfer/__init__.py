@@ -1,0 +1,1 @@
+"""`python -m posemodel.transfer`: a person in a photograph, in new poses."""

@@ -1,0 +1,291 @@
+"""What `python -m posemodel.transfer` writes.
+
+    DIR/
+      contact_sheet.png          up to 12 of the poses with all that was made of them
+      transfer.json              what was done: model, files, crops, warnings, files written
+      source_skeleton.png        the joints on the photograph
+      animation.gif  .mp4        of several poses; the second where imageio-ffmpeg is installed
+      refined/NAME.png           the finished picture, in the frame of the target pose
+      warped/NAME.png            the photograph's own pixels moved by the flow
+      flow/NAME.npy              where each pixel is sampled from: [2, H, W] float32, (x, y) in
+                                 pixels of the photograph, NaN outside of the crop
+      flow/NAME.flo              the same minus the pixel's own place: Middlebury
+      flow_picture/NAME.png      the flow between the two crops in the Middlebury colours
+      visibility/NAME.png        grey: 0 invented, 255 visible in the photograph (affine measure)
+      skeleton/NAME.png          the target pose
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+import pose_kernels
+from posemodel.data.images import inside
+from posemodel.flow.files import write_flo, write_npy
+from posemodel.flow.pictures import flow_picture
+from posemodel.inference.crop import Crop
+from posemodel.inference.result import TransferResult
+from posemodel.pictures.flow_colors import heat
+from posemodel.pictures.pixels import resized
+from posemodel.pictures.sheet import contact_sheet
+from posemodel.poses.drawing import draw_poses, draw_skeleton
+from posemodel.poses.joints import normalized_to_pixels
+from posemodel.poses.layouts import Pose
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.files import write_aside, writing
+from posemodel.runtime.folder import OwnFolder
+
+_RECORD, _SHEET, _SOURCE = "transfer.json", "contact_sheet.png", "source_skeleton.png"
+_GIF, _MP4 = "animation.gif", "animation.mp4"
+_PICTURES = ("refined", "warped", "flow_picture", "visibility", "skeleton")
+_SHEET_ROWS = 12
+_CELL = 256  # rows of a picture in the contact sheet
+_PANEL = (192, 360)  # fewest and most rows of a picture in the animation
+_STRIP = 28  # rows of its headings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One pose to come."""
+
+    name: str
+    """what its files are called"""
+    file: Path
+    pose: Pose
+    frame: tuple[int, int]
+    """(H, W) of the picture that the joints belong to"""
+
+
+def planned_files(targets: list[Target]) -> list[str]:
+    """All files of a transfer, relative to its folder."""
+    files = [_RECORD, _SHEET, _SOURCE]
+    if len(targets) > 1:
+        files += [_GIF, _MP4]
+    for target in targets:
+        files += [f"{kind}/{target.name}.png" for kind in _PICTURES]
+        files += [f"flow/{target.name}{ending}" for ending in (".npy", ".flo")]
+    return files
+
+
+class OutputFolder:
+    """The folder of one transfer. Files that no transfer has written are never touched."""
+
+    def __init__(self, path: Path, planned: list[str], *, overwrite: bool):
+        """Checks, and writes nothing.
+
+        Args:
+            planned: names of the files to come.
+            overwrite: the files of an earlier transfer may be replaced.
+
+        Raises: `UserError`.
+        """
+        self.path, self._planned = path, planned
+        self._own = OwnFolder(path, _RECORD, "earlier transfer")
+        self._earlier = self._of_earlier_transfer(overwrite)
+        foreign = [name for name in planned if name not in self._earlier and (path / name).exists()]
+        if foreign:
+            raise UserError(f"--out {path}: {foreign[0]} is there and no earlier transfer wrote it")
+
+    def _of_earlier_transfer(self, overwrite: bool) -> list[str]:
+        """The files that it names."""
+        try:
+            self._own.refuse_foreign()
+        except OSError as error:
+            raise UserError(f"--out {self.path}: {error.strerror}") from error
+        if not self._own.record.exists():
+            return []
+        if not overwrite:
+            raise UserError(f"--out {self.path} holds an earlier transfer; --overwrite replaces it")
+        with self._own.reading() as record:
+            for name in record["files"]:
+                inside(self.path, name)  # refuses names that lead elsewhere
+            return record["files"]
+
+    @contextlib.contextmanager
+    def writing(self, record: dict) -> Iterator[None]:
+        """Around all that is written. transfer.json comes first, so that an interrupted transfer
+        can be replaced, and again at the end with what `record` has become.
+
+        Raises: `UserError` where the folder cannot be written.
+        """
+        with writing(f"into {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            # The old record goes last: until then it names what is left of the old files.
+            for name in sorted(self._earlier, key=_RECORD.__eq__):
+                (self.path / name).unlink(missing_ok=True)
+            self._own.write(record | {"finished": False, "files": self._planned})
+            yield
+            self._own.write(record | {"finished": True, "files": self._planned})
+
+    def file(self, name: str) -> Path:
+        """Where a planned file goes; its folder is made."""
+        if name not in self._planned:
+            raise ValueError(f"{name} was not planned")
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        return path
+
+    def write_png(self, name: str, picture: np.ndarray | Image.Image) -> None:
+        """A picture `[H, W, 3]` or `[H, W]` uint8."""
+        if isinstance(picture, np.ndarray):
+            picture = Image.fromarray(picture)
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        write_aside(self.file(name), buffer.getvalue())
+
+
+def write_source(folder: OutputFolder, image: np.ndarray, pose: Pose) -> None:
+    """The joints on the photograph."""
+    folder.write_png(_SOURCE, draw_poses(image, [pose], pose))
+
+
+def write_pose(folder: OutputFolder, result: TransferResult, index: int, target: Target) -> None:
+    """All files of one pose."""
+    name, crop = target.name, result.target_crops[index]
+    folder.write_png(f"refined/{name}.png", result.refined(index))
+    folder.write_png(f"warped/{name}.png", result.warped(index))
+    locations = result.locations(index)
+    write_npy(folder.file(f"flow/{name}.npy"), locations)
+    own = np.indices(result.frame, np.float32)[::-1]
+    write_flo(folder.file(f"flow/{name}.flo"), locations - own)
+    colors = _flow_picture(result, index, (crop.height, crop.width))
+    folder.write_png(f"flow_picture/{name}.png", result.placed(index, colors))
+    grey = np.zeros(result.frame, np.uint8)
+    seen = (result.visibility["affine"][index] * 255).round().astype(np.uint8)
+    crop.place(resized(seen, (crop.height, crop.width)), grey)
+    folder.write_png(f"visibility/{name}.png", grey)
+    folder.write_png(f"skeleton/{name}.png", _skeleton_frame(target))
+
+
+class Sheet:
+    """The contact sheet: rows of poses, columns of what was made of them."""
+
+    def __init__(self, aspect: float, *, poses: int):
+        """Of many poses, evenly spread ones are shown.
+
+        Args:
+            aspect: width to height of a picture.
+            poses: number of poses to come.
+        """
+        self._cell = (_CELL, max(1, round(_CELL * aspect)))
+        rows = min(poses, _SHEET_ROWS)
+        self._shown = {round(row * (poses - 1) / max(rows - 1, 1)) for row in range(rows)}
+        self._added = 0
+        self._columns: dict[str, list[np.ndarray]] = {}
+
+    def add(self, result: TransferResult, index: int, name: str) -> None:
+        """The next pose."""
+        if self._added in self._shown:
+            if not self._columns:
+                self._put("source", resized(result.source, self._cell))
+                self._put("source pose", self._on_source(result))
+            self._put("target pose", self._on_black(result, index, name))
+            self._put("warped", result.warped_at(index, self._cell))
+            refined = result.refined_view[index]
+            title = f"refined ({refined.shape[1]} x {refined.shape[0]})"
+            self._put(title, resized(refined, self._cell))
+            self._put("flow", _flow_picture(result, index, self._cell))
+            seen = heat(torch.from_numpy(result.visibility["affine"][index]))
+            self._put("found visible", resized(seen, self._cell))
+        self._added += 1
+
+    def write(self, folder: OutputFolder, title: str) -> None:
+        """Write it."""
+        contact_sheet(list(self._columns.items()), folder.file(_SHEET), title=title, legend=True)
+
+    def _put(self, column: str, picture: np.ndarray | Image.Image) -> None:
+        self._columns.setdefault(column, []).append(np.asarray(picture))
+
+    def _on_source(self, result: TransferResult) -> Image.Image:
+        """The source pose on the source, which is faint."""
+        joints = normalized_to_pixels(result.source_pose, self._cell).numpy()
+        pose = Pose(joints=joints, format="openpose18")
+        faint = resized(result.source, self._cell) // 2 + 96
+        return draw_poses(faint, [pose], pose)
+
+    def _on_black(self, result: TransferResult, index: int, name: str) -> Image.Image:
+        """A target pose, with its name in the corner."""
+        picture = Image.fromarray(draw_skeleton(result.target_poses[index], self._cell))
+        font = ImageFont.load_default(13)
+        ImageDraw.Draw(picture).text((7, 6), name, (210, 212, 216), font=font, anchor="lt")
+        return picture
+
+
+def write_animation(folder: OutputFolder, targets: list[Target], crops: list[Crop],
+                    fps: float) -> None:
+    """Pose, warped and refined side by side as GIF and, where imageio-ffmpeg is installed, as MP4;
+    says what was written or why not.
+
+    Args:
+        crops: of the targets.
+        fps: poses per second.
+    """
+    if len({target.frame for target in targets}) > 1:
+        print("no animation: the target poses belong to frames of different sizes")
+        return
+    height, width = targets[0].frame
+    # Left, top, right, bottom of the part of the frame in which something is to be seen.
+    box = (max(0, min(crop.left for crop in crops)), max(0, min(crop.top for crop in crops)),
+           min(width, max(crop.left + crop.width for crop in crops)),
+           min(height, max(crop.top + crop.height for crop in crops)))
+    buffer = io.BytesIO()
+    _panel(folder, targets[0], box).save(
+        buffer, format="GIF", save_all=True, duration=round(1000 / fps), loop=0,
+        append_images=(_panel(folder, target, box) for target in targets[1:]))
+    write_aside(folder.file(_GIF), buffer.getvalue())
+    print(f"animation: {folder.path / _GIF}")
+    try:
+        import imageio_ffmpeg
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):  # the second: installed, but without its program
+        print("no MP4: it takes pip install imageio-ffmpeg")
+        return
+    file = folder.file(_MP4)
+    temporary = file.with_name("animation.tmp.mp4")
+    size = _panel(folder, targets[0], box).size
+    writer = imageio_ffmpeg.write_frames(str(temporary), size, fps=fps, macro_block_size=2)
+    writer.send(None)
+    for target in targets:
+        writer.send(_panel(folder, target, box).tobytes())
+    writer.close()
+    temporary.replace(file)
+    print(f"animation: {file}")
+
+
+def _panel(folder: OutputFolder, target: Target, box: tuple[int, int, int, int]) -> Image.Image:
+    """One picture of the animation: pose, warped, refined under their names."""
+    height, width = box[3] - box[1], box[2] - box[0]
+    rows = min(max(height, _PANEL[0]), _PANEL[1])
+    # Even, as videos demand.
+    columns, rows = (2 * max(1, round(side / 2)) for side in (width * rows / height, rows))
+    page = Image.new("RGB", (3 * columns, rows + _STRIP), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    parts = {"target pose": _skeleton_frame(target),
+             "warped": Image.open(folder.file(f"warped/{target.name}.png")),
+             "refined": Image.open(folder.file(f"refined/{target.name}.png"))}
+    for index, (title, picture) in enumerate(parts.items()):
+        part = picture.resize((columns, rows), Image.Resampling.BICUBIC, box)
+        page.paste(part, (index * columns, _STRIP))
+        draw.text(((index + 0.5) * columns, _STRIP - 9), title, (32, 33, 36), font=font,
+                  anchor="ms")
+    return page
+
+
+def _skeleton_frame(target: Target) -> Image.Image:
+    """The target pose on black, in its frame."""
+    drawn = draw_poses(np.zeros((*target.frame, 3), np.uint8), [target.pose], target.pose)
+    # Small pictures are enlarged by it.
+    return drawn.resize(target.frame[::-1], Image.Resampling.BOX)
+
+
+def _flow_picture(result: TransferResult, index: int, size: tuple[int, int]) -> np.ndarray:
+    """The flow between the two crops, `[*size, 3]` uint8."""
+    coarse = torch.from_numpy(result.coarse_flow[index:index + 1])
+    return flow_picture(pose_kernels.resize_flow(coarse, size)[0])
+

@@ -1,0 +1,70 @@
+"""Every preset takes steps in both phases: its losses and schedule with small networks."""
+
+import math
+
+import pytest
+import torch
+from torchvision.models.vgg import cfgs, make_layers
+
+from posemodel.build import build_discriminator, build_generator
+from posemodel.config.presets import PRESETS
+from posemodel.engine import objective, trainer
+from posemodel.losses.perceptual import PerceptualLoss
+from posemodel.mannequins.pairs import Mannequins
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    """VGG-19 with a sixteenth of its widths."""
+    return PerceptualLoss(make_layers([x if x == "M" else x // 16 for x in cfgs["E"]]))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_trains_in_both_phases(name, vgg, monkeypatch):
+    monkeypatch.setattr(objective, "load_perceptual_loss", lambda _: vgg)
+    config = PRESETS[name]()
+    height, width = config.data.image_size
+    config.steps, config.optim.batch_size = 4, 2
+    config.data.image_size = (32, 32 * width // height)
+    model = config.model
+    model.encoder_channels = tuple(8 for _ in model.encoder_channels)
+    model.flow_channels = tuple(8 for _ in model.flow_channels)
+    model.refine_width = model.discriminator_width = 4
+    one = trainer.Trainer(config, CPU, torch.float32)
+    before = [p.detach().clone() for p in one.generator.parameters()]
+    data = Mannequins(size=config.data.image_size, turn=config.data.turn,
+                      background=config.data.background,
+                      hidden_joints=config.data.hidden_joints, seed=0, device=CPU)
+    batch, found = data.pairs(range(2)), {}
+    # Steps 1 and 2 are the two tasks in phase one, 3 and 4 in phase two.
+    config.optim.phase_one = 0.5
+    for step in range(1, 5):
+        values = one.step(step, batch)
+        assert all(math.isfinite(value) for value in values.values())
+        found |= values
+    assert {"loss_affine", "loss_reconstruction", "loss_adversarial", "loss_discriminator",
+            "d_real", "d_fake"} <= found.keys()
+    after = one.generator.parameters()
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(("name", "grid", "streams"), [
+    ("quick", (32, 32), False), ("paper", (64, 64), True), ("paper-fast", (64, 64), True),
+    ("market", (32, 16), False), ("hires", (128, 128), True), ("hires-fast", (128, 128), True)])
+def test_grids_and_what_is_stored(name, grid, streams):
+    config = PRESETS[name]()
+    with torch.device("meta"):
+        warping = build_generator(config.model, config.data.image_size).warping
+        build_discriminator(config.model)
+    assert warping.head.layers[0].in_channels == grid[0] * grid[1]
+    assert warping.stream is streams
+
+
+def test_fast_presets_have_the_sizes_of_the_slow_ones():
+    for name in ("paper", "market", "hires"):
+        slow, fast = PRESETS[name](), PRESETS[f"{name}-fast"]()
+        assert fast.data == slow.data
+        slow.model.flow_parametrization = fast.model.flow_parametrization
+        assert fast.model == slow.model and fast.steps < slow.steps / 10

@@ -1,0 +1,14 @@
+#include "cuda/correlation_4d.cuh"
+
+namespace pose_kernels {
+
+#define PLAIN(T, P, E) \
+  template __global__ void write_map_kernel<T, P, E, false>(WriteMapArguments<T, E>, Packed<T, P>, Packed<T, P>); \
+  template __global__ void backward_kernel<T, P, E, false>(BackwardArguments<T, E>, GradientOperands<T, P>);
+
+PLAIN(float, 1, BFloat16)
+PLAIN(float, 3, float)
+
+template __global__ void pack_kernel<float, float, 3>(PackArguments);
+
+}  // namespace pose_kernels

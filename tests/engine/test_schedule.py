@@ -1,0 +1,47 @@
+"""The course of a run, and the random streams of its steps."""
+
+import pytest
+import torch
+
+from posemodel.config.sections import OptimConfig
+from posemodel.engine.schedule import Schedule, stream
+
+
+def test_the_rates_warm_up_and_end_near_zero():
+    course = [Schedule(OptimConfig(), 1000).course(step) for step in range(1, 1001)]
+    assert course[0] < 0.1 and max(course) <= 1 and course[-1] < 1e-4
+    assert course.index(max(course)) == 19
+    constant = Schedule(OptimConfig(schedule="constant"), 1000)
+    assert constant.course(1) == constant.course(1000) == 1
+
+
+def test_the_factors_of_phase_two():
+    optim = OptimConfig(lr=1e-6, lr_discriminator=1e-4, schedule="constant", phase_one=0.5,
+                        phase_two_decoder=100, phase_two_rest=0.01)
+    schedule = Schedule(optim, 10)
+    assert schedule.rates(5) == (1e-6, 1e-6, 1e-4)
+    assert schedule.rates(6) == pytest.approx((1e-4, 1e-8, 1e-4))
+
+
+def test_whose_turn_it_is():
+    alternate = Schedule(OptimConfig(tasks="alternate", phase_one=0.5), 10)
+    turns = [alternate.turn(step, affine=True, adversarial=True) for step in (1, 2, 9, 10)]
+    assert [turn.affine for turn in turns] == [True, False, True, False]
+    assert [turn.reconstruction for turn in turns] == [False, True, False, True]
+    assert [turn.adversarial for turn in turns] == [False, False, False, True]
+    alone = alternate.turn(9, affine=False, adversarial=True)
+    assert (alone.affine, alone.reconstruction, alone.adversarial) == (False, True, True)
+    both = Schedule(OptimConfig(), 10).turn(3, affine=True, adversarial=False)
+    assert (both.affine, both.reconstruction, both.adversarial) == (True, True, False)
+
+
+def test_the_average_follows_closely_at_first():
+    schedule = Schedule(OptimConfig(ema=0.99), 5000)
+    assert schedule.decay(1) < 0.1 and schedule.decay(5000) == 0.99
+
+
+def test_streams_are_independent_of_each_other_and_reproducible():
+    draws = {(seed, purpose, step): float(torch.rand(1, generator=stream(seed, purpose, step)))
+             for seed in range(3) for purpose in range(3) for step in range(3)}
+    assert len(set(draws.values())) == 27
+    assert draws[1, 2, 0] == float(torch.rand(1, generator=stream(1, 2, 0)))

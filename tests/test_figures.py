@@ -1,0 +1,262 @@
+"""The figures of the pages are those of the committed files that they came from, as printed.
+
+Tables are read from the pages cell by cell; a cell that was changed by hand, or a file that was
+replaced without its page, is a failure here. `docs/experiments.md` has figures without a file, and
+says so at its top.
+"""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+RESULTS = ROOT / "benchmarks" / "results"
+# The pages that `posemodel.reproduce` wrote; a run that stands in several of them is in each.
+WRITTEN = ["table1", "table2", "table3", "table4", "appendix-e", "128px/table1"]
+PAGES = [ROOT / "README.md", RESULTS / "README.md",
+         *(page for page in sorted(DOCS.rglob("*.md"))
+           if page not in [DOCS / "tables" / f"{name}.md" for name in WRITTEN])]
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def tables(page: Path) -> list[tuple[str, list[list[str]]]]:
+    """(heading that it stands under, rows with the head first) of every table of a page."""
+    found, heading, inside = [], "", False
+    for line in page.read_text().splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        if not line.startswith("|"):
+            inside = False
+            continue
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not inside:
+            found.append((heading, [cells]))
+            inside = True
+        elif not all(re.fullmatch(r":?-+:?", cell) for cell in cells):
+            found[-1][1].append(cells)
+    return found
+
+
+def table(page: Path, heading: str, head: str | None = None) -> list[list[str]]:
+    """The one table under a heading (whose head has this cell): its rows, the head first."""
+    (rows,) = (rows for under, rows in tables(page)
+               if under == heading and (head is None or head in rows[0]))
+    return rows
+
+
+# --- the tables of the paper ----------------------------------------------------------------------
+
+MEASURES = {"l1 at 32": "l1_32", "l1": "l1", "SSIM": "ssim", "LPIPS-Alex": "lpips_alex",
+            "LPIPS-VGG": "lpips_vgg", "flow error, px": "epe", "within 3 px": "within_3px",
+            "made up pixels, l1": "invented", "visibility AUC, affine": "auc_affine",
+            "visibility AUC, cycle": "auc_cycle", "visibility AUC, correlation": "auc_correlation",
+            "refined l1": "refined_l1", "refined SSIM": "refined_ssim"}
+
+
+def mean(values: list[float]) -> str:
+    """A mean over the seeds ± the deviation of single runs; nothing of no values."""
+    if not values:
+        return ""
+    centre = statistics.fmean(values)
+    digits = 1 if centre >= 100 else 2 if centre >= 2 else 3
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{centre:.{digits}f}{spread}"
+
+
+def compared(verdict: dict | None) -> str:
+    if verdict is None:
+        return ""
+    digits = 2 if abs(verdict["difference"]) >= 1 else 3
+    low, at, high = (f"{verdict[key]:+.{digits}f}" for key in ("low", "difference", "high"))
+    return f"{at} [{low}, {high}] {verdict['says']}"
+
+
+def cell_of(measured: dict, title: str) -> str:
+    """What stands in the column `title`, of a cell of the file."""
+    if title == "steps":
+        return str(measured["runs"][0]["steps"]) if measured["runs"] else ""
+    if title.startswith("*paper: "):
+        value = measured["paper"].get(MEASURES[title.strip("*").removeprefix("paper: ")])
+        return "" if value is None else f"*{value:g}*"
+    return mean(measured["values"].get(MEASURES[title.rstrip(" ↑↓")], []))
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("heading", ["The warped image", "The flow and the refined image"])
+def test_tables_of_the_paper(name, heading):
+    measured = {cell["label"]: cell for cell in read(DOCS / "tables" / f"{name}.json")["cells"]}
+    head, *rows = table(DOCS / "tables" / f"{name}.md", heading)
+    assert [row[0] for row in rows] == list(measured)
+    for label, *cells in rows:
+        assert cells == [cell_of(measured[label], title) for title in head[1:]], label
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_comparisons_with_ours(name):
+    about = read(DOCS / "tables" / f"{name}.json")
+    measured = {cell["label"]: cell["against_ours"] for cell in about["cells"]}
+    head, *rows = table(DOCS / "tables" / f"{name}.md",
+                        f"Against ours, over {about['protocol']['pairs']} pairs")
+    assert [row[0] for row in rows] == [label for label, verdicts in measured.items() if verdicts]
+    for label, *cells in rows:
+        verdicts = [measured[label].get(MEASURES[title]) for title in head[1:]]
+        assert cells == [compared(verdict) for verdict in verdicts], label
+
+
+@pytest.mark.parametrize("name", ["table1", "table3", "table4", "128px/table1"])
+def test_orders_of_the_paper(name):
+    measured = {cell["label"]: cell for cell in read(DOCS / "tables" / f"{name}.json")["cells"]}
+    for label, title, said, here, holds in table(DOCS / "tables" / f"{name}.md",
+                                                 "The paper's orders")[1:]:
+        measure = MEASURES[title]
+        higher = measure == "ssim"
+        behind = measured[label]["paper"][measure] < measured["ours"]["paper"][measure]
+        assert said == ("ours better" if behind == higher else "ours worse")
+        assert here == measured[label]["against_ours"][measure]["says"]
+        assert holds == {said: "holds", "not shown": "not shown"}.get(here, "does not hold")
+
+
+def test_what_the_page_of_tables_says_of_table_4():
+    text = (DOCS / "tables" / "README.md").read_text()
+    ours, without, _ = (cell["values"] for cell in read(DOCS / "tables" / "table4.json")["cells"])
+    error, within = (statistics.fmean(without[key]) / statistics.fmean(ours[key]) - 1
+                     for key in ("epe", "within_3px"))
+    assert f"costs {100 * error:.0f} % in flow error, {-100 * within:.0f} % of" in squeezed(text)
+    assert f"(l1 from {min(without['l1']):.2f} to {max(without['l1']):.2f})" in squeezed(text)
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+# --- the default run ------------------------------------------------------------------------------
+
+
+def test_the_default_run():
+    row = read(DOCS / "quick.json")
+
+    def part(new: str, old: str) -> list[str]:
+        return [f"{row[old]:.2f}", f"{row[new]:.2f}", f"{100 * row[new] / row[old]:.0f} %"]
+
+    assert table(ROOT / "README.md", "Results")[1:] == [
+        ["warped image, l1 on 0..255", *part("warped_l1", "copy_l1")],
+        ["refined image, l1 on 0..255", *part("refined_l1", "copy_l1")],
+        ["flow error on visible pixels, pixels", *part("epe_visible", "epe_zero")],
+        ["refined image, SSIM", f"{row['ssim_copy']:.3f}", f"{row['ssim']:.3f}", ""]]
+
+
+def test_the_default_run_by_turn():
+    parts = read(DOCS / "quick.json")["by_turn"]
+    assert table(DOCS / "results.md", "The default run", "body turns by")[1:] == [
+        [f"{turn} degrees", str(row["pairs"]),
+         *(f"{100 * row[new] / row[old]:.0f} %"
+           for new, old in (("warped_l1", "copy_l1"), ("refined_l1", "copy_l1"),
+                            ("epe_visible", "epe_zero")))] for turn, row in parts.items()]
+
+
+def test_visibility_in_the_default_run():
+    row = read(DOCS / "quick.json")
+    assert [cells[1] for cells in table(DOCS / "results.md", "The default run", "AUC")[1:]] \
+        == [f"{row[f'visibility_auc_{score}']:.3f}".removeprefix("0")
+            for score in ("affine", "cycle", "correlation", "peak")]
+
+
+# --- the operators --------------------------------------------------------------------------------
+
+
+def benchmark_row(name: str, op: str, form: str, mode: str) -> dict:
+    """A row of a benchmark's file; of `flow_sample` the one of an image, which comes first."""
+    return next(row for row in read(RESULTS / f"{name}.json")["rows"]
+                if (row["op"], row["form"], row["mode"]) == (op, form, mode))
+
+
+def modes(name: str) -> tuple[str, str]:
+    first, second = dict.fromkeys(row["mode"] for row in read(RESULTS / f"{name}.json")["rows"])
+    return first, second
+
+
+def test_the_operators():
+    name = "epyc-zen3-2cpu"
+    head, *rows = table(DOCS / "results.md", "The operators")
+    assert len(rows) == 6
+    for label, *cells in rows[:-1]:
+        for cell, mode in zip(cells, modes(name), strict=True):
+            row = benchmark_row(name, label.strip("`"), "cpp", mode)
+            digits = 0 if row["ms"] >= 10 else 1
+            assert cell == (f"{row['ms']:.{digits}f}, {row['eager_ratio']:.1f} x, "
+                            f"{row['compile_ratio']:.1f} x"), (label, mode)
+    assert rows[-1][1:] == [
+        f"{benchmark_row(name, 'guided_correlation_conv2d', 'conv alone', mode)['ms']:.0f}"
+        for mode in modes(name)]
+
+
+def test_the_operators_with_avx_512():
+    name = "xeon-avx512-2cpu"
+    ours, eager = (benchmark_row(name, "correlation_4d", form, modes(name)[1])["ms"]
+                   for form in ("cpp", "eager"))
+    assert f"{ours:.0f} ms against {eager:.0f}" in squeezed((DOCS / "results.md").read_text())
+    for label, *cells, memory in table(DOCS / "kernels.md", "With AVX-512")[1:]:
+        found = [benchmark_row(name, re.match(r"`(\w+)`", label).group(1), "cpp", mode)
+                 for mode in modes(name)]
+        assert cells == [f"{row['ms']:.0f}, {row['eager_ratio']:.1f}, {row['compile_ratio']:.1f}"
+                         for row in found], label
+        assert memory == ", ".join(f"{row['extra_mib']:.0f}" for row in found), label
+
+
+def test_memory_of_the_operators():
+    """Of `flow_sample` those with 256 channels at the grid's size, which come last in the file."""
+    name = "epyc-zen3-2cpu"
+    rows = {(row["op"], row["form"], row["mode"]): row["peak_mib"]
+            for row in read(RESULTS / f"{name}.json")["rows"]}
+    for label, *cells in table(DOCS / "operators.md", "Memory", "MiB")[1:]:
+        op = label.strip("`")
+        assert cells == [" / ".join(f"{rows[op, form, mode]:.0f}" for mode in modes(name))
+                         for form in ("cpp", "reference")], op
+
+
+# --- training steps -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["epyc-zen3-2cpu", "xeon-avx512-2cpu"])
+def test_training_steps(name):
+    text = squeezed((RESULTS / "README.md").read_text())
+    ours, eager = read(RESULTS / f"{name}-paper-step.json")["rows"]
+    seconds, gib = ([f"{measure(row):.1f}" for row in (ours, eager)] for measure in (
+        lambda row: (row["warping_forward_ms"] + row["warping_backward_ms"]) / 1000,
+        lambda row: row["warping_peak_mib"] / 1024))
+    step = [f"{row['ms'] / 1000:.1f}" for row in (ours, eager)]
+    if name.startswith("epyc"):
+        assert (f"takes {step[0]} s where the same model with eager operators takes {step[1]}, "
+                f"{ours['eager_ratio']:.2f} times as long; the warping network alone {seconds[0]} "
+                f"s and {seconds[1]}, and {gib[0]} GiB of memory where eager takes {gib[1]}."
+                ) in text
+        assert f"{100 * ours['shares']['convolutions']:.0f} % are convolutions" in text
+        assert f"at {ours['convolution_percent']:.0f} % of the rate" in text
+    else:
+        assert (f"a step takes {step[0]} s and with eager operators {step[1]}, "
+                f"{ours['eager_ratio']:.1f} times as long; the warping network {seconds[0]} s and "
+                f"{seconds[1]}, {gib[0]} and {gib[1]} GiB") in text
+
+
+# --- one place ------------------------------------------------------------------------------------
+
+
+def test_no_row_stands_twice():
+    """Four figures in a row, the first ones of two tables of the pages written by hand."""
+    seen: dict[tuple[str, ...], str] = {}
+    for page in PAGES:
+        for heading, rows in tables(page):
+            for row in rows[1:]:
+                numbers = tuple(re.findall(r"\d*\.\d+", " ".join(row)))[:4]
+                if len(numbers) < 4:
+                    continue
+                here = f"{page.relative_to(ROOT)}, {heading}: {row}"
+                assert numbers not in seen, (here, seen[numbers])
+                seen[numbers] = here
