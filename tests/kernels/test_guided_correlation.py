@@ -171,7 +171,7 @@ def test_bands_make_up_the_map_and_its_gradient(dtype):
     z_s, z_t = source.flatten(2), target.flatten(2)
     found = ops.guided_correlation_row_max(z_s, z_t, eps, False)
     assert torch.equal(found[0], row_max) and torch.equal(found[1], row_argmax)
-    for cuts in ([0, 28], [0, 1, 17, 18, 28], [0, 9, 10, 28]):
+    for cuts in ([0, 1, 17, 28], [0, 9, 10, 28]):
         dz_s, dz_t = torch.zeros_like(z_s), torch.full_like(z_t, float("nan"))
         beta, norms = torch.zeros_like(row_max), torch.full_like(norm, float("nan"))
         for begin, end in zip(cuts, cuts[1:], strict=False):

@@ -219,7 +219,7 @@ def test_flow_sample_not_a_number_and_infinity(mode):
 def test_same_bits_every_time(name):
     torch.use_deterministic_algorithms(True)
     try:
-        inputs = CASES[name].inputs(1, torch.float32, **CASES[name].medium)
+        inputs = CASES[name].inputs(1, torch.float32)
         function = functools.partial(getattr(pose_kernels, name), impl="triton")
         first, again = (value_and_gradients(function, inputs) for _ in range(2))
         torch.testing.assert_close(first, again, rtol=0, atol=0)
@@ -234,7 +234,9 @@ def test_operators_keep_their_promises(name):
         more = ()
         if part == name:
             arguments = leaves(arguments)
-            more = ("test_autograd_registration", "test_aot_dispatch_dynamic")
+            more = ("test_autograd_registration",)
+            if name == "guided_correlation":  # all are registered by the same function
+                more += ("test_aot_dispatch_dynamic",)
         torch.library.opcheck(getattr(ops, part).default, arguments, test_utils=tests + more)
 
 

@@ -24,7 +24,7 @@ void correlation_4d_backward(
   });
 }
 
-const Bind bind([](py::module_& m) {
+const Bind correlation_4d_bind([](py::module_& m) {
   m.def("map_offset", &map_offset);
   m.def("correlation_4d", &correlation_4d);
   m.def("correlation_4d_backward", &correlation_4d_backward);

@@ -46,7 +46,7 @@ void flow_sample_backward(
   });
 }
 
-const Bind bind([](py::module_& m) {
+const Bind flow_sample_bind([](py::module_& m) {
   m.def("flow_sample", &flow_sample);
   m.def("flow_sample_backward", &flow_sample_backward);
 });

@@ -92,7 +92,7 @@ void guided_correlation_row_max_backward(
   });
 }
 
-const Bind bind([](py::module_& m) {
+const Bind guided_correlation_bind([](py::module_& m) {
   m.def("guided_correlation", &guided_correlation);
   m.def("guided_correlation_backward", &guided_correlation_backward);
   m.def("guided_correlation_row_max", &guided_correlation_row_max);

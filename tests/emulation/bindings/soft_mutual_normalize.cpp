@@ -26,7 +26,7 @@ void soft_mutual_normalize_backward(
   });
 }
 
-const Bind bind([](py::module_& m) {
+const Bind soft_mutual_normalize_bind([](py::module_& m) {
   m.def("soft_mutual_normalize", &soft_mutual_normalize);
   m.def("soft_mutual_normalize_backward", &soft_mutual_normalize_backward);
 });

@@ -4,7 +4,7 @@
 
 namespace {
 
-const Run run([] {
+const Run correlation_4d_run([] {
   for_shapes([](const Shape& shape, bool tf32, bool channels_last) {
     const auto [B, m, S, n] = shape;
     Values<float> source(B * m * S, true), target(B * m * n, true), grad(B * S * n, true);

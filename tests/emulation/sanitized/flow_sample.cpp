@@ -26,7 +26,7 @@ void samples(int64_t channels, int64_t image, int64_t flow, int64_t size, bool z
   results.compare("flow_sample");
 }
 
-const Run run([] {
+const Run flow_sample_run([] {
   samples<float, float>(5, 7, 3, 9, false);
   samples<float, float>(1, 1, 1, 20, true);
   samples<Half, BFloat16>(9, 6, 9, 4, true);

@@ -4,7 +4,7 @@
 
 namespace {
 
-const Run run([] {
+const Run soft_mutual_normalize_run([] {
   for_shapes([](const Shape& shape, bool, bool) {
     const int64_t B = shape.batch, S = shape.sources, n = shape.targets;
     Values<float> map(B * S * n, true), result(map.size()), map_grad(map.size()), row_max(B * S), norm(B * n);
