@@ -9,7 +9,10 @@ One table per problem and mode: `forward` without gradients, `forward+backward` 
 of every input, weight and bias included. The rows are forms to write the same thing in: `eager`,
 the literal equations; `ncnet`, the formulas of NCNet (another function: its error says how far);
 `compile`, torch.compile of eager; `conv alone`, F.conv2d of a map that is already there; `conv over
-guided`, guided_correlation and then F.conv2d; and the implementations of pose_kernels.
+guided`, guided_correlation and then F.conv2d; `stored map, matmul`, guided_correlation and then a
+product; `sdpa`, the softmax attention of PyTorch on the same features and values, the yardstick of
+a read-out's arithmetic; and the implementations of pose_kernels, also with `out=`, which has no
+gradients and writes into memory that is there, and with a `bfloat16 map` of float32 features.
 
   ms         median and quartiles. The forms take turns, so that a busy machine slows all alike.
              Compilation and warm-up are left out. GPU: between events, L2 flushed before each call.
@@ -36,6 +39,7 @@ memory says so; on a CPU it is not tried. Bad arguments: exit code 2.
 import sys
 from collections.abc import Iterator
 
+from busy import busy
 from command import Parser, count, failed, run_benchmark
 from corr_table import show, show_all, show_header, title
 from operators import NAMES, operator
@@ -63,8 +67,10 @@ def parse(words):
     several("--batch", count, [1], "samples", metavar="N")
     several("--dtype", str, ["float32"], "of everything", choices=DTYPES, metavar="DTYPE")
     single("--features", 35, "channels m of the feature maps")
-    single("--outputs", 128, "channels n of the convolution's result")
+    single("--outputs", 128, "channels n of the convolution's result, and of the read-out's")
     single("--kernel", 3, "side of the convolution's kernel")
+    several("--power", int, [1, 2], "power of the map in guided_readout", choices=(1, 2),
+            metavar="N")
     several("--channels", count, [3, 256], "of what flow_sample reads", metavar="N")
     add = parser.add_argument
     add("--image", type=count, metavar="N", help="side of what flow_sample reads (default: 256 for "
@@ -75,6 +81,8 @@ def parse(words):
         "convolutions alike; otherwise both are forbidden")
     add("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     add("--threads", type=count, metavar="N", help="CPU threads (default: torch's)")
+    add("--busy", type=count, metavar="N", help="keep N cores busy meanwhile, as a machine that is "
+        "not one's own does: N processes that compute all the time, at the same priority")
     add("--repeats", type=count, metavar="N", help="timed calls of each form, at most (default: 15 "
         "on a CPU, 50 on a GPU)")
     add("--seconds", type=float, default=3, metavar="S", help="no further repeat of a table that "
@@ -90,15 +98,16 @@ def parse(words):
 def run(options):
     import corr_measure
 
-    bench = corr_measure.Bench(options)
-    results = {"schema": SCHEMA, **bench.header()}
-    show_header(results)
-    for name in dict.fromkeys(options.op):
-        op = operator(name)
-        for size in corr_measure.sizes(op, options):
-            for index, rows in enumerate(bench.measure(op, size)):
-                show(rows, index == 0)
-                results["rows"] += rows
+    with busy(options.busy or 0):
+        bench = corr_measure.Bench(options)
+        results = {"schema": SCHEMA, **bench.header()}
+        show_header(results)
+        for name in dict.fromkeys(options.op):
+            op = operator(name)
+            for size in corr_measure.sizes(op, options):
+                for index, rows in enumerate(bench.measure(op, size)):
+                    show(rows, index == 0)
+                    results["rows"] += rows
     return results
 
 

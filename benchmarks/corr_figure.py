@@ -7,6 +7,7 @@ grouped by problem.
 import math
 
 import matplotlib
+from corr_table import kept_busy
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -22,18 +23,26 @@ COLOURS = {
     "conv alone, ch.-last": "#c9a227",
     "conv over guided": "#b57edc",
     "conv over guided, ch.-last": "#7b4fa3",
+    "stored map, matmul": "#d48fb0",
+    "sdpa": "#5c5c5c",
     "reference": "#a9cbe8",
     "cpp": "#1f6fb4",
     "cpp, ch.-last": "#0b3d66",
+    "cpp, out=": "#5fa8e6",
+    "cpp, bfloat16 map": "#2b4f9e",
     "triton": "#35a06b",
     "triton, ch.-last": "#1a5f3e",
+    "triton, out=": "#7fce9f",
+    "triton, bfloat16 map": "#4d7d3a",
     "cuda": "#0f8b8d",
     "cuda, ch.-last": "#07484a",
+    "cuda, out=": "#62c4c3",
+    "cuda, bfloat16 map": "#2f6f86",
 }
 NOT_DRAWN = "reference, ch.-last"
 PANELS = (("ms", "forward", "forward, ms"), ("ms", "forward+backward", "forward + backward, ms"),
           ("peak_mib", "forward+backward", "forward + backward, peak MiB"))
-PROBLEM = ("batch", "grid", "dtype", "image", "channels", "features", "outputs", "kernel")
+PROBLEM = ("batch", "grid", "dtype", "image", "channels", "features", "outputs", "kernel", "power")
 SHORT = {"guided_correlation_conv2d": "guided_correlation\n_conv2d"}
 
 
@@ -41,7 +50,7 @@ def draw(results, file):
     rows = [row for row in results["rows"] if row["form"] != NOT_DRAWN]
     problems = {tuple(row.get(key) for key in PROBLEM[:3]) for row in rows}
     if len(problems) == 1:
-        bands = [("", group(rows, key=lambda row: (row["op"], row.get("channels"))))]
+        bands = [("", group(rows, key=lambda row: (row["op"], *problem(row))))]
         bars = sum(row["mode"] == "forward" for row in rows) + 1.2 * len(bands[0][1])
         figure, panels = plt.subplots(3, 1, figsize=(max(10, bars / 3.5), 9), squeeze=False)
         panels = panels.T
@@ -72,14 +81,14 @@ def problem(row):
     return tuple(row.get(key) for key in PROBLEM)
 
 
-def name_of(key, rows, varying):
-    row = rows[0]
-    if len(key) == 2:
-        name = SHORT.get(row["op"], row["op"])
+def name_of(row, of_operator, varying):
+    power = f"\npower {row['power']}" if "power" in row else ""
+    if of_operator:
+        name = SHORT.get(row["op"], row["op"]) + power
         if "image" in row:
             name += f"\n{row['channels']} x {row['image']} x {row['image']}"
         return name
-    name = f"{row['grid']} x {row['grid']}"
+    name = f"{row['grid']} x {row['grid']}{power}"
     if "image" in row:
         name += f"\n{row['channels']} x {row['image']}²"
     name += f"\nbatch {row['batch']}" if "batch" in varying else ""
@@ -90,8 +99,10 @@ def panel(axes, groups, key, mode, labelled, varying):
     """Bars of one mode; a form that gave no figure says why in its place."""
     place, ticks, names, lowest, notes = 0.0, [], [], math.inf, []
     size = 7.2 if labelled else 6.5
-    for group_key, rows in groups.items():
+    for rows in groups.values():
         shown = [row for row in rows if row["mode"] == mode]
+        if not shown:
+            continue
         start = place
         for row in shown:
             value = row[key]
@@ -117,7 +128,7 @@ def panel(axes, groups, key, mode, labelled, varying):
                 axes.hlines(row["floor_ms"], at - 0.5, at + 0.5, "#c2185b", linewidth=1.6, zorder=4)
                 lowest = min(lowest, row["floor_ms"])
         ticks.append((start + place - 1) / 2)
-        names.append(name_of(group_key, rows, varying))
+        names.append(name_of(rows[0], labelled, varying))
         place += 1.2
     axes.set_yscale("log")
     bottom = lowest * 0.6 if math.isfinite(lowest) else 1
@@ -153,6 +164,7 @@ def legend(figure, rows, results, varying):
     where = f"{results['machine']}, {results['threads']} CPU threads"
     if results["device"] == "cuda":
         where = results["machine"]
+    where = ", ".join(filter(None, (where, kept_busy(results))))
     line = f"{where}; torch {versions['torch']}; commit {commit}"
     row, common = rows[0], []
     if len({row["grid"] for row in rows}) == 1:

@@ -27,13 +27,18 @@ MEASURED = ("ms", "ms_p25", "ms_p75", "repeats", "eager_ratio", "compile_ratio",
 def sizes(op, options):
     """Every problem of an operation, each once."""
     problems = {}
-    axes = (options.grids, options.batch, options.dtype, options.channels)
-    for grid, batch, dtype, channels in itertools.product(*axes):
+    axes = (options.grids, options.batch, options.dtype, options.channels, options.power)
+    for grid, batch, dtype, channels, power in itertools.product(*axes):
         image = options.image or (256 if channels <= 4 else grid)
         size = Size(batch, grid, dtype, options.features, options.outputs, options.kernel, image,
-                    channels)
+                    channels, power)
         problems.setdefault(tuple(getattr(size, field) for field in op.fields), size)
     return list(problems.values())
+
+
+def modes(of):
+    """Of an operation or a form."""
+    return MODES if of.backward else MODES[:1]
 
 
 def smaller(size):
@@ -67,9 +72,10 @@ class Bench:
     def rate(self, dtype):
         return max(self.rates[dtype], self.rates["float32"] if "16" in dtype else 0)
 
-    def tolerance(self, op, size):
-        tf32 = self.options.tf32 and size.dtype == "float32"
-        return op.slack(size) * TOLERANCE["TF32" if tf32 else size.dtype]
+    def tolerance(self, op, size, form):
+        dtype = form.result_dtype or size.dtype
+        tf32 = self.options.tf32 and dtype == "float32"
+        return op.slack(size) * TOLERANCE["TF32" if tf32 else dtype]
 
     def header(self):
         simd = None
@@ -99,10 +105,14 @@ class Bench:
         backward = mode != "forward"
         given = {name: x.detach().requires_grad_(backward)
                  for name, x in op.inputs_of(form, inputs).items()}
-        gradient = upstream if backward else None
-        if backward and form.channels_last:
-            gradient = upstream.contiguous(memory_format=torch.channels_last)
-        return lambda: differentiate(form.function, given, gradient)
+        function, gradient = form.function, None
+        if form.ready_result:  # every page of it has been written, as in a loop
+            function = partial(function, out=upstream.clone())
+        if backward:
+            format = torch.channels_last if form.channels_last else torch.contiguous_format
+            dtype = form.result_dtype and getattr(torch, form.result_dtype)
+            gradient = upstream.to(dtype or upstream.dtype).contiguous(memory_format=format)
+        return lambda: differentiate(function, given, gradient)
 
     def checkable(self, op, size):
         """The problem, or the largest of smaller grid, whose float64 oracle fits in memory."""
@@ -123,19 +133,22 @@ class Bench:
                 raise RuntimeError(f"{op.name}: no float64 to compare with: {' '.join(failure)}")
             size = smaller(size)
         checks = {}
-        for mode, form in itertools.product(MODES, forms):
+        for mode, form in itertools.product(modes(op), forms):
+            if mode not in modes(form):
+                continue
             error, failure = None, (measure.OUT_OF_MEMORY, "")
             if self.fits(op.need(size, form, mode != "forward")):
                 call = self.call(op, form, mode, inputs, upstream)
                 result, failure = measure.attempt(call)
                 error = None if failure else error_of(result, exact)
                 del result, call
-            passed = error is not None and error <= self.tolerance(op, size)
+            passed = error is not None and error <= self.tolerance(op, size, form)
             checks[form.name, mode] = {"error": error, "passed": passed, "failure": failure}
         return size, checks
 
     def measure(self, op, size):
         """All rows of one problem; the rows of each mode are shown when they are there."""
+        op = op.of(size)
         forms = op.forms(size, self.device, self.options)
         if self.options.compile:
             torch._dynamo.reset()  # so that no size is compiled as a general one
@@ -143,9 +156,9 @@ class Bench:
         problem, failure = None, (measure.OUT_OF_MEMORY, "")
         if self.fits(op.base(size)):
             problem, failure = measure.attempt(partial(self.problem, op, size))
-        for mode in MODES:
+        for mode in modes(op):
             rows, running = [], {}
-            for form in forms:
+            for form in (form for form in forms if mode in modes(form)):
                 row = self.row(op, size, form, mode, checks[form.name, mode], checked_size)
                 rows.append(row)
                 if failure:
@@ -155,7 +168,8 @@ class Bench:
             self.time(running)
             for row in rows:
                 self.finish(row, rows)
-            yield rows
+            if rows:
+                yield rows
 
     def row(self, op, size, form, mode, check, checked_size):
         backward = mode != "forward"
@@ -169,7 +183,7 @@ class Bench:
             "note": form.note, **dict.fromkeys(MEASURED), "floor_ms": 1e3 * times[bound],
             "bound": bound, "fewest_bytes": fewest, "operations": operations,
             "error": error if error is None or math.isfinite(error) else None,
-            "tolerance": self.tolerance(op, size), "checked_at": checked_size.grid,
+            "tolerance": self.tolerance(op, size, form), "checked_at": checked_size.grid,
         }
         if check["failure"]:
             self.set_failure(row, op, size, form, check["failure"])

@@ -15,6 +15,8 @@ def title(row):
         parts.append(f"m {row['features']}")
     if "kernel" in row:
         parts.append(f"{row['kernel']} x {row['kernel']} to {row['outputs']}")
+    elif "outputs" in row:
+        parts.append(f"{row['outputs']} values, power {row['power']}")
     return f"{row['op']}: {', '.join(parts)}, batch {row['batch']}, {row['dtype']}"
 
 
@@ -46,8 +48,14 @@ def show(rows, new_title):
     sys.stdout.flush()
 
 
+def kept_busy(results):
+    """What was done meanwhile, where anything was."""
+    cores = results["options"].get("busy")  # files of before the option have none
+    return cores and f"{cores} core{'s' * (cores > 1)} kept busy meanwhile"
+
+
 def show_header(results):
-    show_origin(results, results["simd"])
+    show_origin(results, ", ".join(filter(None, (results["simd"], kept_busy(results)))))
     rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s {dtype}"
                       for dtype, rate in results["rate_operations_per_s"].items())
     bandwidth = f"{results['bandwidth_bytes_per_s'] / 1e9:.4g} GB/s"

@@ -5,9 +5,11 @@ of NCNet write, and every implementation of pose_kernels. The bytes and operatio
 those that no form can do without, not those that a form does.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,7 @@ class Size:
     kernel: int
     image: int
     channels: int
+    power: int = 1
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class Form:
     note: str = ""
     channels_last: bool = False  # the upstream gradient, and whatever has four dimensions
     ready_map: bool = False  # starts from the guided correlation, not from the features
+    backward: bool = True  # whether it has gradients
+    ready_result: bool = False  # writes into memory that is there, which it takes as `out`
+    result_dtype: str | None = None  # of the result and its gradient; None: as everything
 
 
 class Operation:
@@ -59,6 +65,8 @@ class Operation:
     eager: Callable  # the equations as one writes them
     ncnet: Callable | None = None  # the same with NCNet's formulas
     oracle: Callable  # what is exact in float64
+    keywords: dict = {}  # what the operator is called with besides its inputs
+    backward = True  # measured with gradients too
     shared: tuple[str, ...] = ()  # inputs that all samples of a batch have in common
     has_memory_format = False  # whether it can write its map in channels-last memory
     # Peak memory, in maps of the compute dtype, forward and with gradients. From the notes in the
@@ -66,6 +74,10 @@ class Operation:
     eager_maps = (5, 11)
     ours_maps = (1, 1)
     oracle_maps: float = 12
+
+    def of(self, size: Size) -> "Operation":
+        """The operator of this problem, where problems differ in more than their sizes."""
+        return self
 
     def shapes(self, size: Size, form: Form | None = None) -> Shapes:
         """Of every input by name, and of the result."""
@@ -103,16 +115,22 @@ class Operation:
         shapes, result = self.shapes(size, form)
         return sum(math.prod(shape) for shape in shapes.values()), math.prod(result)
 
+    def bytes(self, size: Size, form: Form | None = None) -> tuple[int, int]:
+        """Of the inputs, and of the result."""
+        inputs, result = self.values(size, form)
+        result_dtype = form and form.result_dtype or size.dtype
+        return inputs * itemsize(size.dtype), result * itemsize(result_dtype)
+
     def work(self, size: Size, backward: bool, form: Form | None = None) -> tuple[float, float]:
         """(minimal bytes, useful operations). Forward: every input read once, the result written
         once; backward: besides, the upstream gradient read and every input's gradient written."""
-        values = sum(self.values(size, form)) * (2 if backward else 1)
-        return values * itemsize(size.dtype), self.operations(size, backward, form)
+        fewest = sum(self.bytes(size, form)) * (2 if backward else 1)
+        return fewest, self.operations(size, backward, form)
 
     def returned(self, size: Size, backward: bool, form: Form | None = None) -> int:
-        """Bytes of the result and the gradients."""
-        inputs, result = self.values(size, form)
-        return (result + backward * inputs) * itemsize(size.dtype)
+        """Bytes of the result and the gradients that a call makes."""
+        inputs, result = self.bytes(size, form)
+        return (0 if form and form.ready_result else result) + backward * inputs
 
     def need(self, size: Size, form: Form, backward: bool) -> float:
         """Bytes that a call takes beyond its inputs, roughly."""
@@ -140,7 +158,8 @@ class Operation:
         for b in range(upstream.shape[0]):
             sample = {n: x if n in self.shared else x[b : b + 1] for n, x in inputs.items()}
             wide = {n: x.requires_grad_() for n, x in self.widened(sample).items()}
-            for n, part in differentiate(self.oracle, wide, upstream[b : b + 1].double()).items():
+            gradient = upstream[b : b + 1].double() if self.backward else None
+            for n, part in differentiate(self.oracle, wide, gradient).items():
                 parts.setdefault(n, []).append(part.cpu())
         return {n: sum(p) if n in self.shared else torch.cat(p) for n, p in parts.items()}
 
@@ -158,14 +177,31 @@ class Operation:
             function = torch.compile(eager.function, dynamic=False)
             forms.append(replace(eager, name="compile", function=function))
         forms += self.peers(options)
-        function = getattr(pose_kernels, self.name)
         for impl in implementations(self.name, device):
-            maps = self.eager_maps if impl == "reference" else self.ours_maps
-            forms.append(Form(impl, given(function, impl=impl), "ours", maps))
-            if options.channels_last and self.has_memory_format:
-                form = given(function, impl=impl, memory_format=torch.channels_last)
-                forms.append(Form(f"{impl}, ch.-last", form, "ours", maps, channels_last=True))
+            forms += self.ours(impl, size, options)
         return forms
+
+    def ours(self, impl: str, size: Size, options) -> list[Form]:
+        """What one implementation offers. The reference is there to be right, not to be fast."""
+        function = self.function()
+        literal, takes = impl == "reference", inspect.signature(function).parameters
+        function = partial(function, impl=impl, **self.keywords)
+        form = Form(impl, function, "ours", self.eager_maps if literal else self.ours_maps)
+        forms = [form]
+        if options.channels_last and self.has_memory_format:
+            last = partial(function, memory_format=torch.channels_last)
+            forms.append(replace(form, name=f"{impl}, ch.-last", function=last, channels_last=True))
+        if "out" in takes and not literal:
+            forms.append(replace(form, name=f"{impl}, out=", backward=False, ready_result=True))
+        if "out_dtype" in takes and not literal and size.dtype == "float32":
+            half = partial(function, out_dtype=torch.bfloat16)
+            forms.append(replace(form, name=f"{impl}, bfloat16 map", function=half,
+                                 result_dtype="bfloat16"))
+        return forms
+
+    def function(self) -> Callable:
+        """(*inputs, impl=...): the operator."""
+        return getattr(pose_kernels, self.name)
 
     def eager_form(self, size: Size, device: torch.device) -> Form:
         return Form("eager", self.eager, "peer", self.eager_maps)
@@ -177,11 +213,6 @@ class Operation:
 
 def random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
-
-
-def given(function: Callable, **keywords) -> Callable:
-    """The function of its positional arguments alone."""
-    return lambda *arguments: function(*arguments, **keywords)
 
 
 def itemsize(dtype: str) -> int:

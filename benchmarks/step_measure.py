@@ -108,16 +108,22 @@ class Variant:
         own = ("task 1", "task 2") if config.optim.tasks == "alternate" else ("both",)
         self.own, self.kinds = own, dict.fromkeys((*own, "task 1", "task 2"))
         self.trainer = Trainer(config, device, dtype)
-        # This layer starts at zero, and then no loss depends on the correlation.
-        generator = torch.Generator().manual_seed(1)
-        last = self.trainer.generator.warping.head.layers[-1].weight
-        with torch.no_grad():
-            last.copy_(0.05 * torch.randn(last.shape, generator=generator))
+        if config.model.flow == "ours":
+            self.awake()
+        else:  # it has no task 1, and whatever the preset says all of its steps are the same
+            self.own = self.kinds = ("task 2",)
         self.data = open_training_data(config.data, device, self.trainer.pairs,
                                        seed=config.seed)
         self.parts = Parts(device)
         self.parts.watch(self.trainer)
         self.done = 0
+
+    def awake(self):
+        """C_l's last layer starts at zero, and then no loss depends on the correlation."""
+        generator = torch.Generator().manual_seed(1)
+        last = self.trainer.generator.warping.head.layers[-1].weight
+        with torch.no_grad():
+            last.copy_(0.05 * torch.randn(last.shape, generator=generator))
 
     def step(self, tasks):
         """One step of "task 1", "task 2" or "both"; its parts in ms, and its losses."""
@@ -153,9 +159,9 @@ class Variant:
         return row
 
     def warping(self):
-        """W alone, forward and backward."""
+        """W alone, forward and backward, and the grid of its flow."""
         warping, batch = self.trainer.generator.warping.train(), self.data.batch(1)
-        ms = {}
+        ms, grid = {}, []
 
         def run():
             parts = Parts(self.device)
@@ -164,12 +170,13 @@ class Variant:
                                      batch["target_pose"])
             parts.timed("backward", motion.flow.sum().backward)
             ms.update(parts.ms)
+            grid[:] = motion.flow.shape[-2:]
 
         if self.device.type == "cuda" or "compiled" in self.job.form:
             run()  # the first call compiles
         peak = measure.peak_bytes(run, self.device)
         return {"warping_forward_ms": ms["forward"], "warping_backward_ms": ms["backward"],
-                "warping_peak_mib": None if peak is None else peak / measure.MIB}
+                "warping_peak_mib": None if peak is None else peak / measure.MIB, "grid": grid}
 
     def count(self, first):
         """A round, put into `first` if that is empty; the operations of PyTorch's convolutions in
@@ -195,14 +202,15 @@ class Variant:
             return [made[kind].get(name, 0.0) for made in rounds]
 
         parts = {"data": of("task 2", "data"), "optimiser": of("task 2", "optimiser")}
-        for kind, name in itertools.product(("task 1", "task 2"), ("forward", "backward")):
+        tasks = [kind for kind in self.kinds if kind != "both"]
+        for kind, name in itertools.product(tasks, ("forward", "backward")):
             parts[f"{kind} {name}"] = of(kind, name)
         for name in ("D forward", "D backward"):
             parts[name] = of("task 2", name)
         steps = [statistics.mean(made[kind]["step"] for kind in self.own) for made in rounds]
         step = measure.quartiles(steps)
         pairs = self.trainer.config.optim.batch_size
-        return {"parts": {name: measure.quartiles(parts[name]) for name in PARTS},
+        return {"parts": {name: measure.quartiles(parts[name]) for name in PARTS if name in parts},
                 "repeats": len(rounds), "ms": step[0], "ms_p25": step[1], "ms_p75": step[2],
                 "images_per_s": 1e3 * pairs / (step[0] + statistics.median(parts["data"]))}
 

@@ -5,8 +5,8 @@ import sys
 
 from command import columns, number, show_origin, times
 
-NAMES = ("step ms", "quartiles", "img/s", "eager/", "peak MiB", "whole")
-WIDTHS = (9, 19, 7, 7, 9, 8)
+NAMES = ("step ms", "quartiles", "img/s", "eager/", "ours/", "peak MiB", "whole")
+WIDTHS = (9, 19, 7, 7, 7, 9, 8)
 
 
 def show_header(results):
@@ -27,6 +27,8 @@ def show(rows):
     first = rows[0]
     sizes = "{} x {}, grid {} x {}".format(*first["image"], *first["grid"])
     tasks = "alternating" if first["tasks"] == "alternate" else "joint"
+    if "head_kernel" in first:  # older files have neither this nor a ratio to ours
+        sizes += ", head {0} x {0}".format(first["head_kernel"])
     print(f"\n{first['preset']}: batch {first['batch']}, {sizes}, {tasks} tasks, {first['loss']}")
     print(f"  {'':16}{columns(NAMES, WIDTHS)}")
     for row in rows:
@@ -35,8 +37,10 @@ def show(rows):
             continue
         cells = (number(row["ms"]), f"{number(row['ms_p25'])} .. {number(row['ms_p75'])}",
                  number(row["images_per_s"]), times(row["eager_ratio"]),
-                 number(row["peak_mib"]), number(row["whole_mib"]))
-        print(f"  {row['form']:16}{columns(cells, WIDTHS)}  {row['note']}".rstrip())
+                 times(row.get("ours_ratio")), number(row["peak_mib"]), number(row["whole_mib"]))
+        grid = "" if row["grid"] == first["grid"] else "grid {} x {}".format(*row["grid"])
+        note = "; ".join(filter(None, (grid, row["note"])))
+        print(f"  {row['form']:16}{columns(cells, WIDTHS)}  {note}".rstrip())
     for row in rows:
         if "ms" in row:
             show_parts(row)
@@ -47,7 +51,8 @@ def show_parts(row):
     parts = {name: median for name, (median, _, _) in row["parts"].items()}
     print(f"  {row['form']}, ms (forward + backward)")
     split = ", ".join(f"{name} {number(parts[f'{name} forward'])} + "
-                      f"{number(parts[f'{name} backward'])}" for name in ("task 1", "task 2", "D"))
+                      f"{number(parts[f'{name} backward'])}" for name in ("task 1", "task 2", "D")
+                      if f"{name} forward" in parts)
     print(f"    data {number(parts['data'])}, {split}, optimiser {number(parts['optimiser'])}")
     print(f"    W {number(row['warping_forward_ms'])} + {number(row['warping_backward_ms'])}, "
           f"peak {number(row['warping_peak_mib'])} MiB")

@@ -37,10 +37,28 @@ inline void check_features(const Tensor& source, const Tensor& target) {
   check_type(target, "target", source.scalar_type());
 }
 
+// A map, or its gradient, has the dtype of what it is made of or a narrower one.
+inline void check_map_type(ScalarType map, const char* name, ScalarType from) {
+  const bool half = map == ScalarType::Half || map == ScalarType::BFloat16;
+  const bool narrower = from == ScalarType::Double ? half || map == ScalarType::Float : from == ScalarType::Float && half;
+  STD_TORCH_CHECK(map == from || narrower, name, ": unexpected dtype");
+}
+
 // G of a map of these features.
 inline void check_map_gradient(const Tensor& grad, const Tensor& source, const Tensor& target) {
   check_shape(grad, "grad", {source.size(0), positions(source), target.size(2), target.size(3)});
-  check_type(grad, "grad", source.scalar_type());
+  check_map_type(grad.scalar_type(), "grad", source.scalar_type());
+}
+
+// A caller's memory for a map.
+inline void check_out(const Tensor& out, std::initializer_list<int64_t> expected, ScalarType from) {
+  check_shape(out, "out", expected);
+  check_map_type(out.scalar_type(), "out", from);
+  STD_TORCH_CHECK(out.is_contiguous() || is_channels_last(out), "out: expected contiguous or channels-last");
+}
+
+inline void check_out(const Tensor& out, const Tensor& source, const Tensor& target) {
+  check_out(out, {source.size(0), positions(source), target.size(2), target.size(3)}, source.scalar_type());
 }
 
 inline void check_row_max(const Tensor& row_max, int64_t batch, int64_t sources, ScalarType type) {
@@ -66,7 +84,7 @@ inline void check_statistics(
   check_norm(x.norm, batch, targets, type);
 }
 
-// What a band of the map is made of: features [B, m, S] and [B, m, T] in the compute type.
+// What a band of the map is made of: features [B, m, S] and [B, m, T].
 inline void check_band_features(const Tensor& source, const Tensor& target) {
   STD_TORCH_CHECK(source.dim() == 3 && target.dim() == 3, "source, target: expected [B, m, positions]");
   STD_TORCH_CHECK(
@@ -75,9 +93,6 @@ inline void check_band_features(const Tensor& source, const Tensor& target) {
   STD_TORCH_CHECK(
       source.size(1) * source.size(2) * target.size(2) > 0, "source, target: expected no empty dimension but B");
   check_type(target, "target", source.scalar_type());
-  STD_TORCH_CHECK(
-      source.scalar_type() == ScalarType::Float || source.scalar_type() == ScalarType::Double,
-      "source: expected float32 or float64");
   check_contiguous({&source, &target});
 }
 
@@ -102,18 +117,32 @@ inline void check_row_max_backward(
   check_contiguous({&row_max, &row_argmax});
 }
 
-// What a band's backward adds to; beta also where it is read.
+// What a band's backward adds to; beta also where it is read. A gradient that nobody asked for is an empty tensor.
 inline void check_band_gradients(
     const Tensor& source, const Tensor& target, const Tensor& source_grad, const Tensor& target_grad,
     const Tensor& beta) {
   const int64_t batch = source.size(0), m = source.size(1), sources = source.size(2);
-  check_shape(source_grad, "source_grad", {batch, m, sources});
-  check_shape(target_grad, "target_grad", {batch, m, target.size(2)});
+  if (source_grad.numel() > 0) {
+    check_shape(source_grad, "source_grad", {batch, m, sources});
+  }
+  if (target_grad.numel() > 0) {
+    check_shape(target_grad, "target_grad", {batch, m, target.size(2)});
+  }
   check_shape(beta, "beta", {batch, sources});
-  check_type(source_grad, "source_grad", source.scalar_type());
-  check_type(target_grad, "target_grad", source.scalar_type());
-  check_type(beta, "beta", source.scalar_type());
+  check_type(source_grad, "source_grad", compute_type(source.scalar_type()));
+  check_type(target_grad, "target_grad", compute_type(source.scalar_type()));
+  check_type(beta, "beta", compute_type(source.scalar_type()));
   check_contiguous({&source_grad, &target_grad, &beta});
+}
+
+inline void check_readout(const Tensor& source, const Tensor& target, const Tensor& values, int64_t power) {
+  check_features(source, target);
+  STD_TORCH_CHECK(
+      (values.dim() == 2 || (values.dim() == 3 && values.size(0) == source.size(0))) &&
+          values.size(-1) == positions(source) && values.size(-2) > 0,
+      "values: expected [n, hs*ws] or [B, n, hs*ws]");
+  dispatch_floating(values.scalar_type(), "values", [](auto) {});
+  STD_TORCH_CHECK(power == 1 || power == 2, "power: expected 1 or 2");
 }
 
 inline void check_map(const Tensor& map) {
@@ -125,7 +154,7 @@ inline void check_map(const Tensor& map) {
 inline void check_normalize_backward(const Tensor& grad, const Tensor& map, const StatisticsTensors& statistics) {
   const int64_t batch = map.size(0), sources = map.size(1), targets = map.size(2) * map.size(3);
   check_shape(grad, "grad", {batch, sources, map.size(2), map.size(3)});
-  check_type(grad, "grad", map.scalar_type());
+  check_map_type(grad.scalar_type(), "grad", map.scalar_type());
   check_statistics(statistics, batch, sources, targets, map.scalar_type());
 }
 

@@ -35,23 +35,71 @@ inline Tensor new_like(const Tensor& x, bool wanted = true) {
 }
 
 template <class T>
-T* data_or_null(const Tensor& x, bool wanted) {
-  return wanted ? mutable_data<T>(x) : nullptr;
+T* data_or_null(const Tensor& x) {
+  return x.numel() > 0 ? mutable_data<T>(x) : nullptr;
 }
 
 // An uninitialised 4D tensor [B, S, ht, wt] as a correlation map is returned.
-inline Tensor empty_map(const Tensor& like, const Tensor& target, int64_t sources, bool channels_last) {
+inline Tensor empty_map(const Tensor& target, int64_t sources, bool channels_last, ScalarType type) {
   const int64_t B = target.size(0), ht = target.size(2), wt = target.size(3);
   if (!channels_last) {
-    return empty(like, {B, sources, ht, wt}, like.scalar_type());
+    return empty(target, {B, sources, ht, wt}, type);
   }
-  return torch::stable::permute(empty(like, {B, ht, wt, sources}, like.scalar_type()), {0, 3, 1, 2});
+  return torch::stable::permute(empty(target, {B, ht, wt, sources}, type), {0, 3, 1, 2});
+}
+
+inline bool is_channels_last(const Tensor& x) {
+  int64_t expected = 1;
+  for (int64_t d : {1, 3, 2, 0}) {
+    if (x.size(d) != 1 && x.stride(d) != expected) {
+      return false;
+    }
+    expected *= x.size(d);
+  }
+  return true;
 }
 
 // A map [B, S, ht, wt] as matrices [S, T]: strides of batch, source and target.
 struct MapStrides {
   int64_t batch, source, target;
 };
+
+// A map to be written: new memory, or a caller's, which has its pages already.
+struct MapResult {
+  Tensor map;
+  bool channels_last, fresh;
+};
+
+// A caller's, in one of the two layouts.
+inline MapResult given_map(const Tensor& out) {
+  return {out, !out.is_contiguous() && is_channels_last(out), false};
+}
+
+// Of a map S x T.
+inline MapStrides strides_of(const MapResult& result, int64_t sources, int64_t targets) {
+  return result.channels_last ? MapStrides{sources * targets, 1, sources} : MapStrides{sources * targets, targets, 1};
+}
+
+// Calls write(result), whose loops make maps of float64 in float64: a narrower one is rounded from such a one.
+template <class F>
+void fill_map(const MapResult& result, ScalarType from, F&& write) {
+  if (result.map.size(0) == 0) {
+    return;
+  }
+  if (from != ScalarType::Double || result.map.scalar_type() == ScalarType::Double) {
+    return write(result);
+  }
+  const Tensor wide = empty_map(result.map, result.map.size(1), result.channels_last, ScalarType::Double);
+  write(MapResult{wide, result.channels_last, true});
+  Tensor to = result.map;
+  torch::stable::copy_(to, wide);
+}
+
+// Loops on float64 read gradients in float64.
+inline Tensor readable_gradient(const Tensor& grad, ScalarType of) {
+  const bool narrow = of == ScalarType::Double && grad.scalar_type() != ScalarType::Double;
+  return narrow ? torch::stable::to(grad, ScalarType::Double) : grad;
+}
 
 // False where the target positions do not lie at even distances.
 inline bool map_strides(const Tensor& map, MapStrides& strides) {

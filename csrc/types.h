@@ -68,6 +68,27 @@ void dispatch_band(ScalarType features, ScalarType map, F&& f) {
   });
 }
 
+// Calls f with values of the types of what a map is made of, and of the map as the loops write or read it: the same, or
+// 16 bits from float32. Narrower maps of float64 are float64 here: see fill_map and readable_gradient.
+template <class F>
+void dispatch_map(ScalarType from, ScalarType map, const char* name, F&& f) {
+  dispatch_floating(from, name, [&](auto zero) {
+    using In = decltype(zero);
+    if (map == from) {
+      return f(zero, zero);
+    }
+    if constexpr (std::is_same_v<In, float>) {
+      if (map == ScalarType::Half) {
+        return f(zero, Half{});
+      }
+      if (map == ScalarType::BFloat16) {
+        return f(zero, BFloat16{});
+      }
+    }
+    STD_TORCH_CHECK(false, name, ": a map has the dtype of what it is made of, or a narrower one");
+  });
+}
+
 // A pair of feature maps [B, m, S], [B, m, T]; of the targets only `count` from `begin` on take part.
 template <class In>
 struct Features {

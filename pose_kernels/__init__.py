@@ -11,12 +11,14 @@ from .correlation_4d import correlation_4d
 from .flow_sample import flow_sample
 from .guided_correlation import guided_correlation
 from .guided_correlation_conv2d import guided_correlation_conv2d
+from .guided_readout import guided_readout
 from .identity_flow import identity_flow
+from .mutual_matches import Matches, mutual_matches
 from .resize_flow import resize_flow
 from .soft_mutual_normalize import soft_mutual_normalize
 
 __version__ = "0.1.0"
 
-__all__ = ["Implementation", "correlation_4d", "flow_sample", "guided_correlation",
-           "guided_correlation_conv2d", "identity_flow", "implementations", "resize_flow",
-           "soft_mutual_normalize", "use_implementation"]
+__all__ = ["Implementation", "Matches", "correlation_4d", "flow_sample", "guided_correlation",
+           "guided_correlation_conv2d", "guided_readout", "identity_flow", "implementations",
+           "mutual_matches", "resize_flow", "soft_mutual_normalize", "use_implementation"]

@@ -75,6 +75,49 @@ def check_memory_format(memory_format) -> bool:
     return memory_format is torch.channels_last
 
 
+def check_out_dtype(out_dtype, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a map made of inputs of ``dtype``: that, or a narrower one."""
+    if out_dtype is None:
+        return dtype
+    if not isinstance(out_dtype, torch.dtype):
+        raise TypeError(f"out_dtype: expected a torch.dtype, got {type(out_dtype).__name__}")
+    allowed = [dtype, *(d for d in DTYPES if d.itemsize < dtype.itemsize)]
+    if out_dtype not in allowed:
+        raise ValueError(f"out_dtype: expected {' or '.join(map(str, allowed))} for inputs of "
+                         f"{dtype}, got {out_dtype}")
+    return out_dtype
+
+
+def check_out(out, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool,
+              *inputs: torch.Tensor) -> None:
+    """None, or memory of this shape and dtype to be written, in one of the layouts of a map."""
+    if out is None:
+        return
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out: expected a tensor or None, got {type(out).__name__}")
+    if tuple(out.shape) != shape:
+        raise ValueError(f"out: expected shape {list(shape)}, got {list(out.shape)}")
+    if out.dtype != dtype:
+        raise ValueError(f"out: expected {dtype}, got {out.dtype} (out_dtype= chooses another)")
+    if out.device != inputs[0].device:
+        raise ValueError(f"out: expected device {inputs[0].device}, got {out.device}")
+    last = out.is_contiguous(memory_format=torch.channels_last)
+    if not (last or out.is_contiguous() and not channels_last):
+        layout = "channels-last" if channels_last else "contiguous or channels-last"
+        raise ValueError(f"out: expected a {layout} tensor, got strides {list(out.stride())}")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (out, *inputs)):
+        raise RuntimeError("out: a result written into given memory has no gradient; call this "
+                           "under torch.no_grad(), or without out=")
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError("out: torch.func cannot transform what is written into given memory; "
+                           "leave out= out")
+    memory = {x.untyped_storage().data_ptr() for x in inputs}
+    if out.numel() > 0 and out.untyped_storage().data_ptr() in memory - {0}:
+        raise ValueError("out: expected memory of its own, got that of an input")
+
+
 def check_size(size) -> tuple[int, int]:
     """(height, width), two positive integers."""
     try:
@@ -88,16 +131,21 @@ def check_size(size) -> tuple[int, int]:
     return height, width
 
 
-def allow_tf32(tensor: torch.Tensor) -> bool:
-    """Torch's own switch for float32 products on a GPU, by either of its two names.
-
-    Reading the old name raises once the new one was set; Dynamo can only read the old one.
-    """
-    if not tensor.is_cuda:
-        return False
-    if torch.compiler.is_compiling():
-        return torch.backends.cuda.matmul.allow_tf32
+def _products_are_tf32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+# torch.compiler.assume_constant_result without its import of the compiler. Dynamo guards the
+# setting itself: a change traces again.
+_products_are_tf32._dynamo_marked_constant = True
+
+
+def allow_tf32(tensor: torch.Tensor) -> bool:
+    """Torch's own switch for float32 products on a GPU, by any of its names.
+
+    The new name is right for all of them; reading the old one raises once the new one was set.
+    """
+    return tensor.is_cuda and _products_are_tf32()
 
 
 def autocast_enabled(device: torch.device) -> bool:

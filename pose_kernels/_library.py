@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.autograd import forward_ad
 
-from . import _dispatch
+from . import _derivatives, _dispatch
 
 _here = Path(__file__).parent
 
@@ -110,6 +110,11 @@ def new_gradient(of: torch.Tensor, wanted: bool) -> torch.Tensor:
     return of.new_empty(of.shape if wanted else (0,))
 
 
+def into(out: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
+    """The result, in the memory given for it, if any."""
+    return result if out is None else out.copy_(result)
+
+
 @torch.library.custom_op("pose_kernels::channels_last_gradient", mutates_args=())
 def _channels_last_gradient(grad: torch.Tensor) -> torch.Tensor:
     """An operator of its own, so that torch.compile does not look into it: the copy fused into the
@@ -123,18 +128,29 @@ def _(grad):
     return torch.empty_like(grad, memory_format=torch.channels_last)
 
 
-# A second derivative passes through, to the operator's own backward, which refuses it.
+# A second derivative passes through, to the operator's own backward.
 _channels_last_gradient.register_autograd(lambda ctx, grad: grad)
 
 
-def _is_channels_last(value) -> bool:
-    return (isinstance(value, torch.Tensor) and value.dim() == 4 and not value.is_contiguous()
+def _as_channels_last(grad: torch.Tensor) -> torch.Tensor:
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return _channels_last_gradient(grad)
+    return grad.clone(memory_format=torch.channels_last)
+
+
+def is_channels_last(value) -> bool:
+    # What vmap works on has no layout of its own.
+    if not isinstance(value, torch.Tensor) or torch._C._functorch.is_batchedtensor(value):
+        return False
+    return (value.dim() == 4 and not value.is_contiguous()
             and value.is_contiguous(memory_format=torch.channels_last))
 
 
 def register_operator(op: str, reference: Callable, compiled: Callable, fake: Callable,
                       fake_backward: Callable, setup_context: Callable, backward: Callable,
-                      example: Callable[[], list[torch.Tensor]], *, activations: int = 2) -> None:
+                      example: Callable[[], list[torch.Tensor]], *, activations: int = 2,
+                      second_derivative: tuple[Callable, Callable] | None = None,
+                      vmap: Callable | None = None, vmap_backward: Callable | None = None) -> None:
     """Its implementations, shapes for tracing, of ``op`` and of ``<op>_backward``, its derivative,
     and the inputs of its self-check.
 
@@ -144,14 +160,26 @@ def register_operator(op: str, reference: Callable, compiled: Callable, fake: Ca
     The first ``activations`` inputs come from a layer of a network: where one of them is
     channels-last, so is its gradient, as that layer wants it.
 
-    The operator's own backward has no derivative: a second one raises, it is never silently zero.
+    ``second_derivative`` are setup_context and backward of ``<op>_backward``; without them a second
+    derivative raises, it is never silently zero. ``vmap(ops, info, in_dims, *arguments)`` is the
+    rule for torch.func.vmap; without it that raises too.
     """
+    _dispatch.register(op, "reference", reference)
+    _register_implementations(op, compiled)
+    examples[op] = example
+    register_fake(op, fake)
+    register_fake(f"{op}_backward", fake_backward)
+    laid_out = _keep_layout(setup_context, backward, activations)
+    _register_derivatives(op, *laid_out, vmap or _derivatives.no_vmap(op))
+    second = second_derivative or _derivatives.no_second_derivative(op)
+    _register_derivatives(f"{op}_backward", *second, vmap_backward or _derivatives.no_vmap(op))
 
-    def no_double_backward(ctx, *grads):
-        raise NotImplementedError(f"{op}: second derivatives need impl='reference'")
+
+def _keep_layout(setup_context, backward, activations: int):
+    """Both, for gradients in the layout of the first inputs."""
 
     def set_up(ctx, inputs, output):
-        ctx.channels_last = tuple(map(_is_channels_last, inputs[:activations]))
+        ctx.channels_last = tuple(map(is_channels_last, inputs[:activations]))
         setup_context(ctx, inputs, output)
 
     def laid_out(ops, ctx, *grads):
@@ -159,21 +187,35 @@ def register_operator(op: str, reference: Callable, compiled: Callable, fake: Ca
         found = backward(ops, ctx, *grads)
         found = [g if n else None for g, n in zip(found, needed, strict=False)]
         for i, wanted in enumerate(ctx.channels_last):
-            if wanted and found[i] is not None and not _is_channels_last(found[i]):
-                found[i] = _channels_last_gradient(found[i])
+            if wanted and found[i] is not None and not is_channels_last(found[i]):
+                found[i] = _as_channels_last(found[i])
         return *found, *[None] * (len(needed) - len(found))
 
+    return set_up, laid_out
+
+
+def _register_derivatives(name: str, setup_context, backward, vmap) -> None:
+    """In both namespaces; ``backward`` and ``vmap`` get that whose operators they shall call."""
+    for namespace in NAMESPACES:
+
+        def with_operators(function, namespace=namespace):
+            return lambda *arguments: function(_derivatives.operators(namespace), *arguments)
+
+        _derivatives.register(namespace, name, setup_context, with_operators(backward),
+                              with_operators(vmap))
+
+
+def register_without_gradient(op: str, reference: Callable, compiled: Callable, fake: Callable,
+                              example: Callable[[], list[torch.Tensor]]) -> None:
+    """The same for an operator that looks something up: no result has a gradient, and it says so
+    to torch. Arguments as of `register_operator`."""
     _dispatch.register(op, "reference", reference)
     _register_implementations(op, compiled)
     examples[op] = example
     register_fake(op, fake)
-    register_fake(f"{op}_backward", fake_backward)
+    vmap = functools.partial(_derivatives.no_vmap(op), None)
     for namespace in NAMESPACES:
-        ops = getattr(torch.ops, namespace)
-        torch.library.register_autograd(
-            f"{namespace}::{op}", lambda ctx, *grads, ops=ops: laid_out(ops, ctx, *grads),
-            setup_context=set_up)
-        torch.library.register_autograd(f"{namespace}::{op}_backward", no_double_backward)
+        _derivatives.register_constant(namespace, op, vmap)
 
 
 def has_tangent(value) -> bool:
@@ -182,18 +224,18 @@ def has_tangent(value) -> bool:
 
 def _register_implementations(op: str, call: Callable) -> None:
     """Offer ``cpp``, ``cuda`` and ``triton``."""
-    compiled, triton = (getattr(torch.ops, namespace) for namespace in NAMESPACES)
 
-    def through(ops):
+    def through(namespace):
         def function(*arguments):
             # Torch would drop a tangent silently: these operators have no forward-mode derivative.
             if forward_ad._current_level >= 0 and any(map(has_tangent, arguments)):
                 raise NotImplementedError(f"{op}: forward-mode derivatives need impl='reference'")
-            return call(ops, *arguments)
+            return call(_derivatives.operators(namespace), *arguments)
 
         return function
 
-    _dispatch.register(op, "cpp", through(compiled), devices=("cpu",), reason=cpu_reason)
-    _dispatch.register(op, "cuda", through(compiled), devices=("cuda",), reason=cuda_reason)
-    _dispatch.register(op, "triton", through(triton), devices=("cuda",),
+    compiled, triton = map(through, NAMESPACES)
+    _dispatch.register(op, "cpp", compiled, devices=("cpu",), reason=cpu_reason)
+    _dispatch.register(op, "cuda", compiled, devices=("cuda",), reason=cuda_reason)
+    _dispatch.register(op, "triton", triton, devices=("cuda",),
                        on_request=("cpu",) if triton_interpreted else (), reason=triton_reason)

@@ -20,8 +20,9 @@ from .resize_flow import interpolate_linearly
 
 _library.define(
     "flow_sample(Tensor image, Tensor flow, SymInt height, SymInt width, bool zeros) -> Tensor",
-    "flow_sample_backward(Tensor grad, Tensor image, Tensor flow, bool zeros, bool image_grad,"
-    " bool flow_grad) -> (Tensor image_grad, Tensor flow_grad)",
+    # Without `deterministic` a GPU may add to the image's gradient in any order.
+    "flow_sample_backward(Tensor grad, Tensor image, Tensor flow, bool zeros, bool deterministic,"
+    " bool image_grad, bool flow_grad) -> (Tensor image_grad, Tensor flow_grad)",
     triton="flow_sample",
 )
 
@@ -77,7 +78,7 @@ def _fake(image, flow, height, width, zeros):
     return image.new_empty(image.shape[0], image.shape[1], height, width)
 
 
-def _fake_backward(grad, image, flow, zeros, image_grad, flow_grad):
+def _fake_backward(grad, image, flow, zeros, deterministic, image_grad, flow_grad):
     return _library.new_gradient(image, image_grad), _library.new_gradient(flow, flow_grad)
 
 
@@ -88,7 +89,8 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ops, ctx, grad):
     wanted = ctx.needs_input_grad[:2]
-    return ops.flow_sample_backward(grad, *ctx.saved_tensors, ctx.zeros, *wanted)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return ops.flow_sample_backward(grad, *ctx.saved_tensors, ctx.zeros, deterministic, *wanted)
 
 
 def _example():
@@ -144,10 +146,12 @@ def flow_sample(image: torch.Tensor, flow: torch.Tensor, size: tuple[int, int] |
     Precision:
         Locations and weights in float32 (float64 for a float64 image), also for float16 and
         bfloat16 and under autocast. An identity flow of any size and of its own dtype returns the
-        image exactly.
+        image exactly. On a GPU the image's gradient is added up in any order, so that its last bits
+        vary, unless ``torch.use_deterministic_algorithms`` is set when it is computed.
     Memory:
-        The result; the interpolated flow is never stored. ``reference``: some 15 images with
-        gradients.
+        The result; the interpolated flow is never stored. Backward on a GPU: a float32 copy of the
+        image's gradient for 16 bits; where it is deterministic lists of some 90 bytes an output
+        pixel instead. ``reference``: some 15 images with gradients.
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
         RuntimeError: the requested implementation cannot run.

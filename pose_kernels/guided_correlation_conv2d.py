@@ -22,6 +22,7 @@ from ._convolution import Direct, WinogradAlongX
 from .correlation_4d import example_features
 from .guided_correlation import fake_statistics
 from .guided_correlation import reference as guided_correlation_reference
+from .guided_readout import guided_readout
 from .soft_mutual_normalize import save_with_statistics
 
 # row_max, row_argmax and norm as in soft_mutual_normalize.
@@ -29,8 +30,9 @@ _library.define(
     "guided_correlation_conv2d(Tensor source, Tensor target, Tensor weight, Tensor? bias,"
     " float eps, bool tf32) -> (Tensor result, Tensor row_max, Tensor row_argmax, Tensor norm)",
     "guided_correlation_conv2d_backward(Tensor grad, Tensor source, Tensor target, Tensor weight,"
-    " Tensor row_max, Tensor row_argmax, Tensor norm, float eps, bool tf32, bool features_grad,"
-    " bool weight_grad) -> (Tensor source_grad, Tensor target_grad, Tensor weight_grad)",
+    " Tensor row_max, Tensor row_argmax, Tensor norm, float eps, bool tf32, bool source_grad,"
+    " bool target_grad, bool weight_grad)"
+    " -> (Tensor source_grad, Tensor target_grad, Tensor weight_grad)",
 )
 
 #: Bytes of one band as the products read it. On a CPU it stays in the cache between its making and
@@ -50,6 +52,11 @@ def reference(source, target, weight, bias, eps: float) -> torch.Tensor:
     return F.conv2d(Q, weight, bias, padding="same")
 
 
+def _plan(device: torch.device) -> str:
+    """Whose sizes, form and operands: a key of the tables above."""
+    return device.type
+
+
 class _Bands:
     """The walk over bands of target rows, and the form of the convolution, for one call."""
 
@@ -57,24 +64,29 @@ class _Bands:
         kernel, size = tuple(weight.shape[2:]), tuple(target.shape[2:])
         outputs, self.sources = weight.shape[:2]
         self.wide = _checks.compute_dtype(torch.promote_types(source.dtype, weight.dtype))
-        self.device = source.device
-        # CPUs multiply float16 and bfloat16 no faster, GPUs sum them in float32.
-        self.operand = weight.dtype if source.is_cuda else self.wide
+        self.device, self.plan = source.device, _plan(source.device)
+        # CPUs multiply float16 and bfloat16 no faster, GPUs sum them in float32: whatever the map
+        # is made in, for under autocast float64 features meet a weight of 16 bits.
+        self.operand = weight.dtype if self.plan == "cuda" else self.wide
+        self.summed = _checks.compute_dtype(self.operand)
         # On a GPU operands with fewer bits and tensor cores spare more than fewer products would.
         # Triton's interpreter may be there without the CPU library.
-        winograd = not source.is_cuda and _library.cpu_reason is None
+        winograd = self.plan == "cpu" and _library.cpu_reason is None
         fewer = winograd and kernel[1] == 3 and outputs >= WINOGRAD_OUTPUTS
         self.form = (WinogradAlongX if fewer else Direct)(kernel, size)
-        self.z_s, self.z_t = (z.to(self.wide).flatten(2).contiguous() for z in (source, target))
+        # A GPU's tensor cores take 16-bit features as they are, exactly and in one pass.
+        narrow = self.plan == "cuda" and _checks.compute_dtype(source.dtype) == self.wide
+        dtype = source.dtype if narrow else self.wide
+        self.z_s, self.z_t = (z.to(dtype).flatten(2).contiguous() for z in (source, target))
         # The targets of each phase of the map.
         self.groups = [z.flatten(2).contiguous()
                        for z in self.form.groups(self.z_t.unflatten(2, size))]
         self.height = size[0]
         row = self.form.phases * self.sources * self.form.row * self.operand.itemsize
-        fitting = BAND_BYTES[self.device.type] // row
+        fitting = BAND_BYTES[self.plan] // row
         self.rows = min(max(fitting, -(-BAND_COLUMNS // size[1]), 1), self.height)
-        per_output = self.form.products * self.sources * self.wide.itemsize
-        step = max(1, WEIGHT_BYTES[self.device.type] // per_output)
+        per_output = self.form.products * self.sources * self.summed.itemsize
+        step = max(1, WEIGHT_BYTES[self.plan] // per_output)
         self.parts = [slice(at, min(at + step, outputs)) for at in range(0, outputs, step)]
 
     def __iter__(self):
@@ -89,16 +101,20 @@ class _Bands:
         """Large and uninitialised. On a CPU the system gets it back at once: malloc would keep what
         forward is done with, and backward's peak would be the sum of both."""
         size = math.prod(shape)
-        if self.device.type != "cpu" or size == 0:
+        if self.plan != "cpu" or size == 0:
             return torch.empty(shape, dtype=dtype, device=self.device)
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
         memory = mmap.mmap(-1, size * dtype.itemsize, **private)
         return torch.frombuffer(memory, dtype=dtype).view(shape)
 
+    def gradient(self, of, wanted):
+        """Memory for the gradient of ``of``, in the dtype of sums; empty where it is not wanted."""
+        return of.new_empty(of.shape if wanted else (0,), dtype=self.wide)
+
     def edged(self, outputs):
         """Zeros for outputs and their edges, [n, *edged_size]."""
         shape = (outputs, *self.form.edged_size)
-        return torch.zeros(shape, dtype=self.wide, device=self.device)
+        return torch.zeros(shape, dtype=self.summed, device=self.device)
 
     def weight(self, weight, transposed=False):
         """U, or U^T, as the products read it."""
@@ -118,9 +134,9 @@ def _forward(ops, source, target, weight, bias, eps, tf32):
         result = source.new_empty((source.shape[0], weight.shape[0], *target.shape[2:]),
                                   dtype=weight.dtype)
         row_max, row_argmax = ops.guided_correlation_row_max(bands.z_s, bands.z_t, eps, tf32)
-        norms = [torch.empty_like(z[:, 0]) for z in bands.groups]
+        norms = [torch.empty_like(z[:, 0], dtype=bands.wide) for z in bands.groups]
         for part in bands.parts:
-            shift = None if bias is None else bias[part].to(bands.wide)[:, None, None]
+            shift = None if bias is None else bias[part].to(bands.summed)[:, None, None]
             _convolve(ops, bands, weight[part], shift, row_max, norms, eps, tf32, result[:, part])
         norm = bands.form.ungroup([n.unflatten(1, (1, bands.height, -1)) for n in norms])
         return result, row_max, row_argmax, norm.flatten(1).contiguous()
@@ -137,26 +153,29 @@ def _convolve(ops, bands, weight, bias, row_max, norms, eps, tf32, result):
 
 
 def _backward_op(ops, grad, source, target, weight, row_max, row_argmax, norm, eps, tf32,
-                 features_grad, weight_grad):
+                 source_grad, target_grad, weight_grad):
     # A walk for the features and one for the weight, so that U and dU are never there at once.
     with _checks.without_autocast(source.device):
         bands = _Bands(source, target, weight)
-        dz_s, dz_t, dW = (x.new_empty(0) for x in (source, target, weight))
-        if features_grad:
-            dz_s, dz_t = _features_gradient(ops, bands, grad, weight, row_max, row_argmax, norm,
-                                            eps, tf32)
-            dz_s = dz_s.to(source.dtype).view_as(source)
-            dz_t = dz_t.to(target.dtype).view_as(target)
+        dz_s, dz_t = (_library.new_gradient(*x)
+                      for x in ((source, source_grad), (target, target_grad)))
+        dW = _library.new_gradient(weight, weight_grad)
+        if source_grad or target_grad:
+            sums = _features_gradient(ops, bands, grad, weight, row_max, row_argmax, norm, eps,
+                                      tf32, source_grad, target_grad)
+            for gradient, found in zip((dz_s, dz_t), sums, strict=True):
+                gradient.copy_(found.view_as(gradient))
         if weight_grad:
-            dW = torch.empty_like(weight, memory_format=torch.contiguous_format)
             for part in bands.parts:
                 _weight_gradient(ops, bands, grad[:, part], row_max, eps, tf32, dW[part])
         return dz_s, dz_t, dW
 
 
-def _features_gradient(ops, bands, grad, weight, row_max, row_argmax, norm, eps, tf32):
+def _features_gradient(ops, bands, grad, weight, row_max, row_argmax, norm, eps, tf32, source_grad,
+                       target_grad):
     form = bands.form
-    sums = tuple(torch.zeros_like(x) for x in (bands.z_s, bands.z_t, row_max))
+    sums = tuple(bands.gradient(*x).zero_() for x in (
+        (bands.z_s, source_grad), (bands.z_t, target_grad), (row_max, True)))
     # A column that only fills up a group has the floor for a norm.
     norms = form.groups(norm.unflatten(1, (1, bands.height, -1)))
     norms = [n.flatten(1).clamp(min=eps) for n in norms]
@@ -171,7 +190,7 @@ def _features_gradient(ops, bands, grad, weight, row_max, row_argmax, norm, eps,
 
 def _add_features_gradient(ops, bands, grad, weight, row_max, norms, eps, tf32, dz_s, dz_t, beta):
     form, U = bands.form, bands.weight(weight, transposed=True)
-    grouped = [torch.empty_like(z) for z in bands.groups]
+    grouped = [bands.gradient(z, dz_t.numel() > 0) for z in bands.groups]
     for b in range(len(grad)):
         one = slice(b, b + 1)
         dY = bands.edged(len(weight))
@@ -182,14 +201,16 @@ def _add_features_gradient(ops, bands, grad, weight, row_max, norms, eps, tf32, 
                 ops.guided_correlation_band_backward(
                     dM[None], bands.z_s[one], z_t[one], row_max[one], n_t[one], eps, tf32,
                     first * form.row, dz_s[one], dz[one], beta[one])
-    dz_t += form.ungroup([dz.unflatten(2, (bands.height, form.row)) for dz in grouped]).flatten(2)
+    if dz_t.numel() > 0:
+        dz = [dz.unflatten(2, (bands.height, form.row)) for dz in grouped]
+        dz_t += form.ungroup(dz).flatten(2)
 
 
 def _weight_gradient(ops, bands, grad, row_max, eps, tf32, dW):
     form = bands.form
-    dU = bands.memory(form.weight_sums(len(dW), bands.sources), bands.wide)
+    dU = bands.memory(form.weight_sums(len(dW), bands.sources), bands.summed)
     dU.zero_()  # fresh pages that are first read and then written are brought in twice
-    norms = [torch.empty_like(z[:, 0]) for z in bands.groups]
+    norms = [torch.empty_like(z[:, 0], dtype=bands.wide) for z in bands.groups]
     for b in range(len(grad)):
         dY = bands.edged(len(dW))
         form.inner(dY).copy_(grad[b])
@@ -210,12 +231,13 @@ def compiled(ops, source, target, weight, bias, eps):
 
 def _fake(source, target, weight, bias, eps, tf32):
     shape = (source.shape[0], weight.shape[0], *target.shape[2:])
-    return weight.new_empty(shape), *fake_statistics(source, target)
+    made_in = source.to(torch.promote_types(source.dtype, weight.dtype))
+    return weight.new_empty(shape), *fake_statistics(made_in, target)
 
 
 def _fake_backward(grad, source, target, weight, row_max, row_argmax, norm, eps, tf32,
-                   features_grad, weight_grad):
-    wanted = ((source, features_grad), (target, features_grad), (weight, weight_grad))
+                   source_grad, target_grad, weight_grad):
+    wanted = ((source, source_grad), (target, target_grad), (weight, weight_grad))
     return tuple(_library.new_gradient(*of) for of in wanted)
 
 
@@ -225,9 +247,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ops, ctx, grad, *_):
-    source, target, weight, bias, *_ = ctx.needs_input_grad
+    *wanted, bias = ctx.needs_input_grad[:4]
     grads = ops.guided_correlation_conv2d_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.tf32,
-                                                   source or target, weight)
+                                                   *wanted)
     return *grads, grad.sum(dim=(0, 2, 3)) if bias else None
 
 
@@ -293,9 +315,10 @@ def guided_correlation_conv2d(source: torch.Tensor, target: torch.Tensor, weight
         windows 3 wide are computed with fewer products (Winograd F(2, 3) along x): two neighbouring
         columns share sums, so a NaN or an infinity may reach one column further.
     Memory:
-        A band of the map (on a CPU 6 MiB, or 256 targets where that is more), a copy of the weight
-        (4/3 of it for windows 3 wide; 48 MiB at most), and ``O(hs*ws + ht*wt)`` saved for backward,
-        which makes the map again. ``reference``: about 8 maps with gradients.
+        For a window of 1 x 1 that of :func:`guided_readout`. Else a band of the map (on a CPU
+        6 MiB, or 256 targets where that is more), a copy of the weight (4/3 of it for windows
+        3 wide; 48 MiB at most), and ``O(hs*ws + ht*wt)`` saved for backward, which makes the map
+        again. ``reference``: about 8 maps with gradients.
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
         RuntimeError: the requested implementation cannot run.
@@ -303,6 +326,12 @@ def guided_correlation_conv2d(source: torch.Tensor, target: torch.Tensor, weight
     """
     source, target = _checks.check_feature_pair(source, target)
     weight, bias = _check_layer(weight, bias, source)
+    if weight.shape[2:] == (1, 1):  # needs no bands
+        # The gradient shall have the strides of the weight: distributed training asks for that.
+        last = weight.stride(2) != 1
+        values = (weight.permute(0, 2, 3, 1) if last else weight).flatten(1)
+        result = guided_readout(source, target, values, 1, eps, impl=impl)
+        return result if bias is None else result + bias[:, None, None]
     eps = _checks.check_eps(eps)
     function = _dispatch.choose("guided_correlation_conv2d", impl, source.device)
     return function(source, target, weight, bias, eps)

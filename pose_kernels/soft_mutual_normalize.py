@@ -19,17 +19,19 @@ from .correlation_4d import reference as correlation_reference
 
 # For S source and T target positions: row_max [B, S] is max(max_t C, eps), row_argmax [B, S]
 # (int64) the first t where it is, norm [B, T] is max(||C^3 / row_max||_2 over S, eps); they are
-# float32, or float64 for float64 maps.
+# float32, or float64 for float64 maps. out_dtype, out and the gradient as in correlation_4d.
 _library.define(
-    "soft_mutual_normalize(Tensor correlation, float eps)"
+    "soft_mutual_normalize(Tensor correlation, float eps, ScalarType out_dtype)"
     " -> (Tensor result, Tensor row_max, Tensor row_argmax, Tensor norm)",
+    "soft_mutual_normalize_out(Tensor correlation, float eps, Tensor(a!) out) -> ()",
     "soft_mutual_normalize_backward(Tensor grad, Tensor correlation, Tensor row_max,"
     " Tensor row_argmax, Tensor norm, float eps) -> Tensor",
     triton="soft_mutual_normalize",
 )
 
 
-def reference(correlation: torch.Tensor, eps: float) -> torch.Tensor:
+def reference(correlation: torch.Tensor, eps: float, out_dtype: torch.dtype | None = None,
+              out: torch.Tensor | None = None) -> torch.Tensor:
     dtype = _checks.compute_dtype(correlation.dtype)
     C = correlation.to(dtype).flatten(2)  # [B, S, T]
     # torch.max sends the gradient of a tie to the first maximal index; every implementation does
@@ -43,11 +45,15 @@ def reference(correlation: torch.Tensor, eps: float) -> torch.Tensor:
     # cancels exactly, in the value and in the gradient, and a fused implementation need not compute
     # it.
     Q_hat = Q / torch.maximum(norm, eps / a)  # Eq. 2
-    return Q_hat.unflatten(2, correlation.shape[2:]).to(correlation.dtype)
+    Q_hat = Q_hat.unflatten(2, correlation.shape[2:]).to(out_dtype or correlation.dtype)
+    return _library.into(out, Q_hat)
 
 
-def compiled(ops, correlation, eps):
-    return ops.soft_mutual_normalize(correlation, eps)[0]
+def compiled(ops, correlation, eps, out_dtype, out):
+    if out is None:
+        return ops.soft_mutual_normalize(correlation, eps, out_dtype)[0]
+    ops.soft_mutual_normalize_out(correlation, eps, out)
+    return out
 
 
 def new_statistics(like, sources, targets):
@@ -65,9 +71,9 @@ def save_with_statistics(ctx, inputs, output) -> None:
     ctx.mark_non_differentiable(*statistics)
 
 
-def _fake(correlation, eps):
+def _fake(correlation, eps, out_dtype):
     _, sources, ht, wt = correlation.shape
-    result = correlation.new_empty(correlation.shape)
+    result = correlation.new_empty(correlation.shape, dtype=out_dtype)
     return result, *new_statistics(correlation, sources, ht * wt)
 
 
@@ -76,7 +82,7 @@ def _fake_backward(grad, correlation, row_max, row_argmax, norm, eps):
 
 
 def _setup_context(ctx, inputs, output):
-    correlation, ctx.eps = inputs
+    correlation, ctx.eps, _ = inputs
     save_with_statistics(ctx, [correlation], output)
 
 
@@ -94,6 +100,7 @@ _library.register_operator("soft_mutual_normalize", reference, compiled, _fake, 
 
 
 def soft_mutual_normalize(correlation: torch.Tensor, eps: float = 1e-5, *,
+                          out_dtype: torch.dtype | None = None, out: torch.Tensor | None = None,
                           impl: str | None = None) -> torch.Tensor:
     """Weigh a correlation map by how mutual each match is; unit columns (Eqs. 9, 2).
 
@@ -102,9 +109,10 @@ def soft_mutual_normalize(correlation: torch.Tensor, eps: float = 1e-5, *,
     Args:
         correlation: ``[B, hs*ws, ht, wt]`` as :func:`correlation_4d` returns it.
         eps: floor of both maxima, and of the norm of ``C^3 / max_t C``.
+        out_dtype, out: of the result, as in :func:`correlation_4d`; ``out`` is not ``correlation``.
         impl: one of :func:`implementations` by name; None picks the best that can run.
 
-    Returns: Same shape and dtype, contiguous.
+    Returns: Same shape, contiguous, in ``out_dtype``; ``out`` where it is given.
 
     Convention:
         Dimension 1 runs over source positions, the last two over target positions.
@@ -118,9 +126,13 @@ def soft_mutual_normalize(correlation: torch.Tensor, eps: float = 1e-5, *,
         about 8 maps. :func:`guided_correlation` keeps no map at all.
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype or shape.
-        RuntimeError: the requested implementation cannot run.
+        RuntimeError: the requested implementation cannot run; ``out`` where a gradient is asked
+            for.
         NotImplementedError: second derivatives of anything but ``reference``.
     """
     _checks.check_tensor("correlation", correlation, "[B, hs*ws, ht, wt]")
     eps = _checks.check_eps(eps)
-    return _dispatch.choose("soft_mutual_normalize", impl, correlation.device)(correlation, eps)
+    out_dtype = _checks.check_out_dtype(out_dtype, correlation.dtype)
+    _checks.check_out(out, tuple(correlation.shape), out_dtype, False, correlation)
+    function = _dispatch.choose("soft_mutual_normalize", impl, correlation.device)
+    return function(correlation, eps, out_dtype, out)

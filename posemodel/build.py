@@ -21,8 +21,9 @@ from posemodel.model.refinement import (
 from posemodel.model.warping import WarpingNetwork
 from posemodel.poses.joints import JOINTS, LIMBS
 
-#: Source positions from which on the 4D map is not stored when `model.stream` is "auto": a grid of
-#: 64 x 64. A smaller map costs less to keep than to make again.
+#: Source positions from which on a C_l whose first layer has windows of 3 x 3 does not store the 4D
+#: map when `model.stream` is "auto": a grid of 64 x 64. A smaller one costs less to keep than to
+#: make again.
 STREAM_POSITIONS = 64 * 64
 
 #: Rows and columns from which on a method of Table 1 has the sizes of its own paper; its network is
@@ -59,12 +60,11 @@ def _build_warping(config: ModelConfig, image_size: tuple[int, int]) -> WarpingN
                             channels=config.encoder_channels, features=config.feature_channels,
                             halvings=stride.bit_length() - 1, norm=config.feature_norm),
         head=FlowHead(source_positions=positions, channels=config.flow_channels,
-                      depth=config.flow_depth),
+                      depth=config.flow_depth, first_kernel=config.head_kernel,
+                      stream=config.stream == "always"
+                      or (config.stream == "auto" and positions >= STREAM_POSITIONS)),
         image_size=image_size, pose_sigma=config.pose_sigma, limb_sigma=config.limb_sigma,
-        parametrization=config.flow_parametrization,
-        stream=config.stream == "always"
-        or (config.stream == "auto" and positions >= STREAM_POSITIONS),
-    )
+        parametrization=config.flow_parametrization)
 
 
 def _build_refinement(config: ModelConfig) -> RefinementNetwork | NoRefinement:

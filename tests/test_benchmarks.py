@@ -1,10 +1,15 @@
 """The benchmarks run, and check what they time. Their figures are not judged here."""
 
+import contextlib
+import inspect
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,7 +105,8 @@ def assert_valid(text):
     medians = {}
     for row in found["rows"]:
         problem = tuple(row.get(key) for key in ("op", "mode", "batch", "grid", "dtype", "image",
-                                                 "channels", "features", "outputs", "kernel"))
+                                                 "channels", "features", "outputs", "kernel",
+                                                 "power"))
         assert (problem, row["form"]) not in medians, "a row twice"
         medians[problem, row["form"]] = row["ms"]
         row["problem"] = problem
@@ -152,19 +158,182 @@ def test_every_operator(op, corr_bench, tmp_path, capsys):
     words = [*TINY, "--op", op, "--channels-last", "--commit", "0123abc", "--json", str(file)]
     assert corr_bench.main(words) == 0
     rows = assert_valid(file.read_text())["rows"]
-    forms = {row["form"] for row in rows if row["mode"] == "forward+backward"}
-    assert forms == {row["form"] for row in rows if row["mode"] == "forward"}
+    forms, forward = ({row["form"] for row in rows if row["mode"] == mode}
+                      for mode in ("forward+backward", "forward"))
+    takes = inspect.signature(getattr(pose_kernels, op)).parameters
+    if op == "mutual_matches":
+        assert not forms
+        forms = forward
+    assert forward - forms == ({"cpp, out="} if "out" in takes else set())
+    assert forms - forward == set()
     assert {"eager", "reference", "cpp"} <= forms
+    assert ("cpp, bfloat16 map" in forms) == ("out_dtype" in takes)
     assert ("ncnet" in forms) == (op in ("soft_mutual_normalize", "guided_correlation",
                                          "guided_correlation_conv2d"))
     assert ("cpp, ch.-last" in forms) == (op in ("correlation_4d", "guided_correlation"))
     assert {row["form"] for row in rows if row["ours"]} <= {
-        "reference", "cpp", "reference, ch.-last", "cpp, ch.-last"}
+        "reference", "cpp", "reference, ch.-last", "cpp, ch.-last", "cpp, out=",
+        "cpp, bfloat16 map"}
     assert all(row["status"] == "ok" for row in rows)
     printed = capsys.readouterr().out
     assert all(row["form"] in printed for row in rows)
     if op == "guided_correlation_conv2d":
         assert {"conv alone", "conv alone, ch.-last", "conv over guided"} <= forms
+    if op == "guided_readout":
+        assert {"stored map, matmul", "sdpa"} <= forms
+        assert {row["power"] for row in rows} == {1, 2}
+        # What computes the same is right too, and attention is another function.
+        same = [row for row in rows if row["form"] != "sdpa"]
+        assert all(row["error"] < 1e-5 for row in same) and len(same) < len(rows)
+        assert all(row["error"] > 0.1 for row in rows if row["form"] == "sdpa")
+        assert "3 values, power 2" in printed
+
+
+def test_attention_is_that_of_the_features_and_values(modules):
+    import operators.guided_readout as module
+
+    generator = torch.Generator().manual_seed(0)
+    for outputs in (3, 7):  # fewer than the features have channels, and more
+        size = modules.operation.Size(2, 6, "float64", 5, outputs, 1, 1, 1)
+        inputs = {name: x.double() for name, x in module.OPERATOR.inputs(size, generator).items()}
+        source, target = (inputs[name].flatten(2) for name in ("source", "target"))
+        scale = max(5, outputs) ** -0.5
+        weights = (scale * torch.einsum("bms,bmt->bst", source, target)).softmax(1)
+        expected = torch.einsum("ns,bst->bnt", inputs["values"], weights)
+        torch.testing.assert_close(module.attention(*inputs.values()).flatten(2), expected)
+
+
+def with_more_keywords(right, calls, wrong=False):
+    """An operator that also takes `out`, which a wrong one does not write, and `out_dtype`."""
+    def operator(source, target, *, memory_format=torch.contiguous_format, impl=None, out=None,
+                 out_dtype=None):
+        result = right(source, target, memory_format=memory_format, impl=impl)
+        calls.append((impl, out is not None, out_dtype, torch.is_grad_enabled()))
+        if out is None:
+            return result.to(out_dtype or result.dtype)
+        return out if wrong else out.copy_(result)
+
+    return operator
+
+
+def test_out_and_a_map_of_half_precision(modules, tmp_path, monkeypatch):
+    op, calls, file = modules.operators.operator("guided_correlation"), [], tmp_path / "run.json"
+    right = pose_kernels.guided_correlation
+    monkeypatch.setattr(pose_kernels, "guided_correlation", with_more_keywords(right, calls))
+    words = [*TINY, "--op", "guided_correlation", "--commit", "0123abc", "--json", str(file)]
+    assert modules.corr_bench.main(words) == 0
+    rows = assert_valid(file.read_text())["rows"]
+    found = {(row["form"], row["mode"]): row for row in rows}
+    assert ("cpp, out=", "forward") in found and ("cpp, out=", "forward+backward") not in found
+    assert not any(form.startswith("reference,") for form, _ in found)
+    assert {(impl, dtype, grad) for impl, out, dtype, grad in calls if out} == {
+        ("cpp", None, False)}
+    features, map = 4 * 2 * 4 * 36, 36 * 36
+    for mode, times in (("forward", 1), ("forward+backward", 2)):
+        full, half = found["cpp", mode], found["cpp, bfloat16 map", mode]
+        assert full["fewest_bytes"] == times * (features + 4 * map)
+        assert half["fewest_bytes"] == times * (features + 2 * map)
+        assert (full["tolerance"], half["tolerance"]) == (1e-5, 4e-2)
+        assert 1e-4 < half["error"] < 1e-2  # it is in half precision
+    assert found["cpp, out=", "forward"]["tolerance"] == 1e-5
+    # Memory that was there before the call is none of what it makes.
+    size = modules.operation.Size(1, 6, "float32", 4, 3, 3, 12, 2)
+    forms = {form.name: form for form in op.forms(size, torch.device("cpu"), FLAGS)}
+    assert op.returned(size, False, forms["cpp, out="]) == 0
+    assert op.returned(size, False, forms["cpp, bfloat16 map"]) == 2 * map
+    words[words.index("--op"):] = ["--op", "guided_correlation", "--dtype", "float16"]
+    calls.clear()
+    assert modules.corr_bench.main(words) == 0
+    assert not [dtype for *_, dtype, _ in calls if dtype], "a map of half precision already"
+
+
+def test_out_that_is_not_written_is_found(corr_bench, monkeypatch, capsys):
+    monkeypatch.setattr(pose_kernels, "guided_correlation",
+                        with_more_keywords(pose_kernels.guided_correlation, [], wrong=True))
+    assert corr_bench.main([*TINY, "--op", "guided_correlation"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"cpp, out= +failed the check", out) and re.search(r"cpp +\d", out)
+
+
+def children():
+    """Processes that this one started and that run."""
+    pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in pids]
+
+
+def state_and_seconds(pid):
+    """Z for a process that has ended and that nobody asked for its code; its time on a CPU."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until(true):
+    until = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_cores_are_kept_busy_and_let_go(modules):
+    from busy import busy
+
+    before = set(children())
+    for error in (None, KeyboardInterrupt, ValueError):
+        with pytest.raises(error) if error else contextlib.nullcontext(), busy(2):
+            pids = set(children()) - before
+            assert len(pids) == 2
+            for pid in pids:
+                assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
+                start = state_and_seconds(pid)[1]
+                wait_until(lambda pid=pid, start=start: state_and_seconds(pid)[1] > start)
+            if error:
+                raise error
+        assert set(children()) == before
+    with busy(0):
+        assert set(children()) == before
+
+
+def test_a_busy_process_that_ends_early_is_an_error(modules):
+    from busy import busy
+
+    before = set(children())
+    with pytest.raises(RuntimeError, match="ended with codes"), busy(1):
+        pid, = set(children()) - before
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def test_busy_processes_do_not_outlive_the_one_that_started_them():
+    code = ("import os, subprocess, sys; sys.path.insert(0, 'benchmarks'); from busy import busy\n"
+            "with busy(1):\n"
+            "    print(open(f'/proc/self/task/{os.getpid()}/children').read(), flush=True)\n"
+            "    os._exit(0)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          check=True, timeout=60)
+
+    def ended():
+        try:
+            return state_and_seconds(int(done.stdout))[0] == "Z"
+        except OSError:
+            return True
+
+    wait_until(ended)
+
+
+def test_a_run_says_that_cores_were_busy(corr_bench, tmp_path, capsys):
+    file = tmp_path / "run.json"
+    words = [*TINY, "--op", "correlation_4d", "--busy", "1", "--commit", "0123abc"]
+    before = children()
+    assert corr_bench.main([*words, "--json", str(file)]) == 0
+    assert children() == before
+    assert "1 core kept busy meanwhile" in capsys.readouterr().out
+    assert assert_valid(file.read_text())["options"]["busy"] == 1
+    assert corr_bench.main(["--read", str(file)]) == 0
+    assert "1 core kept busy meanwhile" in capsys.readouterr().out
+    for older in RESULTS:  # than the option
+        assert corr_bench.main(["--read", str(older)]) == 0
+        found = json.loads(older.read_text())["options"].get("busy")
+        assert ("kept busy" in capsys.readouterr().out) == bool(found)
 
 
 def test_several_sizes_and_batches_in_one_run(corr_bench, tmp_path, capsys):
@@ -189,12 +358,14 @@ def test_compile_is_a_row_of_its_own(corr_bench, tmp_path, monkeypatch):
     words = [*TINY, "--op", "guided_correlation", "--compile", "--commit", "0123abc"]
     assert corr_bench.main([*words, "--json", str(file)]) == 0
     rows = assert_valid(file.read_text())["rows"]
-    assert {row["form"] for row in rows} == {"eager", "ncnet", "compile", "cpp", "reference"}
+    assert {row["form"] for row in rows} == {"eager", "ncnet", "compile", "cpp", "cpp, out=",
+                                             "cpp, bfloat16 map", "reference"}
     assert all(row["compile_ratio"] > 0 for row in rows)
 
 
 def test_a_failed_check_prints_no_speed(modules, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(modules.corr_measure.TOLERANCE, "float32", 0.0)
+    for dtype in ("float32", "bfloat16"):
+        monkeypatch.setitem(modules.corr_measure.TOLERANCE, dtype, 0.0)
     file = tmp_path / "run.json"
     words = [*TINY, "--op", "guided_correlation", "--json", str(file)]
     assert modules.corr_bench.main(words) == 1
@@ -287,8 +458,13 @@ def test_work_by_hand(modules):
     for name in ("correlation_4d", "guided_correlation"):
         assert work[name] == [(2 * (2 * features + maps), product),
                               (2 * (4 * features + 2 * maps), 3 * product)]
+    assert work["mutual_matches"][0] == (2 * (2 * features + 2 * 2 * 9), product)
     assert work["soft_mutual_normalize"] == [(2 * 2 * maps, 0), (2 * 4 * maps, 0)]
-    weight, result = 7 * 9 * 9, 2 * 7 * 9
+    values, result = 7 * 9, 2 * 7 * 9
+    products = 2 * 2 * 9 * 9 * (5 + 7)  # 2 B S T (m + n)
+    whole = 2 * (2 * features + values + result)
+    assert work["guided_readout"] == [(whole, products), (2 * whole, 3 * products)]
+    weight = 7 * 9 * 9
     values = 2 * features + weight + 7 + result
     convolution = 2 * 2 * 7 * 9 * 9 * 9  # 2 B n T S k k
     assert work["guided_correlation_conv2d"] == [
@@ -315,8 +491,9 @@ def test_the_oracle_of_a_batch_is_that_of_its_samples_at_once(op, modules):
     upstream = op.upstream(size, inputs, generator)
     exact = op.exact(inputs, upstream)
     whole = {name: x.clone().requires_grad_() for name, x in op.widened(inputs).items()}
-    expected = modules.operation.differentiate(op.oracle, whole, upstream)
-    assert exact.keys() == expected.keys() == {"result", *inputs}
+    gradient = upstream if op.backward else None
+    expected = modules.operation.differentiate(op.oracle, whole, gradient)
+    assert exact.keys() == expected.keys() == {"result", *(inputs if op.backward else ())}
     for name, value in expected.items():
         torch.testing.assert_close(exact[name], value, rtol=1e-12, atol=1e-12)
 
@@ -348,6 +525,7 @@ def test_nothing_is_overwritten_unasked(corr_bench, tmp_path, capsys):
     (["--op", "convolve"], "--op"), (["--grids", "0"], "--grids"), (["--grids"], "--grids"),
     (["--dtype", "int8"], "--dtype"), (["--repeats", "-1"], "--repeats"),
     (["--device", "tpu"], "--device"), (["--device", "cuda:99"], "--device"),
+    (["--busy", "0"], "--busy"), (["--power", "3"], "--power"),
     (["--seconds", "-1"], "--seconds"), (["--nonsense"], "--nonsense"), (["--tf32"], "--tf32"),
     (["--json", "/no/such/folder/run.json"], "--json"), (["--plot", "run.doc"], "--plot"),
     (["--read", "/no/such.json"], "--read"), (["--read", "pyproject.toml"], "--read"),

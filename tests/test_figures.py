@@ -168,6 +168,22 @@ def test_visibility_in_the_default_run():
             for score in ("affine", "cycle", "correlation", "peak")]
 
 
+def test_the_first_layer_of_c_l():
+    rows = read(DOCS / "head-kernel.json")["rows"]
+    columns = {"warped l1": ("warped_l1", 2), "refined l1": ("refined_l1", 2), "SSIM": ("ssim", 3),
+               "flow error, px": ("epe_visible", 2),
+               **{f"AUC {x}": (f"visibility_auc_{x}", 3) for x in ("affine", "cycle",
+                                                                   "correlation")}}
+    head, *found = table(DOCS / "experiments.md", "A first layer of 1 x 1")
+    for (_, *cells), kernel in zip(found, (3, 1), strict=True):
+        for title, cell in zip(head[1:], cells, strict=True):
+            name, digits = columns[title]
+            values = [row[name] for row in rows if row["head_kernel"] == kernel]
+            assert len(values) == 3
+            assert cell == (f"{statistics.fmean(values):.{digits}f} ± "
+                            f"{statistics.stdev(values):.{digits}f}")
+
+
 # --- the operators --------------------------------------------------------------------------------
 
 
@@ -215,7 +231,7 @@ def test_memory_of_the_operators():
     name = "epyc-zen3-2cpu"
     rows = {(row["op"], row["form"], row["mode"]): row["peak_mib"]
             for row in read(RESULTS / f"{name}.json")["rows"]}
-    for label, *cells in table(DOCS / "operators.md", "Memory", "MiB")[1:]:
+    for label, *cells in table(DOCS / "precision.md", "Memory", "MiB")[1:]:
         op = label.strip("`")
         assert cells == [" / ".join(f"{rows[op, form, mode]:.0f}" for mode in modes(name))
                          for form in ("cpp", "reference")], op

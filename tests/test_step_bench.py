@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,66 @@ def test_both_forms_compute_the_same_and_their_parts_add_up(bench, forms, rows, 
         ({"task 1", "task 2"} if tasks == "alternate" else {"both"})
 
 
+def small(**changes):
+    config = tiny_config(optim_lr=1e-6, data_image_size=(64, 64), **changes)  # gfla's least
+    config.preset = "small"
+    return config
+
+
+def test_rivals_and_the_other_head_are_forms_of_the_same_preset(bench):
+    options = SimpleNamespace(compile=False, other_head=True, rivals=["fomm", "gfla64"])
+    config = small(model_head_kernel=1)
+    found = bench.forms(config, options)
+    assert list(found) == ["ours", "eager", "head 3 x 3", "fomm", "gfla64"]
+    assert found["ours"] is config and found["eager"] is config
+    assert found["head 3 x 3"].model == replace(config.model, head_kernel=3)
+    assert found["fomm"].model == replace(config.model, flow="fomm")
+    assert all(replace(other, model=config.model) == config for other in found.values())
+    config.model.head_kernel = 3
+    assert found["head 3 x 3"] != bench.forms(config, options)["head 1 x 1"]
+    plain = SimpleNamespace(compile=True, other_head=False, rivals=[])
+    assert tuple(bench.forms(config, plain)) == bench.FORMS
+
+
+@pytest.mark.parametrize("tasks", ["alternate", "joint"])
+def test_rivals_beside_ours(bench, forms, tasks, capsys, monkeypatch):
+    profiled = {"shares": {"convolutions": 1.0}, "convolution_percent": None}
+    # Seconds for each form, in which nothing depends on the form.
+    monkeypatch.setattr(forms.Variant, "profile", lambda variant, flops: profiled)
+    options = SimpleNamespace(compile=False, other_head=True, rivals=["fomm", "gfla32"])
+    rows = []
+    ours = small(optim_tasks=tasks, model_flow_stride=4, model_head_kernel=1)
+    for form, config in bench.forms(ours, options).items():
+        job = forms.Job(config=config, form=form, steps=1, seconds=0.0, rate=1e12)
+        rows.append(bench.make_row(config, form, forms.measure_form(job)))
+    bench.compare(rows, bench.TOLERANCE["float32"])
+    ours = rows[0]
+    for row in rows:
+        assert row["status"] == "ok", row
+        assert row["ours_ratio"] == pytest.approx(ours["ms"] / row["ms"])
+        same = row["form"] in ("ours", "eager")
+        assert (row["eager_ratio"] is not None) == (row["loss_difference"] is not None) == same
+    by_form = {row["form"]: row for row in rows}
+    assert by_form["head 3 x 3"]["losses"] != ours["losses"]
+    assert (ours["head_kernel"], by_form["head 3 x 3"]["head_kernel"]) == (1, 3)
+    for rival in ("fomm", "gfla32"):  # one kind of step, whatever the preset's tasks are
+        row = by_form[rival]
+        assert tuple(row["parts"]) == tuple(n for n in forms.PARTS if "task 1" not in n)
+        assert {name.partition(":")[0] for name in row["losses"]} == {"task 2"}
+        assert not {"task 2: loss_affine", "task 2: loss_joint"} & row["losses"].keys()
+        assert "task 2: loss_discriminator" in row["losses"]
+    assert "task 2: loss_correctness" in by_form["gfla32"]["losses"]
+    assert by_form["fomm"]["grid"] == ours["grid"] == [16, 16]
+    assert by_form["gfla32"]["grid"] == [8, 8]
+    bench.show(rows)
+    out = capsys.readouterr().out
+    assert "grid 16 x 16, head 1 x 1" in out and out.count("ours/") == 1
+    lines = {line.split("  ")[1]: line for line in out.splitlines() if re.search(r"\dx ", line)}
+    assert lines.keys() == by_form.keys()
+    assert [form for form, line in lines.items() if "grid" in line] == ["gfla32"]
+    assert lines["gfla32"].endswith("grid 8 x 8") and "task 1" not in out.split("fomm, ms")[1]
+
+
 def test_another_result_and_no_figures_are_told(bench, rows):
     ours, eager = ({**row, "losses": dict(row["losses"])} for row in rows["joint"])
     name = next(iter(ours["losses"]))
@@ -87,7 +148,10 @@ def test_another_result_and_no_figures_are_told(bench, rows):
     assert eager["status"] == "ok"
     lost = {**eager, "status": "out of memory"}
     bench.compare([ours := {**ours, "status": "ok"}, lost], 1e-3)
-    assert ours["status"] == "ok" and ours["eager_ratio"] is None
+    assert ours["status"] == "ok" and ours["eager_ratio"] is None and ours["ours_ratio"] == 1
+    rival = {**eager, "form": "fomm"}
+    bench.compare([{**ours, "status": "error"}, eager, rival], 1e-3)
+    assert eager["eager_ratio"] == 1 and eager["ours_ratio"] is rival["eager_ratio"] is None
 
 
 def test_the_step_of_a_task_is_that_task(forms):
@@ -144,14 +208,16 @@ def test_every_preset_can_be_measured(bench):
             pytest.fail(f"{name}: {error}")
 
 
-@pytest.mark.parametrize("stride", [2, 4])
-def test_the_grid_of_a_row_is_that_of_the_flow(bench, forms, stride):
+@pytest.mark.parametrize("stride, side", [(2, 16), (4, 8)])
+def test_the_grid_of_a_row_is_that_of_the_flow(bench, forms, stride, side):
     config = tiny_config(model_flow_stride=stride)
+    planned = bench.make_row(config, "ours", (None, ("out of memory", "")))
+    assert planned["grid"] == [side, side]  # of images of 32 x 32
     job = forms.Job(config=config, form="ours", steps=1, seconds=1.0, rate=1.0)
-    variant = forms.Variant(job)
-    poses = (variant.data.batch(1)[f"{view}_pose"] for view in ("source", "target"))
-    flow = variant.trainer.generator.warping(*poses).flow
-    assert bench.make_row(config, "ours", (None, None))["grid"] == list(flow.shape[-2:])
+    measured = forms.Variant(job).warping()
+    assert bench.make_row(config, "ours", (measured, None))["grid"] == [side, side]
+    measured["grid"] = [3, 5]  # what was measured counts, not what was asked for
+    assert bench.make_row(config, "ours", (measured, None))["grid"] == [3, 5]
 
 
 def test_random_weights_are_read_as_vgg19(forms, tmp_path):
@@ -171,11 +237,21 @@ def test_committed_results(bench, file):
         eager = rows["eager"]
         for row in rows.values():
             assert row["status"] == bench.OK
-            assert row["eager_ratio"] == pytest.approx(eager["ms"] / row["ms"])
-            assert row["loss_difference"] <= bench.TOLERANCE[found["precision"]]
+            if row["form"] in bench.FORMS:
+                assert row["eager_ratio"] == pytest.approx(eager["ms"] / row["ms"])
+                assert row["loss_difference"] <= bench.TOLERANCE[found["precision"]]
+            if "ours_ratio" in row:  # older files have none
+                assert row["ours_ratio"] == pytest.approx(rows["ours"]["ms"] / row["ms"])
             data = row["parts"]["data"][0]
             assert row["images_per_s"] == pytest.approx(1e3 * row["batch"] / (row["ms"] + data))
             assert sum(row["shares"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_committed_results_can_be_read(bench, file, capsys):
+    assert bench.main(["--read", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert all(row["form"] in printed for row in json.loads(file.read_text())["rows"])
 
 
 def test_a_run_is_written_and_read_again(bench, forms, rows, tmp_path, capsys, monkeypatch):
@@ -200,7 +276,8 @@ def test_a_run_is_written_and_read_again(bench, forms, rows, tmp_path, capsys, m
 
 
 @pytest.mark.parametrize("words, says", [
-    (["--presets", "papre"], "papre"), (["--steps", "0"], "--steps"),
+    (["--presets", "papre"], "papre"), (["--rivals", "fom"], "fom"), (["--rivals"], "--rivals"),
+    (["--rivals", "ours"], "ours"), (["--steps", "0"], "--steps"),
     (["--device", "cuda:99"], "cuda:99"), (["--seconds", "-1"], "--seconds"),
 ])
 def test_bad_arguments_are_one_line(bench, words, says, capsys):

@@ -1,8 +1,10 @@
 """An image, or features, sampled at a flow of another resolution: T of the paper."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from operation import Form, Operation, given, itemsize
+from operation import Form, Operation, itemsize
 
 import pose_kernels
 
@@ -20,7 +22,7 @@ def interpolate_and_grid_sample_in_float32(image, flow):
 class FlowSample(Operation):
     name = "flow_sample"
     fields = ("batch", "grid", "dtype", "image", "channels")
-    oracle = staticmethod(given(pose_kernels.flow_sample, impl="reference"))
+    oracle = staticmethod(partial(pose_kernels.flow_sample, impl="reference"))
     eager_maps, ours_maps, oracle_maps = (2, 3), (1, 2), 20
 
     #: Bilinear interpolation has a corner at every pixel: a sample this close to one may fall on

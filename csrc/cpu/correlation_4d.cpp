@@ -13,18 +13,18 @@
 
 namespace pose_kernels {
 
-template <class In>
+template <class In, class Out>
 struct CorrelationArguments {
   int64_t batch, m, rows, columns;
   const In* row_features;  // [B, m, rows]
   const In* column_features;  // [B, m, columns]
-  In* result;  // [B, rows, columns]
+  Out* result;  // [B, rows, columns]
 };
 
-template <class In>
+template <class In, class G>
 struct CorrelationBackwardArguments {
   Features<In> z;
-  const In* grad;  // [B, S, T]
+  const G* grad;  // [B, S, T]
   MapStrides grad_strides;
   compute_t<In>* source_grad;  // [B, m, S], added to, or null
   In* target_grad;  // [B, m, T] or null
@@ -37,26 +37,40 @@ struct CorrelationBackwardArguments {
 
 namespace pose_kernels {
 
-static Tensor correlation_4d(const Tensor& source_, const Tensor& target_, bool, bool channels_last) {
-  check_features(source_, target_);
+static void correlate(const Tensor& source_, const Tensor& target_, const MapResult& result) {
   const Tensor source = torch::stable::contiguous(source_), target = torch::stable::contiguous(target_);
-  const int64_t B = source.size(0), S = positions(source), T = positions(target);
-  Tensor result = empty_map(source, target, S, channels_last);
-  if (B > 0) {
-    dispatch_floating(source.scalar_type(), "correlation_4d", [&](auto zero) {
+  fill_map(result, source.scalar_type(), [&](const MapResult& to) {
+    dispatch_map(source.scalar_type(), to.map.scalar_type(), "correlation_4d", [&](auto zero, auto narrow) {
       using In = decltype(zero);
-      const In* z_s = const_data<In>(source);
-      const In* z_t = const_data<In>(target);
-      prefault(result.mutable_data_ptr(), B * S * T * static_cast<int64_t>(sizeof(In)));
-      CorrelationArguments<In> x{B, source.size(1), S, T, z_s, z_t, mutable_data<In>(result)};
-      if (channels_last) {  // the transposed product
+      using Out = decltype(narrow);
+      if (to.fresh) {
+        prefault(to.map.mutable_data_ptr(), to.map.numel() * static_cast<int64_t>(sizeof(Out)));
+      }
+      CorrelationArguments<In, Out> x{
+          source.size(0), source.size(1), positions(source), positions(target), const_data<In>(source),
+          const_data<In>(target), mutable_data<Out>(to.map)};
+      if (to.channels_last) {  // the transposed product
         std::swap(x.rows, x.columns);
         std::swap(x.row_features, x.column_features);
       }
-      SIMD_DISPATCH(correlate<In>)(x);
+      SIMD_DISPATCH(correlate<In, Out>)(x);
     });
-  }
+  });
+}
+
+static Tensor correlation_4d(
+    const Tensor& source, const Tensor& target, bool, bool channels_last, ScalarType out_dtype) {
+  check_features(source, target);
+  check_map_type(out_dtype, "out_dtype", source.scalar_type());
+  const Tensor result = empty_map(target, positions(source), channels_last, out_dtype);
+  correlate(source, target, {result, channels_last, true});
   return result;
+}
+
+static void correlation_4d_out(const Tensor& source, const Tensor& target, bool, Tensor out) {
+  check_features(source, target);
+  check_out(out, source, target);
+  correlate(source, target, given_map(out));
 }
 
 static std::tuple<Tensor, Tensor> correlation_4d_backward(
@@ -65,16 +79,17 @@ static std::tuple<Tensor, Tensor> correlation_4d_backward(
   check_map_gradient(grad_, source_, target_);
   const Tensor source = torch::stable::contiguous(source_), target = torch::stable::contiguous(target_);
   MapStrides strides;
-  const Tensor grad = with_map_strides(grad_, strides);
+  const Tensor grad = with_map_strides(readable_gradient(grad_, source.scalar_type()), strides);
   const Tensor source_grad = new_like(source, want_source), target_grad = new_like(target, want_target);
   if (source.size(0) > 0) {
-    dispatch_floating(source.scalar_type(), "correlation_4d_backward", [&](auto zero) {
+    dispatch_map(source.scalar_type(), grad.scalar_type(), "correlation_4d_backward", [&](auto zero, auto narrow) {
       using In = decltype(zero);
+      using G = decltype(narrow);
       Sums<compute_t<In>> sum(source_grad.numel());
-      CorrelationBackwardArguments<In> x{features_of<In>(source, target), const_data<In>(grad), strides};
+      CorrelationBackwardArguments<In, G> x{features_of<In>(source, target), const_data<G>(grad), strides};
       x.source_grad = want_source ? sum.data() : nullptr;
-      x.target_grad = data_or_null<In>(target_grad, want_target);
-      SIMD_DISPATCH(correlate_backward<In>)(x);
+      x.target_grad = data_or_null<In>(target_grad);
+      SIMD_DISPATCH(correlate_backward<In, G>)(x);
       sum.round_to(mutable_data<In>(source_grad));
     });
   }
@@ -85,5 +100,6 @@ static std::tuple<Tensor, Tensor> correlation_4d_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(pose_kernels, CPU, m) {
   m.impl("correlation_4d", TORCH_BOX(&pose_kernels::correlation_4d));
+  m.impl("correlation_4d_out", TORCH_BOX(&pose_kernels::correlation_4d_out));
   m.impl("correlation_4d_backward", TORCH_BOX(&pose_kernels::correlation_4d_backward));
 }

@@ -3,15 +3,15 @@
 #include "cpu/product.inl"
 
 // The register tile into its place: whole vectors past the caches where they are aligned, parts at the right edge.
-template <class In, class T = compute_t<In>>
+template <class Out, class T = compute_t<Out>>
 SIMD_INLINE void write_tile(
-    const vec<T> (&c)[kRows][kVecs], int64_t rows, int64_t columns, bool aligned, In* out, int64_t stride) {
+    const vec<T> (&c)[kRows][kVecs], int64_t rows, int64_t columns, bool aligned, Out* out, int64_t stride) {
   constexpr int W = simd<T>::width;
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) {
-      In* to = out + i * stride + j * W;
+      Out* to = out + i * stride + j * W;
       if (i >= rows) {
         continue;
       }
@@ -26,8 +26,8 @@ SIMD_INLINE void write_tile(
   }
 }
 
-template <class In>
-void correlate(const CorrelationArguments<In>& x) {
+template <class In, class Out>
+void correlate(const CorrelationArguments<In, Out>& x) {
   using T = compute_t<In>;
   const int64_t rows = round_up(x.rows, kRows), columns = round_up(x.columns, kCols<T>), panels = columns / kCols<T>;
   Scratch<T> row_panels(x.batch * rows * x.m), column_panels(x.batch * columns * x.m);
@@ -39,25 +39,25 @@ void correlate(const CorrelationArguments<In>& x) {
         column_panels.data() + b * columns * x.m);
   }
   const bool aligned =
-      reinterpret_cast<uintptr_t>(x.result) % SIMD_BYTES == 0 && x.columns * sizeof(In) % SIMD_BYTES == 0;
+      reinterpret_cast<uintptr_t>(x.result) % SIMD_BYTES == 0 && x.columns * sizeof(Out) % SIMD_BYTES == 0;
   const int64_t per_sample = rows / kRows;
   torch::stable::parallel_for(0, x.batch * per_sample, 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / per_sample, p = i % per_sample;
-      In* out = x.result + (b * x.rows + p * kRows) * x.columns;
+      Out* out = x.result + (b * x.rows + p * kRows) * x.columns;
       for (int64_t q = 0; q < panels; ++q) {
         vec<T> c[kRows][kVecs];
         correlation_tile<T>(
             x.m, row_panels.data() + i * kRows * x.m, column_panels.data() + (b * panels + q) * kCols<T> * x.m, c);
-        write_tile<In>(
+        write_tile<Out>(
             c, x.rows - p * kRows, x.columns - q * kCols<T>, aligned, out + q * kCols<T>, x.columns);
       }
     }
   });
 }
 
-template <class In>
-void correlate_backward(const CorrelationBackwardArguments<In>& x) {
+template <class In, class G>
+void correlate_backward(const CorrelationBackwardArguments<In, G>& x) {
   using T = compute_t<In>;
   constexpr int W = simd<T>::width;
   const int64_t batch = x.z.batch, m = x.z.m, S = x.z.sources, n = x.z.targets, rows = round_up(S, kStep);
@@ -74,7 +74,7 @@ void correlate_backward(const CorrelationBackwardArguments<In>& x) {
     const int64_t b = task / slots, slot = task % slots;
     T* const dc = scratch.data() + worker * per_worker;
     T* const target_block = dc + dc_size;
-    const Matrix<const In> grad{x.grad + b * x.grad_strides.batch, x.grad_strides.source, x.grad_strides.target};
+    const Matrix<const G> grad{x.grad + b * x.grad_strides.batch, x.grad_strides.source, x.grad_strides.target};
     T* const part = x.source_grad ? parts.data() + task * rows * target_stride : nullptr;
     if (part) {
       std::fill(part, part + rows * target_stride, T(0));

@@ -176,7 +176,8 @@ static Tensor flow_sample(const Tensor& image_, const Tensor& flow_, int64_t hei
 }
 
 static std::tuple<Tensor, Tensor> flow_sample_backward(
-    const Tensor& grad_, const Tensor& image_, const Tensor& flow_, bool zeros, bool want_image, bool want_flow) {
+    const Tensor& grad_, const Tensor& image_, const Tensor& flow_, bool zeros, bool, bool want_image,
+    bool want_flow) {
   check_image_and_flow(image_, flow_);
   check_sample_gradient(grad_, image_);
   const Tensor grad = torch::stable::contiguous(grad_);  // it may be expanded (all strides 0)
@@ -195,7 +196,7 @@ static std::tuple<Tensor, Tensor> flow_sample_backward(
     x.image = const_data<In>(image);
     x.displacement = displacement.data();
     x.grad = const_data<In>(grad);
-    x.image_grad = data_or_null<In>(image_grad, want_image);
+    x.image_grad = data_or_null<In>(image_grad);
     x.displacement_grad = want_flow ? displacement_grad.data() : nullptr;
     if (want_image) {
       prefault(x.image_grad, image_grad.numel() * static_cast<int64_t>(sizeof(In)));

@@ -18,17 +18,10 @@
 #include <type_traits>
 
 #include "checks.h"
-#include "cpu/memory.h"
+#include "cpu/row_max.h"
 #include "cpu/simd.h"
 
 namespace pose_kernels {
-
-template <class In>
-struct RowMaxArguments {
-  Features<In> z;
-  Statistics<compute_t<In>> statistics;
-  FreshPages* pages;  // of the result, to be brought in on the way; or null
-};
 
 // Of the targets in the features' band.
 template <class In, class Out>
@@ -45,18 +38,9 @@ struct BandBackwardArguments {
   Statistics<compute_t<In>> statistics;
   const G* grad;  // [B, S, n]
   MapStrides grad_strides;
-  compute_t<In>* source_grad;  // [B, m, S], added to
-  compute_t<In>* target_grad;  // [B, m, T], the band's columns written
+  compute_t<In>* source_grad;  // [B, m, S], added to, or null
+  compute_t<In>* target_grad;  // [B, m, T], the band's columns written, or null
   compute_t<In>* beta;  // [B, S], added to
-};
-
-template <class In>
-struct RowMaxBackwardArguments {
-  Features<In> z;
-  Statistics<compute_t<In>> statistics;
-  const compute_t<In>* beta;  // [B, S]
-  compute_t<In>* source_grad;  // [B, m, S], added to
-  compute_t<In>* target_grad;  // [B, m, T], added to
 };
 
 }  // namespace pose_kernels
@@ -66,30 +50,45 @@ struct RowMaxBackwardArguments {
 
 namespace pose_kernels {
 
-static MapAndStatistics guided_correlation(
-    const Tensor& source_, const Tensor& target_, double eps, bool, bool channels_last) {
-  check_features(source_, target_);
-  const Tensor source = torch::stable::contiguous(source_), target = torch::stable::contiguous(target_);
-  const int64_t B = source.size(0), S = positions(source), T = positions(target);
-  const Tensor result = empty_map(source, target, S, channels_last);
-  const StatisticsTensors statistics(source, B, S, T);
-  if (B > 0) {
-    dispatch_floating(source.scalar_type(), "guided_correlation", [&](auto zero) {
+static void guide(
+    const Tensor& source, const Tensor& target, double eps, const StatisticsTensors& statistics,
+    const MapResult& result) {
+  fill_map(result, source.scalar_type(), [&](const MapResult& to) {
+    dispatch_map(source.scalar_type(), to.map.scalar_type(), "guided_correlation", [&](auto zero, auto narrow) {
       using In = decltype(zero);
+      using Out = decltype(narrow);
       const Features<In> z = features_of<In>(source, target);
       const auto found = statistics.of<compute_t<In>>(eps);
-      FreshPages pages(result.mutable_data_ptr(), B * S * T * static_cast<int64_t>(sizeof(In)));
+      FreshPages pages(to.map.mutable_data_ptr(), to.map.numel() * static_cast<int64_t>(sizeof(Out)), to.fresh);
       SIMD_DISPATCH(guided_row_max<In>)({z, found, &pages});
-      const MapStrides strides = channels_last ? MapStrides{S * T, 1, S} : MapStrides{S * T, T, 1};
-      SIMD_DISPATCH(guided_band<In, In>)({z, found, mutable_data<In>(result), strides});
+      SIMD_DISPATCH(guided_band<In, Out>)
+      ({z, found, mutable_data<Out>(to.map), strides_of(to, z.sources, z.targets)});
     });
-  }
+  });
+}
+
+static MapAndStatistics guided_correlation(
+    const Tensor& source_, const Tensor& target_, double eps, bool, bool channels_last, ScalarType out_dtype) {
+  check_features(source_, target_);
+  check_map_type(out_dtype, "out_dtype", source_.scalar_type());
+  const Tensor source = torch::stable::contiguous(source_), target = torch::stable::contiguous(target_);
+  const Tensor result = empty_map(target, positions(source), channels_last, out_dtype);
+  const StatisticsTensors statistics(source, source.size(0), positions(source), positions(target));
+  guide(source, target, eps, statistics, {result, channels_last, true});
   return {result, statistics.row_max, statistics.row_argmax, statistics.norm};
+}
+
+static void guided_correlation_out(const Tensor& source_, const Tensor& target_, double eps, bool, Tensor out) {
+  check_features(source_, target_);
+  check_out(out, source_, target_);
+  const Tensor source = torch::stable::contiguous(source_), target = torch::stable::contiguous(target_);
+  const StatisticsTensors statistics(source, source.size(0), positions(source), positions(target));
+  guide(source, target, eps, statistics, given_map(out));
 }
 
 static std::tuple<Tensor, Tensor> guided_correlation_backward(
     const Tensor& grad_, const Tensor& source_, const Tensor& target_, const Tensor& row_max,
-    const Tensor& row_argmax, const Tensor& norm, double eps, bool) {
+    const Tensor& row_argmax, const Tensor& norm, double eps, bool, bool want_source, bool want_target) {
   check_features(source_, target_);
   check_map_gradient(grad_, source_, target_);
   const Tensor source = torch::stable::contiguous(source_), target = torch::stable::contiguous(target_);
@@ -97,21 +96,22 @@ static std::tuple<Tensor, Tensor> guided_correlation_backward(
   const int64_t B = source.size(0), S = positions(source), T = positions(target);
   check_statistics(statistics, B, S, T, source.scalar_type());
   MapStrides strides;
-  const Tensor grad = with_map_strides(grad_, strides);
-  const Tensor source_grad = new_like(source), target_grad = new_like(target);
+  const Tensor grad = with_map_strides(readable_gradient(grad_, source.scalar_type()), strides);
+  const Tensor source_grad = new_like(source, want_source), target_grad = new_like(target, want_target);
   if (B > 0) {
-    dispatch_floating(source.scalar_type(), "guided_correlation_backward", [&](auto zero) {
+    dispatch_map(source.scalar_type(), grad.scalar_type(), "guided_correlation_backward", [&](auto zero, auto narrow) {
       using In = decltype(zero);
+      using G = decltype(narrow);
       using C = compute_t<In>;
       const Features<In> z = features_of<In>(source, target);
       const auto given = statistics.of<C>(eps);
-      Sums<C> source_sum(source.numel()), target_sum(target.numel()), beta(B * S);
-      BandBackwardArguments<In, In> x{z, given, const_data<In>(grad), strides};
-      x.source_grad = source_sum.data();
-      x.target_grad = target_sum.data();
+      Sums<C> source_sum(source_grad.numel()), target_sum(target_grad.numel()), beta(B * S);
+      BandBackwardArguments<In, G> x{z, given, const_data<G>(grad), strides};
+      x.source_grad = want_source ? source_sum.data() : nullptr;
+      x.target_grad = want_target ? target_sum.data() : nullptr;
       x.beta = beta.data();
-      SIMD_DISPATCH(guided_band_backward<In, In>)(x);
-      SIMD_DISPATCH(guided_row_max_backward<In>)({z, given, beta.data(), source_sum.data(), target_sum.data()});
+      SIMD_DISPATCH(guided_band_backward<In, G>)(x);
+      SIMD_DISPATCH(guided_row_max_backward<In>)({z, given, beta.data(), x.source_grad, x.target_grad});
       source_sum.round_to(mutable_data<In>(source_grad));
       target_sum.round_to(mutable_data<In>(target_grad));
     });
@@ -180,8 +180,8 @@ static void guided_correlation_band_backward(
       BandBackwardArguments<C, G> x{
           band_of<C>(source, target, begin, n), statistics_of<C>(eps, row_max, nullptr, &norm), const_data<G>(grad),
           {S * n, n, 1}};
-      x.source_grad = mutable_data<C>(source_grad);
-      x.target_grad = mutable_data<C>(target_grad);
+      x.source_grad = data_or_null<C>(source_grad);
+      x.target_grad = data_or_null<C>(target_grad);
       x.beta = mutable_data<C>(beta);
       SIMD_DISPATCH(guided_band_backward<C, G>)(x);
     });
@@ -197,7 +197,7 @@ static void guided_correlation_row_max_backward(
     using C = decltype(zero);
     SIMD_DISPATCH(guided_row_max_backward<C>)
     ({features_of<C>(source, target), statistics_of<C>(eps, row_max, &row_argmax, nullptr), const_data<C>(beta),
-      mutable_data<C>(source_grad), mutable_data<C>(target_grad)});
+      data_or_null<C>(source_grad), data_or_null<C>(target_grad)});
   });
 }
 
@@ -205,6 +205,7 @@ static void guided_correlation_row_max_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(pose_kernels, CPU, m) {
   m.impl("guided_correlation", TORCH_BOX(&pose_kernels::guided_correlation));
+  m.impl("guided_correlation_out", TORCH_BOX(&pose_kernels::guided_correlation_out));
   m.impl("guided_correlation_backward", TORCH_BOX(&pose_kernels::guided_correlation_backward));
   m.impl("guided_correlation_row_max", TORCH_BOX(&pose_kernels::guided_correlation_row_max));
   m.impl("guided_correlation_band", TORCH_BOX(&pose_kernels::guided_correlation_band));

@@ -76,10 +76,11 @@ void for_each_task(int64_t tasks, const F& f) {
 // Advice only: where the system knows none of this, pages come in when they are written.
 class FreshPages {
  public:
-  FreshPages(void* data, int64_t bytes) {
+  // Memory that is not fresh has its pages.
+  FreshPages(void* data, int64_t bytes, bool fresh = true) {
     const int64_t skip = -reinterpret_cast<intptr_t>(data) & (kPage - 1);
     first_ = static_cast<char*>(data) + skip;
-    count_ = bytes < 2 * kPage ? 0 : (bytes - skip) / kPage;
+    count_ = !fresh || bytes < 2 * kPage ? 0 : (bytes - skip) / kPage;
     large_ = count_ > 0 && wait().fetch_sub(1) <= 0;
   }
 

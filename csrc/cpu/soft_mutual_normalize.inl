@@ -39,8 +39,8 @@ static void row_maximum(const In* row, int64_t n, T& highest, int64_t& at) {
   }
 }
 
-template <class In>
-void normalize(const NormalizeArguments<In>& x) {
+template <class In, class Out>
+void normalize(const NormalizeArguments<In, Out>& x) {
   using T = compute_t<In>;
   const int64_t S = x.sources, n = x.targets;
   torch::stable::parallel_for(0, x.batch * S, 32768 / n + 1, [&](int64_t begin, int64_t end) {
@@ -50,10 +50,14 @@ void normalize(const NormalizeArguments<In>& x) {
       x.statistics.row_max[i] = highest < x.statistics.eps ? x.statistics.eps : highest;
     }
   });
-  normalize_columns<In>(
+  normalize_columns<Out>(
       x.batch, S, n, x.statistics,
       [&](int64_t b) { return Stored<In>{{x.map + b * S * n, n, 1}, S, n}; },
-      [&](int64_t b) { return Matrix<In>{x.result + b * S * n, n, 1}; }, n);
+      [&](int64_t b) {
+        return Matrix<Out>{
+            x.result + b * x.result_strides.batch, x.result_strides.source, x.result_strides.target};
+      },
+      n);
 }
 
 template <class In, class T = compute_t<In>>
@@ -68,8 +72,8 @@ static void write_row(const T* from, int64_t count, In* to) {
   }
 }
 
-template <class In>
-void normalize_backward(const NormalizeBackwardArguments<In>& x) {
+template <class In, class G>
+void normalize_backward(const NormalizeBackwardArguments<In, G>& x) {
   using T = compute_t<In>;
   const int64_t S = x.sources, n = x.targets, rows = round_up(S, kRows);
   const int64_t per_block = panels_per_block<T>(rows), width = per_block * kCols<T>;
@@ -89,13 +93,13 @@ void normalize_backward(const NormalizeBackwardArguments<In>& x) {
     T* const beta = beta_parts.data() + task * rows;
     std::fill(beta, beta + rows, T(0));
     const Stored<In> tiles{{x.map + b * S * n, n, 1}, S, n};
-    const Matrix<const In> grad{x.grad + b * x.grad_strides.batch, x.grad_strides.source, x.grad_strides.target};
+    const Matrix<const G> grad{x.grad + b * x.grad_strides.batch, x.grad_strides.source, x.grad_strides.target};
     const T* const scale = inverse_b.data() + b * rows;
     for (int64_t block = blocks * slot / slots; block < blocks * (slot + 1) / slots; ++block) {
       const int64_t q0 = block * per_block, used = std::min(per_block, panels - q0), t0 = q0 * kCols<T>;
       const int64_t used_width = used * kCols<T>, valid = std::min(used_width, n - t0);
       vec<T> dot[kMaxVecs], inverse_n[kMaxVecs] = {}, slope[kMaxVecs] = {};
-      gradient_dots<In>(tiles, grad, S, rows, n, q0, used, scale, c_block, g_block, dot);
+      gradient_dots<G>(tiles, grad, S, rows, n, q0, used, scale, c_block, g_block, dot);
       gradient_slopes<T>(x.statistics.norm + b * n + t0, valid, x.statistics.eps, dot, inverse_n, slope);
       for (int64_t s0 = 0; s0 < S; s0 += kChunk) {
         const int64_t count = std::min<int64_t>(kChunk, S - s0);

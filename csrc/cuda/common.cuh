@@ -34,17 +34,6 @@ class Call {
   std::vector<Tensor> scratch_;
 };
 
-inline bool is_channels_last(const Tensor& x) {
-  int64_t expected = 1;
-  for (int64_t d : {1, 3, 2, 0}) {
-    if (x.size(d) != 1 && x.stride(d) != expected) {
-      return false;
-    }
-    expected *= x.size(d);
-  }
-  return true;
-}
-
 // A gradient that is neither contiguous nor channels-last (expanded, for one) is copied.
 inline Tensor readable_map(const Tensor& grad, bool* channels_last) {
   *channels_last = !grad.is_contiguous() && is_channels_last(grad);

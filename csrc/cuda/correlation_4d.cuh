@@ -6,10 +6,10 @@
 
 namespace pose_kernels {
 
-template <class In, class T = compute_t<In>>
-void run_correlation_4d(const Features<In>& z, bool tf32, const Map<In>& out, const Context& context) {
+template <class In, class E, class T = compute_t<In>>
+void run_correlation_4d(const Features<In>& z, bool tf32, const Map<E>& out, const Context& context) {
   with_operands(z, tf32, context, [&](const auto& source, const auto& target) {
-    WriteMapArguments<T, In> x{};
+    WriteMapArguments<T, E> x{};
     x.walk = make_walk(z.batch, z.targets, z.sources);
     x.out = out;
     write_map<false>(x, source, target, context.stream);
@@ -17,9 +17,9 @@ void run_correlation_4d(const Features<In>& z, bool tf32, const Map<In>& out, co
 }
 
 // Null for a gradient that is not wanted.
-template <class In>
+template <class In, class E>
 void run_correlation_4d_backward(
-    const Features<In>& z, bool tf32, const Map<const In>& grad, In* source_grad, In* target_grad,
+    const Features<In>& z, bool tf32, const Map<const E>& grad, In* source_grad, In* target_grad,
     const Context& context) {
   FeatureGrads<In> out{};
   out.source = source_grad;

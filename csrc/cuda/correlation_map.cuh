@@ -6,7 +6,9 @@
 
 namespace pose_kernels {
 
-using MapTile = TileShape<2, 4, 4>;
+// 128 targets wide; three passes have sums of their own in registers, so half as many sources at a time.
+template <int Passes>
+using MapTile = TileShape<2, Passes == 3 ? 2 : 4, 4>;
 
 template <class T, class E>
 struct WriteMapArguments {
@@ -20,17 +22,19 @@ struct WriteMapArguments {
 template <class T, int Passes, class E, bool Guided>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
     write_map_kernel(WriteMapArguments<T, E> x, Packed<T, Passes> source, Packed<T, Passes> target) {
+  using Tile = MapTile<Passes>;
+  constexpr int kParts = kTile / Tile::kRows;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int row = MapTile::row(warp) + patch_row(lane), column = MapTile::column(warp) + patch_column(lane);
+  const int row = Tile::row(warp) + patch_row(lane), column = Tile::column(warp) + patch_column(lane);
   const Place place = place_of(x.walk, blockIdx.x);
-  for (int tile = place.first; tile < place.last; ++tile) {
-    T acc[MapTile::MT][MapTile::NT][4];
-    multiply_tile<MapTile>(source, target, place.b, tile, place.tile, acc);
-    const int s = tile * kTile + row, t = place.tile * kTile + column;
+  for (int tile = place.first * kParts; tile < place.last * kParts; ++tile) {
+    T acc[Tile::MT][Tile::NT][4];
+    multiply_tile<Tile>(source, target, place.b, tile, place.tile, acc);
+    const int s = tile * Tile::kRows + row, t = place.tile * kTile + column;
 #pragma unroll
-    for (int p = 0; p < MapTile::MT / 2; ++p) {
+    for (int p = 0; p < Tile::MT / 2; ++p) {
 #pragma unroll
-      for (int q = 0; q < MapTile::NT / 2; ++q) {
+      for (int q = 0; q < Tile::NT / 2; ++q) {
         T value[4][4];
         Quad<T> row_scale, column_scale;
         if constexpr (Guided) {

@@ -36,7 +36,8 @@ static Tensor flow_sample(const Tensor& image_, const Tensor& flow_, int64_t hei
 }
 
 static std::tuple<Tensor, Tensor> flow_sample_backward(
-    const Tensor& grad_, const Tensor& image_, const Tensor& flow_, bool zeros, bool want_image, bool want_flow) {
+    const Tensor& grad_, const Tensor& image_, const Tensor& flow_, bool zeros, bool deterministic, bool want_image,
+    bool want_flow) {
   check_image_and_flow(image_, flow_);
   check_sample_gradient(grad_, image_);
   Call call(image_);
@@ -50,12 +51,14 @@ static std::tuple<Tensor, Tensor> flow_sample_backward(
     using In = decltype(zero);
     using T = compute_t<In>;
     const SampleGeometry<T> geometry = make_geometry<T>(image, flow, grad.size(2), grad.size(3), zeros, call);
-    if (want_image) {
+    if (want_image && !deterministic) {
+      scatter_image_gradient(geometry, const_data<In>(grad), mutable_data<In>(image_grad), call.context());
+    } else if (want_image) {
       STD_TORCH_CHECK(
           std::max(4 * geometry.pixels(), geometry.plane()) < INT32_MAX,
-          "image: the gradient of a plane of 2^29 output pixels or 2^31 image pixels and more is not supported");
-      run_image_gradient(
-          geometry, const_data<In>(grad), mutable_data<In>(image_grad), call.context());
+          "image: the deterministic gradient of a plane of 2^29 output pixels or 2^31 image pixels and more is not "
+          "supported");
+      gather_image_gradient(geometry, const_data<In>(grad), mutable_data<In>(image_grad), call.context());
     }
     if (want_flow) {
       dispatch_floating(flow.scalar_type(), "flow", [&](auto flow_zero) {

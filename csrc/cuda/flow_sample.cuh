@@ -1,12 +1,13 @@
 // flow_sample on CUDA; the mathematics is at the top of csrc/cpu/flow_sample.cpp. A thread per output pixel works its
 // position out from the coarse flow and then goes through the channels: the interpolated flow is never stored.
 //
-// Everything is deterministic, without atomics. The gradient of the image is a gather: the (destination, pixel) pairs
-// are sorted once for all channels, stably, so that each pixel of the image adds its list in the order of the output.
-// The gradient of the flow is summed per output pixel over channels, then each coarse cell gathers the fixed window of
-// output pixels that it had influenced.
+// The gradient of the image is added up with atomics; or, where it shall be deterministic, by a gather: the
+// (destination, pixel) pairs are sorted once for all channels, stably, so that each pixel of the image adds its list in
+// the order of the output. The gradient of the flow is deterministic either way: it is summed per output pixel over
+// channels, then each coarse cell gathers the fixed window of output pixels that it had influenced.
 #pragma once
 
+#include "cuda/atomic.cuh"
 #include "cuda/flow_positions.cuh"
 #include "cuda/sort.cuh"
 
@@ -29,6 +30,14 @@ struct CoarseGradArguments {
   int lanes;  // that share a cell: 1 or all of a warp
   const T* fine_grad;
   Flow* flow_grad;  // [B, 2, h, w]
+};
+
+template <class In, class T>
+struct ScatterArguments {
+  SampleGeometry<T> geometry;
+  int64_t chunks;
+  const In* grad;  // [B, C, *size]
+  T* sums;  // [B, C, H, W], added to
 };
 
 template <class T>
@@ -196,6 +205,35 @@ __global__ void __launch_bounds__(kThreads) coarse_grad_kernel(CoarseGradArgumen
   }
 }
 
+template <class In, class T>
+__global__ void __launch_bounds__(kThreads) scatter_kernel(ScatterArguments<In, T> x) {
+  const SampleGeometry<T>& g = x.geometry;
+  const PixelPlace place = pixel_place(g.batch, g.pixels());
+  if (!place.inside) {
+    return;
+  }
+  const Sample<T> sample = locate(g, place.b, place.pixel);
+  const Range channels = channels_of(place, g.channels, x.chunks);
+#pragma unroll 4
+  for (int64_t c = place.b * g.channels + channels.first; c < place.b * g.channels + channels.last; ++c) {
+    const T grad = sample.lost ? T(NAN) : static_cast<T>(x.grad[c * g.pixels() + place.pixel]);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      if (sample.inside[n]) {
+        add_in_any_order(x.sums + c * g.plane() + sample.at[n], grad * sample.weight[n]);
+      }
+    }
+  }
+}
+
+template <class In, class T>
+__global__ void __launch_bounds__(kThreads) round_kernel(int64_t n, const T* from, In* to) {
+  const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (index < n) {
+    to[index] = static_cast<In>(from[index]);
+  }
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads) pairs_kernel(PairsArguments<T> x) {
   const SampleGeometry<T>& g = x.geometry;
@@ -214,7 +252,8 @@ __global__ void __launch_bounds__(kThreads) pairs_kernel(PairsArguments<T> x) {
   }
 }
 
-static __global__ void __launch_bounds__(kThreads) clear_kernel(int64_t n, uint32_t* at) {
+template <class E>
+__global__ void __launch_bounds__(kThreads) clear_kernel(int64_t n, E* at) {
   const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index < n) {
     at[index] = 0;
@@ -359,9 +398,28 @@ struct SortedPairs {
   }
 };
 
-// `most` bounds the pairs sorted at once, whose numbers have 32 bits; samples go in rounds where there are more.
+// In any order.
 template <class In, class T = compute_t<In>>
-void run_image_gradient(
+void scatter_image_gradient(
+    const SampleGeometry<T>& geometry, const In* grad, In* image_grad, const Context& context) {
+  const int64_t pixels = geometry.batch * geometry.pixels();
+  const int64_t values = geometry.batch * geometry.channels * geometry.plane();
+  ScatterArguments<In, T> x{geometry, channel_chunks(pixels, geometry.channels, 8), grad, nullptr};
+  if constexpr (std::is_same_v<In, T>) {
+    x.sums = image_grad;
+  } else {
+    x.sums = context.allocate_array<T>(values);
+  }
+  launch(clear_kernel<T>, blocks_for(values), kThreads, 0, context.stream, values, x.sums);
+  launch(scatter_kernel<In, T>, blocks_for(pixels) * x.chunks, kThreads, 0, context.stream, x);
+  if constexpr (!std::is_same_v<In, T>) {
+    launch(round_kernel<In, T>, blocks_for(values), kThreads, 0, context.stream, values, x.sums, image_grad);
+  }
+}
+
+// In the order of the output: the same bits every time. `most` bounds the pairs sorted at once, whose numbers have 32 bits; samples go in rounds where there are more.
+template <class In, class T = compute_t<In>>
+void gather_image_gradient(
     const SampleGeometry<T>& geometry, const In* grad, In* image_grad, const Context& context,
     int64_t most = INT32_MAX) {
   const Stream stream = context.stream;
@@ -377,7 +435,7 @@ void run_image_gradient(
         pairs_kernel<T>, blocks_for(count * geometry.pixels()), kThreads, 0, stream,
         PairsArguments<T>{geometry, b, count, sorted.keys, sorted.values, weights});
     sorted.sort(pairs, stream);
-    launch(clear_kernel, blocks_for(2 * destinations), kThreads, 0, stream, 2 * destinations, lists);
+    launch(clear_kernel<uint32_t>, blocks_for(2 * destinations), kThreads, 0, stream, 2 * destinations, lists);
     launch(
         lists_kernel, blocks_for(pairs), kThreads, 0, stream,
         ListsArguments{pairs, destinations, sorted.keys + sorted.most, lists, lists + destinations});

@@ -1,4 +1,14 @@
-// dC of a map in tiles, never stored, and out of each tile both small products, dz_s = dC z_t and dz_t = dC^T z_s.
+// From dC of a map to both small products, dz_s = dC z_t and dz_t = dC^T z_s. The map is handled in pieces: dC of one
+// is made once, into scratch that stays in the L2 cache, and then multiplied with all features of either side. So the
+// work is linear in the number of features, and the scratch is a constant.
+//
+//   map_gradient       tiles of 128 x 64 of a piece: G, guided by C, into scratch
+//   feature_gradients  a block multiplies 128 positions of one side by 64 features over a run of the other side
+//   add_parts          where there are several runs: their sums in order
+//
+// dC lies in scratch in quads of 2 x 2, sources (f, f + 8) and targets (2 t, 2 t + 1) of a fragment: what a thread has
+// after the product C, and what one lane wants of dC for the one small product and, transposed, for the other. So there
+// is no shared memory between the three products.
 #pragma once
 
 #include "cuda/map.cuh"
@@ -7,76 +17,62 @@
 namespace pose_kernels {
 
 using GradientTile = TileShape<4, 2, 4>;  // of dC: 128 x 64
+constexpr int kTargetTiles = kTile / GradientTile::kColumns;  // such tiles in one of 128 x 128
+constexpr int kRegion = kGroup * kGroup / 4;  // quads of 16 x 16 elements
 
-// Out of a tile of dC 4 x 2 warps make both small products: each for its quarter of the positions, every other
-// fragment of features.
-template <class T>
-struct GradientShape {
-  static constexpr int kChunk = sizeof(T) == 4 ? 6 : 4;  // fragments of features whose gradients one block sums
-  static constexpr int kFeatureWarps = 2, kPositionWarps = kWarps / kFeatureWarps;
-  static constexpr int kFeatures = kChunk / kFeatureWarps;  // fragments of a warp
-  static constexpr int kSources = GradientTile::kRows / kPositionWarps / 16;  // fragments of a warp
-  static constexpr int kTargets = GradientTile::kColumns / kPositionWarps;
-};
+// A block of the small products has 128 positions, 4 x 2 warps: each with a quarter of them and every other fragment of
+// 8 features.
+constexpr int kPositionWarps = 4, kFeatureWarps = kWarps / kPositionWarps;
+constexpr int kPositionFragments = kGroups / kPositionWarps;  // of a warp
+constexpr int kFeatureFragments = 4;  // of a warp
+constexpr int kChunk = kFeatureWarps * kFeatureFragments;  // fragments of features of a block
 
-template <class T>
-struct BackwardShared {
-  // No bank conflicts along rows (8-byte loads) nor columns.
-  static constexpr int kPitch = GradientTile::kColumns + 8;
+// The part of a map whose dC is in scratch: samples, and tiles of 128 sources and targets.
+struct Piece {
+  int b, batch;
+  int s_first, s_tiles, t_first, t_tiles;
 
-  T dC[GradientTile::kRows][kPitch];  // as the fragments number rows and columns
-  T beta[GradientTile::kWarpColumns][GradientTile::kRows];
-  int source_run, target_run, s_first;  // of the block: registers are short
-
-  DEVICE Pair<T>& pair(int row, int column) {
-    return reinterpret_cast<Pair<T>&>(dC[row][column]);
+  // Quads before the region of two groups of 16 positions of the piece.
+  DEVICE int region(int sample, int s_group, int t_group) const {
+    return ((sample * s_tiles * kGroups + s_group) * t_tiles * kGroups + t_group) * kRegion;
   }
 };
 
 template <class T, class E>
-struct BackwardArguments {
-  int batch;
-  int source_tiles, source_runs, target_tiles, target_runs;  // of 128 sources, of 64 targets
-  int padded_sources, padded_targets;
-  int features;  // fragments of 8 features
-  int chunks;  // of kChunk such fragments
+struct MapGradientArguments {
+  Piece piece;
+  Walk walk;  // over the piece: tiles of 128 sources, others are tiles of 64 targets
   Map<const E> grad;
-  const T* inverse_b;  // [B, padded sources]; guided only, as the next two
+  Quad<T>* dC;
+  int padded_sources, padded_targets, beta_runs;
+  const T* inverse_b;  // [B, padded sources]; guided only, as all that follows
   const T* inverse_n;  // [B, padded targets]
   const T* slope;  // [B, padded targets]
-  T* source_parts;  // [B, target runs, padded sources, 8 features], null: not wanted
-  T* target_parts;  // [B, source runs, padded targets, 8 features], null: not wanted
-  T* beta_parts;  // [B, target runs, padded sources]
+  T* beta_parts;  // [B, beta_runs, padded sources], pieces further along the targets add to it
+};
+
+// The small product of one side's positions.
+template <class T, int Passes>
+struct SmallProduct {
+  Walk walk;  // over the piece: tiles of 128 of this side, others are those of the other side
+  int first, first_other;  // tiles before the piece
+  int padded;  // positions of this side
+  Packed<T, Passes> z;  // of the other side
+  T* parts;  // [runs, samples, positions of the piece, features], not read with one run
+  T* sums;  // [B, padded, features], null: not wanted
+  bool add;  // to the sums of pieces before
 };
 
 template <class T, int Passes>
-struct GradientOperands {
-  Packed<T, Passes> source, target, from_source, from_target;
+struct FeatureGradientsArguments {
+  Piece piece;
+  const Quad<T>* dC;
+  int features, chunks;  // fragments of 8 features, groups of kChunk of them
+  int64_t source_blocks;
+  SmallProduct<T, Passes> source, target;
 };
 
-// The tiles of sources and of targets that a block owns, and its features.
-struct Area {
-  int b, source_run, target_run;
-  int s_first, s_last, t_first, t_last;
-  int first_feature, features;  // fragments
-};
-
-template <class T, class E>
-DEVICE Area area_of(const BackwardArguments<T, E>& x, int block) {
-  Area area;
-  area.first_feature = block % x.chunks * GradientShape<T>::kChunk;
-  area.features = min(GradientShape<T>::kChunk, x.features - area.first_feature);
-  block /= x.chunks;
-  area.target_run = block % x.target_runs;
-  block /= x.target_runs;
-  area.source_run = block % x.source_runs;
-  area.b = block / x.source_runs;
-  area.s_first = int64_t{x.source_tiles} * area.source_run / x.source_runs;
-  area.s_last = int64_t{x.source_tiles} * (area.source_run + 1) / x.source_runs;
-  area.t_first = int64_t{x.target_tiles} * area.target_run / x.target_runs;
-  area.t_last = int64_t{x.target_tiles} * (area.target_run + 1) / x.target_runs;
-  return area;
-}
+// ---- dC
 
 // G of patch q becomes dC, for the patch of C; beta of its rows is added to.
 template <class T>
@@ -95,15 +91,16 @@ DEVICE void guide_gradient(
   }
 }
 
-// dC of a tile into shared memory; beta is kept there too, for registers are all in use.
+// dC of a tile of 64 targets; `tile` counts from the piece's first.
 template <bool Guided, class T, int Passes, class E>
 DEVICE void make_tile(
-    const BackwardArguments<T, E>& x, const Packed<T, Passes>& source, const Packed<T, Passes>& target, int b,
-    int s_tile, int t_tile, BackwardShared<T>& shared) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t4 = lane % 4;
+    const MapGradientArguments<T, E>& x, const Packed<T, Passes>& source, const Packed<T, Passes>& target,
+    const Place& place, int tile, T (&beta)[4]) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int row = GradientTile::row(warp), column = GradientTile::column(warp);
+  const int b = x.piece.b + place.b, s_tile = x.piece.s_first + place.tile;
+  const int t_tile = x.piece.t_first * kTargetTiles + tile;
   const int s = s_tile * GradientTile::kRows + row + patch_row(lane);
-  T beta[4] = {};
   T acc[GradientTile::MT][GradientTile::NT][4];
   if constexpr (Guided) {
     multiply_tile<GradientTile>(source, target, b, s_tile, t_tile, acc);
@@ -119,235 +116,200 @@ DEVICE void make_tile(
       const Quad<T> slope = four_of(x.slope, int64_t{b} * x.padded_targets + t);
       guide_gradient(acc, q, scale, inverse_n, slope, grad, beta);
     }
+    const int s_group = (place.tile * GradientTile::kRows + row) / kGroup;
+    const int t_group = (tile * GradientTile::kColumns + column) / kGroup + q;
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
+    for (int i = 0; i < 2; ++i) {
+      Quad<T>* to = x.dC + x.piece.region(place.b, s_group + i, t_group) + lane / 4 * 8 + lane % 4;
 #pragma unroll
-      for (int c = 0; c < 4; c += 2) {
-        Pair<T>& to = shared.pair(row + 16 * (r / 2) + 8 * (r % 2) + g, column + 16 * q + 8 * (c / 2) + 2 * t4);
-        to.v[0] = grad[r][c];
-        to.v[1] = grad[r][c + 1];
+      for (int j = 0; j < 2; ++j) {
+        to[4 * j] = {{grad[2 * i][2 * j], grad[2 * i][2 * j + 1], grad[2 * i + 1][2 * j], grad[2 * i + 1][2 * j + 1]}};
       }
     }
+  }
+}
+
+// A lane's summands of four rows, over lanes and the warps side by side, to the block's own place.
+template <class T, class E>
+DEVICE void store_beta(const MapGradientArguments<T, E>& x, const Place& place, T (&beta)[4]) {
+  struct Shared {
+    T beta[GradientTile::kWarpColumns][GradientTile::kRows];
+  };
+  Shared& shared = shared_memory<Shared>();
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    beta[r] += shuffle_xor(beta[r], 1);
+    beta[r] += shuffle_xor(beta[r], 2);
+    if (lane % 4 == 0) {
+      shared.beta[warp % GradientTile::kWarpColumns][GradientTile::row(warp) + patch_row(lane) + r] = beta[r];
+    }
+  }
+  sync_block();
+  if (threadIdx.x < GradientTile::kRows) {
+    const int64_t line = int64_t{x.piece.b + place.b} * x.beta_runs + place.run;
+    const int s = (x.piece.s_first + place.tile) * GradientTile::kRows + threadIdx.x;
+    T& to = x.beta_parts[line * x.padded_sources + s];
+    const T sum = shared.beta[0][threadIdx.x] + shared.beta[1][threadIdx.x];
+    to = x.piece.t_first > 0 ? to + sum : sum;
+  }
+}
+
+template <class T, int Passes, class E, bool Guided>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
+    map_gradient_kernel(MapGradientArguments<T, E> x, Packed<T, Passes> source, Packed<T, Passes> target) {
+  const Place place = place_of(x.walk, blockIdx.x);
+  T beta[4] = {};
+  for (int tile = place.first; tile < place.last; ++tile) {
+    make_tile<Guided>(x, source, target, place, tile, beta);
   }
   if constexpr (Guided) {
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      beta[r] += shuffle_xor(beta[r], 1);
-      beta[r] += shuffle_xor(beta[r], 2);
-      if (t4 == 0) {
-        shared.beta[warp % GradientTile::kWarpColumns][row + 4 * g + r] += beta[r];
-      }
-    }
+    store_beta(x, place, beta);
   }
 }
 
-// The left operand of a small product, in parts.
-template <class T, int Passes>
-DEVICE void split_fragment(const T (&a)[4], T (&high)[4], T (&low)[4]) {
+// ---- the small products
+
+// A quad of dC as the left operand, in parts: positions of this side are its rows.
+template <bool Source, class T, int Passes>
+DEVICE void split_quad(const Quad<T>& dC, T (&high)[4], T (&low)[4]) {
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
-    if constexpr (std::is_same_v<T, double>) {
-      high[e] = a[e];
+    const T value = dC.v[Source ? (e & 1) << 1 | e >> 1 : e];
+    if constexpr (Passes == 3) {
+      const Parts<T> parts = split(value);
+      high[e] = parts.high;
+      low[e] = parts.low;
+    } else if constexpr (std::is_same_v<T, float>) {
+      high[e] = nearest_tf32(value);
     } else {
-      high[e] = round_to_tf32(a[e]);
-      if constexpr (Passes == 3) {
-        low[e] = round_to_tf32(a[e] - high[e]);
-      }
+      high[e] = value;
     }
   }
 }
 
-template <class T, int Passes>
-DEVICE void multiply_small(
-    T (&acc)[4], const T (&high)[4], const T (&low)[4], const Fragment<T, Passes>& b, int half) {
-  matrix_multiply_add(acc, high, b.high.v[2 * half], b.high.v[2 * half + 1]);
-  if constexpr (Passes == 3) {
-    matrix_multiply_add(acc, high, b.low.v[2 * half], b.low.v[2 * half + 1]);
-    matrix_multiply_add(acc, low, b.high.v[2 * half], b.high.v[2 * half + 1]);
-  }
-}
-
-// dz_s += dC z_t of a tile: 32 sources a warp.
-template <class T, int Passes>
-DEVICE void add_source_product(
-    const Packed<T, Passes>& from_target, const Area& area, int t_tile, BackwardShared<T>& shared,
-    T (&dz_s)[GradientShape<T>::kSources][GradientShape<T>::kFeatures][4]) {
-  using Shape = GradientShape<T>;
-  constexpr int kNextStep = Packed<T, Passes>::kNextStep, kTileGroups = GradientTile::kColumns / kGroup;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t4 = lane % 4;
-#pragma unroll 1
-  for (int step = 0; step < kTileGroups; ++step) {
-    const Quad<T>* from = from_target.at(area.b, t_tile * kTileGroups + step) + area.first_feature * kNextStep;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      T high[Shape::kSources][4], low[Shape::kSources][4];
-#pragma unroll
-      for (int i = 0; i < Shape::kSources; ++i) {
-        const int at = (warp % Shape::kPositionWarps * Shape::kSources + i) * 16 + g;
-        const int c = kGroup * step + 8 * half + 2 * t4;
-        const Pair<T> upper = shared.pair(at, c), lower = shared.pair(at + 8, c);
-        const T a[4] = {upper.v[0], lower.v[0], upper.v[1], lower.v[1]};
-        split_fragment<T, Passes>(a, high[i], low[i]);
-      }
-#pragma unroll
-      for (int n = 0; n < Shape::kFeatures; ++n) {
-        const int feature = Shape::kFeatureWarps * n + warp / Shape::kPositionWarps;
-        if (feature < area.features) {
-          Fragment<T, Passes> z;
-          z.load(from + feature * kNextStep);
-#pragma unroll
-          for (int i = 0; i < Shape::kSources; ++i) {
-            multiply_small(dz_s[i][n], high[i], low[i], z, half);
-          }
-        }
-      }
-    }
-  }
-}
-
-// dz_t = dC^T z_s of a tile: 16 targets a warp.
-template <class T, int Passes>
-DEVICE void make_target_product(
-    const Packed<T, Passes>& from_source, const Area& area, int s_tile, const BackwardShared<T>& shared,
-    T (&dz_t)[GradientShape<T>::kFeatures][4]) {
-  using Shape = GradientShape<T>;
+// acc += dC z for 16 positions of the other side.
+template <bool Source, class T, int Passes>
+DEVICE void multiply_group(
+    const FeatureGradientsArguments<T, Passes>& x, const SmallProduct<T, Passes>& side, int b, int own_group,
+    int group, int feature, T (&acc)[kPositionFragments][kFeatureFragments][4]) {
   constexpr int kNextStep = Packed<T, Passes>::kNextStep;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t4 = lane % 4;
-#pragma unroll 1
-  for (int step = 0; step < kGroups; ++step) {
-    const Quad<T>* from = from_source.at(area.b, s_tile * kGroups + step) + area.first_feature * kNextStep;
-    T high[2][4], low[2][4];
+  const int lane = threadIdx.x % kWarp, g = lane / 4, t4 = lane % 4;
+  T high[kPositionFragments][2][4], low[kPositionFragments][2][4];
+#pragma unroll
+  for (int i = 0; i < kPositionFragments; ++i) {
+    const Quad<T>* dC =
+        x.dC + (Source ? x.piece.region(b, own_group + i, group) : x.piece.region(b, group, own_group + i));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int at = kGroup * step + 8 * half + t4, c = warp % Shape::kPositionWarps * Shape::kTargets + g;
-      const T a[4] = {shared.dC[at][c], shared.dC[at][c + 8], shared.dC[at + 4][c], shared.dC[at + 4][c + 8]};
-      split_fragment<T, Passes>(a, high[half], low[half]);
+      const int at = 4 * half + t4;
+      split_quad<Source, T, Passes>(load_cached(dC + (Source ? g * 8 + at : at * 8 + g)), high[i][half], low[i][half]);
     }
+  }
+  const Quad<T>* from = side.z.at(x.piece.b + b, side.first_other * kGroups + group);
 #pragma unroll
-    for (int n = 0; n < Shape::kFeatures; ++n) {
-      const int feature = Shape::kFeatureWarps * n + warp / Shape::kPositionWarps;
-      if (feature < area.features) {
-        Fragment<T, Passes> z;
-        z.load(from + feature * kNextStep);
+  for (int n = 0; n < kFeatureFragments; ++n) {
+    if (feature + kFeatureWarps * n < x.features) {
+      Fragment<T, Passes> z;
+      z.load(from + (feature + kFeatureWarps * n) * kNextStep);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          multiply_small(dz_t[n], high[half], low[half], z, half);
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int i = 0; i < kPositionFragments; ++i) {
+          multiply_parts(acc[i][n], high[i][half], low[i][half], z, half);
         }
       }
     }
   }
 }
 
-// Calls f(n, h, feature) for the pairs of features of row g + 8 h that a thread has in fragment n of a small product.
-template <class T, class F>
-DEVICE void for_feature_pairs(const Area& area, F&& f) {
-  using Shape = GradientShape<T>;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, t4 = lane % 4;
+// Calls f(position, first of two features, values) for what a thread has; positions count from the tile's first.
+template <bool Source, class T, class F>
+DEVICE void for_feature_pairs(
+    int feature, int features, const T (&acc)[kPositionFragments][kFeatureFragments][4], F&& f) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t4 = lane % 4;
 #pragma unroll
-  for (int n = 0; n < Shape::kFeatures; ++n) {
-    const int fragment = Shape::kFeatureWarps * n + warp / Shape::kPositionWarps;
-    if (fragment < area.features) {
+  for (int i = 0; i < kPositionFragments; ++i) {
+    const int first = (warp % kPositionWarps * kPositionFragments + i) * kGroup;
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        f(n, h, area.first_feature + fragment, 2 * t4);
+    for (int n = 0; n < kFeatureFragments; ++n) {
+      if (feature + kFeatureWarps * n < features) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int position = Source ? row_at(first + g + 8 * h) : column_at(first + 2 * g + h);
+          const int k = (feature + kFeatureWarps * n) * kStep + 2 * t4;
+          f(position, k, Pair<T>{{acc[i][n][2 * h], acc[i][n][2 * h + 1]}});
+        }
       }
     }
   }
 }
 
-// To the block's own part, which only the same thread ever reads again.
-template <class T, class E>
-DEVICE void add_to_target_parts(
-    const BackwardArguments<T, E>& x, const Area& area, int s_tile, int t_tile, const BackwardShared<T>& shared,
-    const T (&dz_t)[GradientShape<T>::kFeatures][4]) {
-  using Shape = GradientShape<T>;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4;
-  for_feature_pairs<T>(area, [&](int n, int h, int fragment, int k) {
-    const int at = warp % Shape::kPositionWarps * Shape::kTargets + g + 8 * h;
-    const int t = t_tile * GradientTile::kColumns + column_at(at);
-    const int64_t line = (int64_t{area.b} * x.source_runs + shared.source_run) * x.padded_targets + t;
-    Pair<T>& to = reinterpret_cast<Pair<T>&>(x.target_parts[(line * x.features + fragment) * 8 + k]);
-    Pair<T> sum{{dz_t[n][2 * h], dz_t[n][2 * h + 1]}};
-    if (s_tile != shared.s_first) {
-      const Pair<T> before = to;
-      sum.v[0] += before.v[0];
-      sum.v[1] += before.v[1];
+template <bool Source, class T, int Passes>
+DEVICE void make_small_product(
+    const FeatureGradientsArguments<T, Passes>& x, const SmallProduct<T, Passes>& side, int block) {
+  const int warp = threadIdx.x / kWarp;
+  const Place place = place_of(side.walk, block / x.chunks);
+  const int feature = block % x.chunks * kChunk + warp / kPositionWarps;
+  const int own_group = place.tile * kGroups + warp % kPositionWarps * kPositionFragments;
+  T acc[kPositionFragments][kFeatureFragments][4] = {};
+#pragma unroll 1
+  for (int group = place.first * kGroups; group < place.last * kGroups; ++group) {
+    multiply_group<Source>(x, side, place.b, own_group, group, feature, acc);
+  }
+  const bool whole = side.walk.runs == 1;
+  const int64_t line = whole
+      ? int64_t{x.piece.b + place.b} * side.padded + (side.first + place.tile) * kTile
+      : ((int64_t{place.run} * side.walk.batch + place.b) * side.walk.tiles + place.tile) * kTile;
+  T* const to = whole ? side.sums : side.parts;
+  for_feature_pairs<Source>(feature, x.features, acc, [&](int position, int k, Pair<T> sum) {
+    Pair<T>& at = reinterpret_cast<Pair<T>&>(to[(line + position) * x.features * kStep + k]);
+    if (whole && side.add) {
+      sum.v[0] += at.v[0];
+      sum.v[1] += at.v[1];
     }
-    to = sum;
+    at = sum;
   });
 }
 
-template <class T, class E>
-DEVICE void store_source_parts(
-    const BackwardArguments<T, E>& x, const Area& area, int s_tile, const BackwardShared<T>& shared,
-    const T (&dz_s)[GradientShape<T>::kSources][GradientShape<T>::kFeatures][4]) {
-  using Shape = GradientShape<T>;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t4 = lane % 4;
-#pragma unroll
-  for (int i = 0; i < Shape::kSources; ++i) {
-#pragma unroll
-    for (int n = 0; n < Shape::kFeatures; ++n) {
-      const int feature = Shape::kFeatureWarps * n + warp / Shape::kPositionWarps;
-      if (feature < area.features) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int at = (warp % Shape::kPositionWarps * Shape::kSources + i) * 16 + g + 8 * h;
-          const int s = s_tile * GradientTile::kRows + row_at(at);
-          const int64_t line = (int64_t{area.b} * x.target_runs + shared.target_run) * x.padded_sources + s;
-          Pair<T>& to = reinterpret_cast<Pair<T>&>(
-              x.source_parts[(line * x.features + area.first_feature + feature) * 8 + 2 * t4]);
-          to = {{dz_s[i][n][2 * h], dz_s[i][n][2 * h + 1]}};
-        }
-      }
-    }
+template <class T, int Passes>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
+    feature_gradients_kernel(FeatureGradientsArguments<T, Passes> x) {
+  if (blockIdx.x < x.source_blocks) {
+    make_small_product<true>(x, x.source, blockIdx.x);
+  } else {
+    make_small_product<false>(x, x.target, static_cast<int>(blockIdx.x - x.source_blocks));
   }
 }
 
-// A block owns some tiles of sources by some of targets. Per tile of sources it walks along the targets with the
-// source gradient in registers; the target gradient of the whole area is summed in the block's part of target_parts.
-template <class T, int Passes, class E, bool Guided>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
-    backward_kernel(BackwardArguments<T, E> x, GradientOperands<T, Passes> z) {
-  using Shape = GradientShape<T>;
-  BackwardShared<T>& shared = shared_memory<BackwardShared<T>>();
-  const Area area = area_of(x, blockIdx.x);
-  if (threadIdx.x == 0) {
-    shared.source_run = area.source_run;
-    shared.target_run = area.target_run;
-    shared.s_first = area.s_first;
+// A thread per quad of features of a position of the piece.
+template <class T>
+struct AddPartsArguments {
+  Walk walk;
+  int b, first, padded, quads;
+  const T* parts;
+  T* sums;
+  bool add;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) add_parts_kernel(AddPartsArguments<T> x) {
+  const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x, lines = int64_t{x.walk.tiles} * kTile;
+  const int64_t count = x.walk.batch * lines * x.quads;
+  if (index >= count) {
+    return;
   }
-  for (int s_tile = area.s_first; s_tile < area.s_last; ++s_tile) {
-    if constexpr (Guided) {
-      if (threadIdx.x < GradientTile::kRows) {  // who reads them at the end
-        shared.beta[0][threadIdx.x] = shared.beta[1][threadIdx.x] = 0;
-      }
-    }
-    sync_block();
-    T dz_s[Shape::kSources][Shape::kFeatures][4] = {};
-    for (int t_tile = area.t_first; t_tile < area.t_last; ++t_tile) {
-      make_tile<Guided>(x, z.source, z.target, area.b, s_tile, t_tile, shared);
-      sync_block();
-      if (x.source_parts != nullptr) {
-        add_source_product(z.from_target, area, t_tile, shared, dz_s);
-      }
-      if (x.target_parts != nullptr) {
-        T dz_t[Shape::kFeatures][4] = {};
-        make_target_product(z.from_source, area, s_tile, shared, dz_t);
-        add_to_target_parts(x, area, s_tile, t_tile, shared, dz_t);
-      }
-      sync_block();
-    }
-    if (x.source_parts != nullptr) {
-      store_source_parts(x, area, s_tile, shared, dz_s);
-    }
-    if constexpr (Guided) {
-      if (area.first_feature == 0 && threadIdx.x < GradientTile::kRows) {
-        const int64_t line = int64_t{area.b} * x.target_runs + shared.target_run;
-        x.beta_parts[line * x.padded_sources + s_tile * GradientTile::kRows + threadIdx.x] =
-            shared.beta[0][threadIdx.x] + shared.beta[1][threadIdx.x];
-      }
+  const int64_t quad = index % x.quads, line = index / x.quads % lines, b = x.b + index / x.quads / lines;
+  Quad<T>& to = reinterpret_cast<Quad<T>*>(x.sums)[(b * x.padded + x.first * kTile + line) * x.quads + quad];
+  Quad<T> sum = x.add ? to : Quad<T>{};
+  for (int run = 0; run < x.walk.runs; ++run) {
+    const Quad<T> part = four_of(x.parts, (run * count + index) * 4);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      sum.v[e] += part.v[e];
     }
   }
+  to = sum;
 }
 
 }  // namespace pose_kernels

@@ -14,12 +14,15 @@
 
 #include "cuda/correlation_map.cuh"
 #include "cuda/feature_gradients.cuh"
+#include "cuda/sort.cuh"
 #include "cuda/statistics.cuh"
 
 namespace pose_kernels {
 
-using MaximaTile = TileShape<4, 2, 8>;
-constexpr int kColumnParts = MaximaTile::kWarpColumns;  // warps side by side, each with maxima of its own
+// 128 sources high; half as wide where three passes need the registers.
+template <int Passes>
+using MaximaTile = TileShape<4, 2, Passes == 3 ? 4 : 8>;
+constexpr int kColumnParts = MaximaTile<1>::kWarpColumns;  // warps side by side, each with maxima of its own
 
 template <class T>
 struct RowMaximaArguments {
@@ -39,7 +42,7 @@ struct ColumnSumsArguments {
 
 template <class T>
 struct ColumnSumsShared {
-  T sums[MapTile::kWarpRows][MapTile::kColumns];
+  T sums[MapTile<1>::kWarpRows][kTile];
 };
 
 // ---- kernels
@@ -47,8 +50,10 @@ struct ColumnSumsShared {
 template <class T, int Passes>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
     row_maxima_kernel(RowMaximaArguments<T> x, Packed<T, Passes> source, Packed<T, Passes> target) {
+  using Tile = MaximaTile<Passes>;
+  constexpr int kParts = kTile / Tile::kColumns;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int row = MaximaTile::row(warp) + patch_row(lane), column = MaximaTile::column(warp) + patch_column(lane);
+  const int row = Tile::row(warp) + patch_row(lane), column = Tile::column(warp) + patch_column(lane);
   const Place place = place_of(x.walk, blockIdx.x);
   T best[4];
   int32_t where[4];
@@ -57,13 +62,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
     best[r] = -INFINITY;
     where[r] = INT32_MAX;
   }
-  for (int tile = place.first; tile < place.last; ++tile) {
-    T acc[MaximaTile::MT][MaximaTile::NT][4];
-    multiply_tile<MaximaTile>(source, target, place.b, place.tile, tile, acc);
-    const int first = tile * kTile + column;
-    const bool ragged = (tile + 1) * kTile > x.targets;
+  for (int tile = place.first * kParts; tile < place.last * kParts; ++tile) {
+    T acc[Tile::MT][Tile::NT][4];
+    multiply_tile<Tile>(source, target, place.b, place.tile, tile, acc);
+    const int first = tile * Tile::kColumns + column;
+    const bool ragged = (tile + 1) * Tile::kColumns > x.targets;
 #pragma unroll
-    for (int q = 0; q < MaximaTile::NT / 2; ++q) {
+    for (int q = 0; q < Tile::NT / 2; ++q) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const int t = first + 16 * q + c;
@@ -92,9 +97,25 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
   }
 }
 
+// A thread per source of some samples.
+struct BestTargetsArguments {
+  int64_t count, sources, targets;
+  const int64_t* row_argmax;
+  uint32_t* keys;
+  uint32_t* order;
+};
+
+static __global__ void __launch_bounds__(kThreads) best_targets_kernel(BestTargetsArguments x) {
+  const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (index < x.count) {
+    x.keys[index] = static_cast<uint32_t>(index / x.sources * x.targets + x.row_argmax[index]);
+    x.order[index] = static_cast<uint32_t>(index % x.sources);
+  }
+}
+
 // u = C^3 / b in place of C.
-template <class T>
-DEVICE void cube_patch(T (&acc)[MapTile::MT][MapTile::NT][4], int p, int q, const Quad<T>& scale) {
+template <class T, int MT, int NT>
+DEVICE void cube_patch(T (&acc)[MT][NT][4], int p, int q, const Quad<T>& scale) {
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
 #pragma unroll
@@ -106,13 +127,12 @@ DEVICE void cube_patch(T (&acc)[MapTile::MT][MapTile::NT][4], int p, int q, cons
 }
 
 // Of the columns of all warps: over a warp's lanes, then over the warps above each other.
-template <class T, class E>
-DEVICE void store_column_sums(
-    const ColumnSumsArguments<T, E>& x, const Place& place, T (&sums)[MapTile::NT / 2][4]) {
+template <class Tile, class T, class E>
+DEVICE void store_column_sums(const ColumnSumsArguments<T, E>& x, const Place& place, T (&sums)[Tile::NT / 2][4]) {
   ColumnSumsShared<T>& shared = shared_memory<ColumnSumsShared<T>>();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
 #pragma unroll
-  for (int q = 0; q < MapTile::NT / 2; ++q) {
+  for (int q = 0; q < Tile::NT / 2; ++q) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
 #pragma unroll
@@ -120,7 +140,7 @@ DEVICE void store_column_sums(
         sums[q][c] += shuffle_xor(sums[q][c], mask);
       }
       if (lane < 4) {
-        shared.sums[warp / MapTile::kWarpColumns][MapTile::column(warp) + 16 * q + lane * 4 + c] = sums[q][c];
+        shared.sums[warp / Tile::kWarpColumns][Tile::column(warp) + 16 * q + lane * 4 + c] = sums[q][c];
       }
     }
   }
@@ -136,19 +156,21 @@ template <class T, int Passes, class E>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) column_sums_kernel(
     ColumnSumsArguments<T, std::conditional_t<std::is_void_v<E>, T, E>> x, Packed<T, Passes> source,
     Packed<T, Passes> target) {
+  using Tile = MapTile<Passes>;
+  constexpr int kParts = kTile / Tile::kRows;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int row = MapTile::row(warp) + patch_row(lane), column = MapTile::column(warp) + patch_column(lane);
+  const int row = Tile::row(warp) + patch_row(lane), column = Tile::column(warp) + patch_column(lane);
   const Place place = place_of(x.walk, blockIdx.x);
-  T sums[MapTile::NT / 2][4] = {};
-  for (int tile = place.first; tile < place.last; ++tile) {
-    T acc[MapTile::MT][MapTile::NT][4];
-    multiply_tile<MapTile>(source, target, place.b, tile, place.tile, acc);
-    const int s = tile * kTile + row, t = place.tile * kTile + column;
+  T sums[Tile::NT / 2][4] = {};
+  for (int tile = place.first * kParts; tile < place.last * kParts; ++tile) {
+    T acc[Tile::MT][Tile::NT][4];
+    multiply_tile<Tile>(source, target, place.b, tile, place.tile, acc);
+    const int s = tile * Tile::kRows + row, t = place.tile * kTile + column;
 #pragma unroll
-    for (int p = 0; p < MapTile::MT / 2; ++p) {
+    for (int p = 0; p < Tile::MT / 2; ++p) {
       const Quad<T> scale = four_of(x.inverse_b, int64_t{place.b} * x.walk.others * kTile + s + 32 * p);
 #pragma unroll
-      for (int q = 0; q < MapTile::NT / 2; ++q) {
+      for (int q = 0; q < Tile::NT / 2; ++q) {
         cube_patch(acc, p, q, scale);
         T grad[4][4];
         if constexpr (!std::is_void_v<E>) {
@@ -169,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) column_
       }
     }
   }
-  store_column_sums(x, place, sums);
+  store_column_sums<Tile>(x, place, sums);
 }
 
 // ---- calls: how each is cut into blocks, what scratch it needs, which kernels run in which order
@@ -232,6 +254,21 @@ void make_columns(
   write_map<true>(WriteMapArguments<T, E>{walk, inverse_b, columns.inverse_n, out}, source, target, context.stream);
 }
 
+// Calls f with values of the types of a band's features and of its map. Only float64 features have float64 maps.
+template <class F>
+void dispatch_features_and_band(ScalarType features, ScalarType band, F&& f) {
+  dispatch_floating(features, "source", [&](auto of_features) {
+    using In = decltype(of_features);
+    dispatch_floating(band, "band", [&](auto zero) {
+      if constexpr (std::is_same_v<decltype(zero), double> && !std::is_same_v<In, double>) {
+        STD_TORCH_CHECK(false, "band: a float64 map needs float64 features");
+      } else {
+        f(In{}, zero);
+      }
+    });
+  });
+}
+
 template <class In, class T = compute_t<In>>
 void run_guided_correlation(
     const Features<In>& z, const Statistics<T>& statistics, bool tf32, const Map<In>& out, const Context& context) {
@@ -257,10 +294,45 @@ void run_band(
   });
 }
 
-template <class In, class E, class T = compute_t<In>>
+// `most` bounds the keys and the pairs sorted at once, which have 32 bits; samples go in rounds where there are more.
+template <class In>
+SourcesByTarget sort_by_target(
+    const Features<In>& z, const int64_t* row_argmax, const Context& context, int64_t most = INT32_MAX) {
+  const int64_t all = z.batch * z.sources;
+  const int64_t round = std::clamp<int64_t>(most / std::max(z.sources, z.targets), 1, z.batch);
+  uint32_t* keys = context.allocate_array<uint32_t>(round * z.sources);
+  uint32_t* order = context.allocate_array<uint32_t>(round * z.sources);
+  uint32_t* sorted_keys = context.allocate_array<uint32_t>(all);
+  uint32_t* sorted_order = context.allocate_array<uint32_t>(all);
+  int bits = 1;
+  while (round * z.targets >> bits != 0) {
+    ++bits;
+  }
+  void* scratch = nullptr;
+  size_t scratch_bytes = 0;
+  const auto sort = [&](int64_t first, int64_t count) {
+    sort_pairs(
+        scratch, scratch_bytes, keys, sorted_keys + first, order, sorted_order + first, count, bits, context.stream);
+  };
+  sort(0, round * z.sources);  // only says how much it needs
+  scratch = context.allocate(static_cast<int64_t>(scratch_bytes));
+  for (int64_t b = 0; b < z.batch; b += round) {
+    const int64_t first = b * z.sources, count = std::min(round, z.batch - b) * z.sources;
+    launch(
+        best_targets_kernel, blocks_for(count), kThreads, 0, context.stream,
+        BestTargetsArguments{count, z.sources, z.targets, row_argmax + first, keys, order});
+    sort(first, count);
+  }
+  return {round, z.sources, z.targets, sorted_keys, sorted_order};
+}
+
+template <class In, class E, class Out, class T = compute_t<In>>
 void run_guided_backward(
     const Features<In>& z, const Statistics<T>& statistics, bool tf32, const Map<const E>& grad,
-    const FeatureGrads<In>& out, const Context& context) {
+    FeatureGrads<Out> out, const Context& context) {
+  if (out.through_row_max && out.target != nullptr) {
+    out.best_of = sort_by_target(z, statistics.row_argmax, context);
+  }
   run_backward<true>(
       z, statistics, tf32, grad, out, context, [&](auto& x, const auto& source, const auto& target) {
         x.inverse_b = inverse_row_maxima(z, statistics, context);
@@ -271,12 +343,13 @@ void run_guided_backward(
 }
 
 // The gradient through the row maxima, where bands have left it out.
-template <class In, class T = compute_t<In>>
+template <class In, class Out, class T = compute_t<In>>
 void run_row_max_backward(
-    const Features<In>& z, const Statistics<T>& statistics, const T* beta, In* source_grad, In* target_grad,
-    Stream stream) {
-  finish_grads<true>(plan_finish<true>(z, beta, source_grad, true), statistics, stream);
-  finish_grads<false>(plan_finish<false>(z, beta, target_grad, true), statistics, stream);
+    const Features<In>& z, const Statistics<T>& statistics, const T* beta, Out* source_grad, Out* target_grad,
+    const Context& context, int64_t most = INT32_MAX) {
+  const SourcesByTarget best_of = sort_by_target(z, statistics.row_argmax, context, most);
+  finish_grads<true>(plan_finish<true>(z, beta, best_of, source_grad, true), statistics, context.stream);
+  finish_grads<false>(plan_finish<false>(z, beta, best_of, target_grad, true), statistics, context.stream);
 }
 
 }  // namespace pose_kernels

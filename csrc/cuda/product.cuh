@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackArguments x) {
         feature = t + 4 * first;
         break;
       case Order::kFromRows:
-        position = row_at(within + t + 4 * first + 8 * second);
+        position = row_at(within + t + 8 * first + 4 * second);
         feature = g;
         break;
       default:
@@ -194,18 +194,32 @@ struct Fragment {
   }
 };
 
+// acc += a b. Tensor cores are said to add towards zero, which in a long sum is an error that grows with its length:
+// three passes sum each step from zero, low products first, and are added in float32, to nearest.
+template <class T, int Passes>
+DEVICE void multiply_parts(
+    T (&acc)[4], const T (&high)[4], const T (&low)[4], const Fragment<T, Passes>& b, int half) {
+  const T b0 = b.high.v[2 * half], b1 = b.high.v[2 * half + 1];
+  if constexpr (Passes == 3) {
+    T sum[4] = {};
+    matrix_multiply_add(sum, low, b0, b1);
+    matrix_multiply_add(sum, high, b.low.v[2 * half], b.low.v[2 * half + 1]);
+    matrix_multiply_add(sum, high, b0, b1);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      acc[e] += sum[e];
+    }
+  } else {
+    matrix_multiply_add(acc, high, b0, b1);
+  }
+}
+
 // The two tiles of C side by side that 16 rows and 16 columns make.
 template <class T, int Passes>
 DEVICE void multiply_fragments(
     const Fragment<T, Passes>& a, const Fragment<T, Passes>& b, T (&left)[4], T (&right)[4]) {
-  matrix_multiply_add(left, a.high.v, b.high.v[0], b.high.v[1]);
-  matrix_multiply_add(right, a.high.v, b.high.v[2], b.high.v[3]);
-  if constexpr (Passes == 3) {
-    matrix_multiply_add(left, a.high.v, b.low.v[0], b.low.v[1]);
-    matrix_multiply_add(right, a.high.v, b.low.v[2], b.low.v[3]);
-    matrix_multiply_add(left, a.low.v, b.high.v[0], b.high.v[1]);
-    matrix_multiply_add(right, a.low.v, b.high.v[2], b.high.v[3]);
-  }
+  multiply_parts(left, a.high.v, a.low.v, b, 0);
+  multiply_parts(right, a.high.v, a.low.v, b, 1);
 }
 
 // acc = C for 16 MT rows and 8 NT columns, from the warp's first quads of each.

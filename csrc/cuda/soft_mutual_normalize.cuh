@@ -9,37 +9,37 @@ namespace pose_kernels {
 constexpr int kSumColumns = 256;  // a block's: 64 threads of 4 columns, 4 rows at a time
 constexpr int kRowsPerBlock = 4;  // what is read per column serves them all
 
-// Maps [B, S, T].
-template <class E>
+// Maps [B, S, T]; G is the type of the normalized one, its gradient here.
+template <class E, class G>
 struct MapPair {
   int64_t batch, sources, targets;
   const E* map;
-  const E* grad;  // backward only
+  const G* grad;  // backward only
 };
 
-template <class T, class E>
+template <class T, class E, class G>
 struct MapColumnSumsArguments {
-  MapPair<E> maps;  // without a gradient: sums of squares
+  MapPair<E, G> maps;  // without a gradient: sums of squares
   int64_t padded_targets, tiles, runs;
   const T* row_max;
   bool whole;
   T* sums;  // [B, runs, padded targets]
 };
 
-template <class T, class E>
+template <class T, class E, class G, class Out>
 struct MapRowsArguments {
-  MapPair<E> maps;
+  MapPair<E, G> maps;
   int64_t padded_targets;
   Statistics<T> statistics;
   const T* inverse_n;
   const T* slope;  // backward only
   bool whole;
-  E* out;
+  Out* out;
 };
 
 // A warp per row.
-template <class T, class E>
-__global__ void __launch_bounds__(kThreads) map_row_maxima_kernel(MapPair<E> maps, Statistics<T> statistics) {
+template <class T, class E, class G>
+__global__ void __launch_bounds__(kThreads) map_row_maxima_kernel(MapPair<E, G> maps, Statistics<T> statistics) {
   const int lane = threadIdx.x % kWarp;
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   if (row >= maps.batch * maps.sources) {
@@ -74,8 +74,8 @@ struct MapColumnSumsShared {
   T sums[4][kSumColumns];
 };
 
-template <class T, class E>
-__global__ void __launch_bounds__(kThreads) map_column_sums_kernel(MapColumnSumsArguments<T, E> x) {
+template <class T, class E, class G>
+__global__ void __launch_bounds__(kThreads) map_column_sums_kernel(MapColumnSumsArguments<T, E, G> x) {
   MapColumnSumsShared<T>& shared = shared_memory<MapColumnSumsShared<T>>();
   const int group = threadIdx.x / 64, column = threadIdx.x % 64 * 4;
   const int64_t run = blockIdx.x % x.runs, tile = blockIdx.x / x.runs % x.tiles, b = blockIdx.x / x.runs / x.tiles;
@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(kThreads) map_column_sums_kernel(MapColumnSums
   }
 }
 
-template <class T, class E>
-__global__ void __launch_bounds__(kThreads) map_normalize_kernel(MapRowsArguments<T, E> x) {
+template <class T, class E, class G>
+__global__ void __launch_bounds__(kThreads) map_normalize_kernel(MapRowsArguments<T, E, G, G> x) {
   const int64_t groups = ceil_div(x.maps.sources, kRowsPerBlock);
   const int64_t b = blockIdx.x / groups, s = blockIdx.x % groups * kRowsPerBlock;
   T scale[kRowsPerBlock];
@@ -151,8 +151,8 @@ struct MapBackwardShared {
   T beta[kRowsPerBlock][kWarps];
 };
 
-template <class T, class E>
-__global__ void __launch_bounds__(kThreads) map_backward_kernel(MapRowsArguments<T, E> x) {
+template <class T, class E, class G>
+__global__ void __launch_bounds__(kThreads) map_backward_kernel(MapRowsArguments<T, E, G, E> x) {
   MapBackwardShared<T>& shared = shared_memory<MapBackwardShared<T>>();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t groups = ceil_div(x.maps.sources, kRowsPerBlock);
@@ -213,22 +213,24 @@ __global__ void __launch_bounds__(kThreads) map_backward_kernel(MapRowsArguments
 // ---- calls
 
 // What rows are made with; norm is written, or read where there is a gradient.
-template <class E, class T>
-MapRowsArguments<T, E> map_columns(
-    const MapPair<E>& maps, const Statistics<T>& statistics, E* out, const Context& context) {
+template <class E, class G, class Out, class T>
+MapRowsArguments<T, E, G, Out> map_columns(
+    const MapPair<E, G>& maps, const Statistics<T>& statistics, Out* out, const Context& context) {
   const int64_t padded = round_up(maps.targets, kTile), tiles = ceil_div(maps.targets, kSumColumns);
   const int64_t most_runs = std::min<int64_t>(64, ceil_div(maps.sources, 4));
-  const auto aligned = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % alignof(Quad<E>) == 0; };
-  MapColumnSumsArguments<T, E> sums{};
+  const auto aligned = [](const auto* at) {
+    return reinterpret_cast<uintptr_t>(at) % alignof(Quad<std::decay_t<decltype(*at)>>) == 0;
+  };
+  MapColumnSumsArguments<T, E, G> sums{};
   sums.maps = maps;
   sums.padded_targets = padded;
   sums.tiles = tiles;
   sums.runs = std::clamp<int64_t>(enough(2048) / std::max<int64_t>(1, maps.batch * tiles), 1, most_runs);
   sums.row_max = statistics.row_max;
-  sums.whole = maps.targets % 4 == 0 && aligned(maps.map) && aligned(maps.grad);
+  sums.whole = maps.targets % 4 == 0 && aligned(maps.map) && aligned(maps.grad) && aligned(out);
   sums.sums = context.allocate_array<T>(maps.batch * sums.runs * padded);
   launch(
-      map_column_sums_kernel<T, E>, maps.batch * tiles * sums.runs, kThreads, sizeof(MapColumnSumsShared<T>),
+      map_column_sums_kernel<T, E, G>, maps.batch * tiles * sums.runs, kThreads, sizeof(MapColumnSumsShared<T>),
       context.stream, sums);
   FinishColumnsArguments<T> columns{};
   columns.batch = maps.batch;
@@ -243,23 +245,23 @@ MapRowsArguments<T, E> map_columns(
   return {maps, padded, statistics, columns.inverse_n, columns.slope, sums.whole, out};
 }
 
-template <class E, class T = compute_t<E>>
+template <class E, class G, class T = compute_t<E>>
 void run_soft_mutual_normalize(
-    const MapPair<E>& maps, const Statistics<T>& statistics, E* out, const Context& context) {
+    const MapPair<E, G>& maps, const Statistics<T>& statistics, G* out, const Context& context) {
   launch(
-      map_row_maxima_kernel<T, E>, ceil_div(maps.batch * maps.sources, kWarps), kThreads, 0, context.stream, maps,
+      map_row_maxima_kernel<T, E, G>, ceil_div(maps.batch * maps.sources, kWarps), kThreads, 0, context.stream, maps,
       statistics);
-  const MapRowsArguments<T, E> x = map_columns(maps, statistics, out, context);
+  const MapRowsArguments<T, E, G, G> x = map_columns(maps, statistics, out, context);
   launch(
-      map_normalize_kernel<T, E>, maps.batch * ceil_div(maps.sources, kRowsPerBlock), kThreads, 0, context.stream, x);
+      map_normalize_kernel<T, E, G>, maps.batch * ceil_div(maps.sources, kRowsPerBlock), kThreads, 0, context.stream, x);
 }
 
-template <class E, class T = compute_t<E>>
+template <class E, class G, class T = compute_t<E>>
 void run_soft_mutual_normalize_backward(
-    const MapPair<E>& maps, const Statistics<T>& statistics, E* out, const Context& context) {
-  const MapRowsArguments<T, E> x = map_columns(maps, statistics, out, context);
+    const MapPair<E, G>& maps, const Statistics<T>& statistics, E* out, const Context& context) {
+  const MapRowsArguments<T, E, G, E> x = map_columns(maps, statistics, out, context);
   launch(
-      map_backward_kernel<T, E>, maps.batch * ceil_div(maps.sources, kRowsPerBlock), kThreads,
+      map_backward_kernel<T, E, G>, maps.batch * ceil_div(maps.sources, kRowsPerBlock), kThreads,
       sizeof(MapBackwardShared<T>), context.stream, x);
 }
 

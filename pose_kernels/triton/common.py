@@ -20,14 +20,18 @@ FEATURES = 64
 PROGRAMS = 128
 
 
-def pack(features: torch.Tensor, parts: int = 1, low: int = 0) -> torch.Tensor:
-    """[B, m, ...] in any layout to [B, positions, width]; of three parts, number ``low`` is low."""
+def pack(features: torch.Tensor, parts: int = 1, low: int = 0,
+         dtype: torch.dtype | None = None) -> torch.Tensor:
+    """[B, m, ...] in any layout to [B, positions, width]; of three parts, number ``low`` is low.
+
+    In ``dtype``, by default the one that computes with such features.
+    """
     z = features.flatten(2)
     batch, m, positions = z.shape
     columns = parts * m
     step = max(triton.next_power_of_2(columns), 16) if columns <= WIDTH else WIDTH // 2
     width = triton.cdiv(columns, step) * step
-    packed = z.new_empty(batch, positions, width, dtype=_checks.compute_dtype(z.dtype))
+    packed = z.new_empty(batch, positions, width, dtype=dtype or _checks.compute_dtype(z.dtype))
     if batch > 0:
         block = min(width, 64)
         programs = batch * triton.cdiv(positions, 64) * triton.cdiv(width, block)
@@ -80,14 +84,21 @@ def owned(batch: int, positions: int, packed: torch.Tensor, most: int = 128) -> 
             "num_stages": 2}
 
 
+def most_owned(packed: torch.Tensor) -> int:
+    """For gradients: registers are short, and shorter where features are walked in steps."""
+    return 64 if packed.shape[2] <= WIDTH else 32
+
+
 def launch_owners(kernel, positions: int, packed: torch.Tensor, *arguments, most: int = 128,
-                  **sizes) -> None:
-    """A program per block of positions of each sample, and per block of features of a gradient."""
+                  groups: int | None = None, **sizes) -> None:
+    """A program per block of positions of each sample, and per group: block of features of a
+    gradient unless there are ``groups``."""
     batch = packed.shape[0]
     if batch > 0:
         sizes |= owned(batch, positions, packed, most=most)
         blocks = batch * triton.cdiv(positions, sizes["BLOCK_OWN"])
-        groups = sizes["FEATURES"] // sizes["BLOCK_F"] if "FEATURES" in sizes else 1
+        if groups is None:
+            groups = sizes["FEATURES"] // sizes["BLOCK_F"] if "FEATURES" in sizes else 1
         launch(kernel, blocks * groups, *arguments, **sizes)
 
 
@@ -96,6 +107,14 @@ def launch(kernel, programs: int, *arguments, **sizes) -> None:
     device = arguments[0].device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[(programs,)](*arguments, **sizes)
+
+
+def lists_of(keys: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of keys [B, n]: the n numbers in the order of their keys, equal ones as they were, and
+    [B, count + 1] where the list of each key below ``count`` begins."""
+    ordered, numbers = torch.sort(keys, dim=1, stable=True)
+    every = torch.arange(count + 1, device=keys.device).expand(len(keys), -1).contiguous()
+    return numbers, torch.searchsorted(ordered, every)
 
 
 @triton.jit
@@ -190,6 +209,8 @@ def load_tile(p_x, o_rows, m_rows, stride_rows, o_columns, m_columns, stride_col
 def store_tile(p_x, o_rows, m_rows, stride_rows, o_columns, m_columns, stride_columns, b_x):
     p_tile = p_x + tile_offsets(o_rows, stride_rows, o_columns, stride_columns)
     m_tile = m_rows[:, None] & m_columns[None, :]
+    if p_x.dtype.element_ty.primitive_bitwidth == 16:
+        b_x = b_x.to(tl.float32)  # the interpreter has no way from float64 to bfloat16
     tl.store(p_tile, b_x.to(p_x.dtype.element_ty), mask=m_tile)
 
 

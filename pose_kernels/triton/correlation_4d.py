@@ -55,12 +55,19 @@ def weighted_sum(p_grad, stride_b, stride_own, stride_walk, p_z, p_out, m, owned
     store_tile(p_out + i_b * m * owned, o_own, m_own, 1, o_f, m_f, owned, b_sum)
 
 
-def correlation_4d(source, target, tf32, channels_last):
+def correlation_4d(source, target, tf32, channels_last, out_dtype):
     """C(s, t) = <z_s(s), z_t(t)>."""
-    batch, result = source.shape[0], new_map(source, target, channels_last)
+    result = new_map(source, target, channels_last, out_dtype)
+    correlation_4d_out(source, target, tf32, result)
+    return result
+
+
+def correlation_4d_out(source, target, tf32, out):
+    """The same into memory that is there; flatten makes no copy of either layout."""
+    batch, C = source.shape[0], out.flatten(2)
     if batch == 0:
-        return result
-    (z_s, z_t), C = common.pack_pair(source, target, tf32), result.flatten(2)
+        return
+    z_s, z_t = common.pack_pair(source, target, tf32)
     S, T = C.shape[1:]
     sizes = common.owned(batch, S, z_s)
     if z_s.dtype != torch.float64:
@@ -68,7 +75,6 @@ def correlation_4d(source, target, tf32, channels_last):
     programs = triton.cdiv(S, sizes["BLOCK_OWN"]) * triton.cdiv(T, sizes["BLOCK_WALK"])
     common.launch(product, batch * programs, z_s, z_t, C, *C.stride(), S, T,
                   **common.product_sizes(z_s), **sizes)
-    return result
 
 
 def correlation_4d_backward(grad, source, target, tf32, source_grad, target_grad):

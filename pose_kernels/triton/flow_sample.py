@@ -5,7 +5,7 @@ Forward: `sample`, a program takes a block of output pixels and of channels; whe
 `flow_geometry.py` says.
 Backward to the flow: `position_gradient` on the output's grid, summed over channels; then
 `transpose_interpolation` along each axis, every coarse cell gathering from the pixels that read it.
-Backward to the image: `scatter` with atomics, or where torch is told to be deterministic
+Backward to the image: `scatter` with atomics, or where it shall be deterministic
 `contributions`, a stable sort by destination, and `gather`, every pixel adding up its own in order.
 """
 
@@ -236,10 +236,10 @@ def flow_sample(image, flow, height, width, zeros):
     return out
 
 
-def _image_gradient(grad, image, displacement, sizes, flags):
+def _image_gradient(grad, image, displacement, sizes, flags, deterministic):
     batch, channels, height, width = image.shape
     pixels = grad.shape[2:].numel()
-    if not torch.are_deterministic_algorithms_enabled():
+    if not deterministic:
         sums = torch.zeros(image.shape, dtype=displacement.dtype, device=image.device)
         _launch_tiles(scatter, batch, channels, pixels, grad, *grad.stride(), displacement, sums,
                       channels, *sizes, **flags)
@@ -248,9 +248,7 @@ def _image_gradient(grad, image, displacement, sizes, flags):
     weight = displacement.new_empty(key.shape)
     common.launch(contributions, batch * triton.cdiv(pixels, BLOCK), displacement, key, weight,
                   *sizes, **flags, BLOCK_P=BLOCK, num_warps=4)
-    key, order = torch.sort(key, dim=1, stable=True)
-    ends = torch.arange(height * width + 1, device=image.device).expand(batch, -1).contiguous()
-    start = torch.searchsorted(key, ends)
+    order, start = common.lists_of(key, height * width)
     out = image.new_empty(image.shape)
     _launch_tiles(gather, batch, channels, height * width, grad, *grad.stride(), order, start,
                   weight, out, channels, *sizes[2:])
@@ -277,14 +275,14 @@ def _flow_gradient(grad, image, flow, displacement, sizes, flags):
     return out.to(flow.dtype)
 
 
-def flow_sample_backward(grad, image, flow, zeros, image_grad, flow_grad):
+def flow_sample_backward(grad, image, flow, zeros, deterministic, image_grad, flow_grad):
     """d image and d flow."""
     gradients = [new_gradient(image, image_grad), new_gradient(flow, flow_grad)]
     if grad.shape[0] > 0:
         displacement = coarse_displacements(flow, _checks.compute_dtype(image.dtype))
         sizes, flags = geometry(image, flow, *grad.shape[2:], zeros)
         if image_grad:
-            gradients[0] = _image_gradient(grad, image, displacement, sizes, flags)
+            gradients[0] = _image_gradient(grad, image, displacement, sizes, flags, deterministic)
         if flow_grad:
             gradients[1] = _flow_gradient(grad, image, flow, displacement, sizes, flags)
     return tuple(gradients)

@@ -4,9 +4,10 @@
 Forward: `row_maxima`, a program owns a block of sources and walks over the targets; `columns`, a
 program owns a block of targets and walks over the sources twice, for the norm and to write.
 Backward: `gradient_dots`, D_t by programs that own targets; `source_gradient`, dz_s and beta by
-programs that own sources; `target_gradient`, dz_t by programs that own targets, beta added to dC at
-the maxima. In bands of targets the same kernels add to what is there, and at the end
-`source_maximum` and `target_maximum` add the terms of beta.
+programs that own sources; `target_gradient`, dz_t by programs that own targets. Sources lie in the
+order of their maxima t*, so that a program finds those of its targets without looking at others. In
+bands of targets the same kernels add to what is there, and at the end `source_maximum` and
+`target_maximum` add the terms of beta.
 
 A tile is [what the program owns, what it walks over]. The upstream gradient is read three times,
 which is less traffic than adding up partial sums of dz_s, and needs no memory.
@@ -15,6 +16,7 @@ which is less traffic than adding up partial sums of dz_s, and needs no memory.
 import triton
 import triton.language as tl
 
+from .._library import new_gradient
 from ..correlation_4d import new_map
 from ..soft_mutual_normalize import new_statistics
 from . import common
@@ -114,8 +116,10 @@ def source_gradient(p_grad, stride_b, stride_s, stride_t, p_source, p_target, p_
                     p_argmax, p_norm, norm_stride_b, p_slope, p_beta, p_out, eps: tl.float64, m, S,
                     T, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
                     FEATURES: tl.constexpr, BLOCK_F: tl.constexpr, GRAD_PRECISION: tl.constexpr,
-                    BLOCK_OWN: tl.constexpr, BLOCK_WALK: tl.constexpr, BAND: tl.constexpr):
-    """BLOCK_F features of dz_s, and beta; a band adds to both and leaves the maxima for later."""
+                    BLOCK_OWN: tl.constexpr, BLOCK_WALK: tl.constexpr, BAND: tl.constexpr,
+                    WANTED: tl.constexpr):
+    """BLOCK_F features of dz_s where it is wanted, and beta; a band adds to both and leaves the
+    maxima for later."""
     i_b, i_f, o_s, m_s = own_block(S, BLOCK_OWN, FEATURES // BLOCK_F)
     p_source += i_b * S * WIDTH
     p_target += i_b * T * WIDTH
@@ -138,8 +142,9 @@ def source_gradient(p_grad, stride_b, stride_s, stride_t, p_source, p_target, p_
         b_c = correlate(b_s, b_t, p_source, p_target, o_s, o_t, m_s, m_t, WIDTH, BLOCK_K, PRECISION)
         b_dc, b_share = gradient_tile(b_c, b_g, b_inverse_b, b_scale[None, :], b_slope[None, :])
         b_summands += b_share
-        b_t = load_packed(p_plain, o_t, m_t, i_f * BLOCK_F, FEATURES, BLOCK_F)
-        b_sum = add_product(b_sum, b_dc, b_t, GRAD_PRECISION)
+        if WANTED:
+            b_t = load_packed(p_plain, o_t, m_t, i_f * BLOCK_F, FEATURES, BLOCK_F)
+            b_sum = add_product(b_sum, b_dc, b_t, GRAD_PRECISION)
     b_beta = -tl.sum(b_summands, axis=1) / b_max
     p_beta += i_b * S + o_s
     o_f, m_f = block_offsets(i_f * BLOCK_F, m, BLOCK_F)
@@ -147,30 +152,52 @@ def source_gradient(p_grad, stride_b, stride_s, stride_t, p_source, p_target, p_
     m_beta = m_s & (i_f == 0)  # the programs of the other features have the same
     if BAND:
         b_beta += tl.load(p_beta, mask=m_beta, other=0.0)
-        b_sum += load_tile(p_out, o_s, m_s, 1, o_f, m_f, S, dtype)
     else:
         b_beta = above_floor(b_beta, b_max, eps)
-        b_argmax = tl.load(p_argmax + i_b * S + o_s, mask=m_s, other=0)
-        b_z = load_packed(p_plain, b_argmax, m_s, i_f * BLOCK_F, FEATURES, BLOCK_F)
-        b_sum += b_beta[:, None] * b_z
     tl.store(p_beta, b_beta, mask=m_beta)
-    store_tile(p_out, o_s, m_s, 1, o_f, m_f, S, b_sum)
+    if WANTED:
+        if BAND:
+            b_sum += load_tile(p_out, o_s, m_s, 1, o_f, m_f, S, dtype)
+        else:
+            b_argmax = tl.load(p_argmax + i_b * S + o_s, mask=m_s, other=0)
+            b_z = load_packed(p_plain, b_argmax, m_s, i_f * BLOCK_F, FEATURES, BLOCK_F)
+            b_sum += b_beta[:, None] * b_z
+        store_tile(p_out, o_s, m_s, 1, o_f, m_f, S, b_sum)
 
 
 @triton.jit
-def at_maxima(p_argmax, b_beta, o_t, o_s, m_s):
-    """beta_s where a target is the maximum t* of the source, [targets, sources]."""
-    b_argmax = tl.load(p_argmax + o_s, mask=m_s, other=-1)
-    return tl.where(o_t[:, None] == b_argmax[None, :], b_beta[None, :], 0.0)
+def load_beta(p_beta, p_max, o_s, m_s, eps):
+    """beta_s, 0 where b_s is at its floor."""
+    b_max = tl.load(p_max + o_s, mask=m_s, other=1.0)
+    return above_floor(tl.load(p_beta + o_s, mask=m_s, other=0.0), b_max, eps)
+
+
+@triton.jit
+def add_maxima(b_sum, p_order, p_start, p_source, p_max, p_argmax, p_beta, eps, first_feature, o_t,
+               first_target, T, FEATURES: tl.constexpr, BLOCK_F: tl.constexpr,
+               GRAD_PRECISION: tl.constexpr, BLOCK_OWN: tl.constexpr, BLOCK_WALK: tl.constexpr):
+    """[targets, features] += beta_s z_s at t*(s), as a product with beta at the maxima of the
+    sources that these targets have: so the order is fixed."""
+    first = tl.load(p_start + first_target).to(tl.int32)
+    last = tl.load(p_start + tl.minimum(first_target + BLOCK_OWN, T)).to(tl.int32)
+    for step in range(0, last - first, BLOCK_WALK):
+        o_i, m_s = block_offsets(first + step, last, BLOCK_WALK)
+        o_s = tl.load(p_order + o_i, mask=m_s, other=0).to(tl.int32)
+        b_beta = load_beta(p_beta, p_max, o_s, m_s, eps)
+        b_argmax = tl.load(p_argmax + o_s, mask=m_s, other=-1).to(tl.int32)
+        b_dc = tl.where(o_t[:, None] == b_argmax[None, :], b_beta[None, :], 0.0)
+        b_s = load_packed(p_source, o_s, m_s, first_feature, FEATURES, BLOCK_F)
+        b_sum = add_product(b_sum, b_dc, b_s, GRAD_PRECISION)
+    return b_sum
 
 
 @triton.jit(do_not_specialize=["m"])
 def target_gradient(p_grad, stride_b, stride_s, stride_t, p_source, p_target, p_plain, p_max,
-                    p_argmax, p_norm, norm_stride_b, p_slope, p_beta, p_out, out_stride_b,
-                    out_stride_k, m, S, T, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr,
-                    PRECISION: tl.constexpr, FEATURES: tl.constexpr, BLOCK_F: tl.constexpr,
-                    GRAD_PRECISION: tl.constexpr, BLOCK_OWN: tl.constexpr, BLOCK_WALK: tl.constexpr,
-                    BAND: tl.constexpr):
+                    p_argmax, p_norm, norm_stride_b, p_slope, p_beta, p_order, p_start, p_out,
+                    out_stride_b, out_stride_k, eps: tl.float64, m, S, T, WIDTH: tl.constexpr,
+                    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, FEATURES: tl.constexpr,
+                    BLOCK_F: tl.constexpr, GRAD_PRECISION: tl.constexpr, BLOCK_OWN: tl.constexpr,
+                    BLOCK_WALK: tl.constexpr, BAND: tl.constexpr):
     """BLOCK_F features of dz_t; for a band without the terms of the maxima."""
     i_b, i_f, o_t, m_t = own_block(T, BLOCK_OWN, FEATURES // BLOCK_F)
     p_source += i_b * S * WIDTH
@@ -192,20 +219,14 @@ def target_gradient(p_grad, stride_b, stride_s, stride_t, p_source, p_target, p_
         b_s = load_packed(p_source, o_s, m_s, 0, WIDTH, BLOCK_K)
         b_c = correlate(b_t, b_s, p_target, p_source, o_t, o_s, m_t, m_s, WIDTH, BLOCK_K, PRECISION)
         b_dc, _ = gradient_tile(b_c, b_g, b_inverse_b[None, :], b_scale[:, None], b_slope[:, None])
-        if not BAND:
-            b_beta = tl.load(p_beta + o_s, mask=m_s, other=0.0)
-            b_dc += at_maxima(p_argmax, b_beta, o_t, o_s, m_s)
         b_s = load_packed(p_plain, o_s, m_s, i_f * BLOCK_F, FEATURES, BLOCK_F)
         b_sum = add_product(b_sum, b_dc, b_s, GRAD_PRECISION)
+    if not BAND:
+        b_sum = add_maxima(b_sum, p_order + i_b * S, p_start + i_b * (T + 1), p_plain, p_max,
+                           p_argmax, p_beta, eps, i_f * BLOCK_F, o_t, tl.min(o_t, axis=0), T,
+                           FEATURES, BLOCK_F, GRAD_PRECISION, BLOCK_OWN, BLOCK_WALK)
     o_f, m_f = block_offsets(i_f * BLOCK_F, m, BLOCK_F)
     store_tile(p_out + i_b * out_stride_b, o_t, m_t, 1, o_f, m_f, out_stride_k, b_sum)
-
-
-@triton.jit
-def load_beta(p_beta, p_max, o_s, m_s, eps):
-    """beta_s, 0 where b_s is at its floor."""
-    b_max = tl.load(p_max + o_s, mask=m_s, other=1.0)
-    return above_floor(tl.load(p_beta + o_s, mask=m_s, other=0.0), b_max, eps)
 
 
 @triton.jit(do_not_specialize=["m"])
@@ -225,24 +246,19 @@ def source_maximum(p_target, p_max, p_argmax, p_beta, p_out, eps: tl.float64, m,
 
 
 @triton.jit(do_not_specialize=["m"])
-def target_maximum(p_source, p_max, p_argmax, p_beta, p_out, eps: tl.float64, m, S, T,
-                   FEATURES: tl.constexpr, BLOCK_F: tl.constexpr, GRAD_PRECISION: tl.constexpr,
-                   BLOCK_OWN: tl.constexpr, BLOCK_WALK: tl.constexpr):
-    """dz_t(t*) += beta_s z_s, as a product with beta at the maxima: so the order is fixed."""
+def target_maximum(p_source, p_max, p_argmax, p_beta, p_order, p_start, p_out, eps: tl.float64, m,
+                   S, T, FEATURES: tl.constexpr, BLOCK_F: tl.constexpr,
+                   GRAD_PRECISION: tl.constexpr, BLOCK_OWN: tl.constexpr,
+                   BLOCK_WALK: tl.constexpr):
+    """dz_t(t*) += beta_s z_s."""
     i_b, i_f, o_t, m_t = own_block(T, BLOCK_OWN, FEATURES // BLOCK_F)
-    p_source += i_b * S * FEATURES
-    p_max += i_b * S
-    p_argmax += i_b * S
-    p_beta += i_b * S
-    b_sum = tl.zeros([BLOCK_OWN, BLOCK_F], p_source.dtype.element_ty)
-    for s in range(0, S, BLOCK_WALK):
-        o_s, m_s = block_offsets(s, S, BLOCK_WALK)
-        b_beta = load_beta(p_beta, p_max, o_s, m_s, eps)
-        b_dc = at_maxima(p_argmax, b_beta, o_t, o_s, m_s)
-        b_s = load_packed(p_source, o_s, m_s, i_f * BLOCK_F, FEATURES, BLOCK_F)
-        b_sum = add_product(b_sum, b_dc, b_s, GRAD_PRECISION)
     o_f, m_f = block_offsets(i_f * BLOCK_F, m, BLOCK_F)
     p_out += i_b * m * T
+    b_sum = tl.zeros([BLOCK_OWN, BLOCK_F], p_source.dtype.element_ty)
+    b_sum = add_maxima(b_sum, p_order + i_b * S, p_start + i_b * (T + 1),
+                       p_source + i_b * S * FEATURES, p_max + i_b * S, p_argmax + i_b * S,
+                       p_beta + i_b * S, eps, i_f * BLOCK_F, o_t, tl.min(o_t, axis=0), T, FEATURES,
+                       BLOCK_F, GRAD_PRECISION, BLOCK_OWN, BLOCK_WALK)
     b_sum = load_tile(p_out, o_t, m_t, 1, o_f, m_f, T, b_sum.dtype) + b_sum
     store_tile(p_out, o_t, m_t, 1, o_f, m_f, T, b_sum)
 
@@ -261,7 +277,8 @@ def _columns(z_s, z_t, row_max, eps, out, norm):
 
 def _backward(G, source, target, row_max, row_argmax, norm, eps, tf32, source_grad, target_grad,
               beta, band):
-    """Both gradients of features [B, m, S] and [B, m, T]; row_argmax is not read for a band."""
+    """Both gradients of features [B, m, S] and [B, m, T], but those that are empty tensors;
+    row_argmax is not read for a band."""
     batch, m, S = source.shape
     T = target.shape[2]
     z_s, z_t = common.pack_pair(source, target, tf32)
@@ -272,31 +289,46 @@ def _backward(G, source, target, row_max, row_argmax, norm, eps, tf32, source_gr
     common.launch_owners(gradient_dots, T, z_s, G, *G.stride(), z_s, z_t, row_max, norm,
                          norm.stride(0), slope, eps, S, T, **product)
     statistics = (row_max, row_argmax, norm, norm.stride(0), slope, beta)
+    wanted = source_grad.numel() > 0
+    own = both if wanted else both | {"FEATURES": both["BLOCK_F"]}  # beta alone: a program's work
     common.launch_owners(source_gradient, S, z_s, G, *G.stride(), z_s, z_t, plain_t, *statistics,
-                         source_grad, eps, m, S, T, **both, BAND=band, most=64)
-    common.launch_owners(target_gradient, T, z_s, G, *G.stride(), z_s, z_t, plain_s, *statistics,
-                         target_grad, *target_grad.stride()[:2], m, S, T, **both, BAND=band,
-                         most=64)
+                         source_grad, eps, m, S, T, **own, BAND=band, WANTED=wanted,
+                         most=common.most_owned(z_s))
+    if target_grad.numel() > 0:
+        lists = (row_argmax, row_argmax) if band else common.lists_of(row_argmax, T)
+        common.launch_owners(target_gradient, T, z_s, G, *G.stride(), z_s, z_t, plain_s,
+                             *statistics, *lists, target_grad, *target_grad.stride()[:2], eps, m, S,
+                             T, **both, BAND=band, most=common.most_owned(z_s))
 
 
-def guided_correlation(source, target, eps, tf32, channels_last):
+def guided_correlation(source, target, eps, tf32, channels_last, out_dtype):
     """Qhat and the statistics that its gradient needs."""
-    result = new_map(source, target, channels_last)
+    result = new_map(source, target, channels_last, out_dtype)
+    return result, *_guide(source, target, eps, tf32, result)
+
+
+def guided_correlation_out(source, target, eps, tf32, out):
+    """Qhat alone."""
+    _guide(source, target, eps, tf32, out)
+
+
+def _guide(source, target, eps, tf32, result):
     z_s, z_t = common.pack_pair(source, target, tf32)
     row_max, row_argmax, norm = new_statistics(z_s, z_s.shape[1], z_t.shape[1])
     _row_maxima(z_s, z_t, eps, row_max, row_argmax)
     _columns(z_s, z_t, row_max, eps, result.flatten(2), norm)
-    return result, row_max, row_argmax, norm
+    return row_max, row_argmax, norm
 
 
-def guided_correlation_backward(grad, source, target, row_max, row_argmax, norm, eps, tf32):
+def guided_correlation_backward(grad, source, target, row_max, row_argmax, norm, eps, tf32,
+                                source_grad, target_grad):
     """dz_s and dz_t."""
-    source_grad, target_grad = (z.new_empty(z.shape) for z in (source, target))
+    grads = new_gradient(source, source_grad), new_gradient(target, target_grad)
     row_max, row_argmax, norm = (x.contiguous() for x in (row_max, row_argmax, norm))
     beta = row_max.new_empty(row_max.shape)
     _backward(grad.flatten(2), source.flatten(2), target.flatten(2), row_max, row_argmax, norm, eps,
-              tf32, source_grad.flatten(2), target_grad.flatten(2), beta, band=False)
-    return source_grad, target_grad
+              tf32, *(g.flatten(2) if g.dim() == 4 else g for g in grads), beta, band=False)
+    return grads
 
 
 def guided_correlation_row_max(source, target, eps, tf32):
@@ -335,7 +367,8 @@ def guided_correlation_band_backward(grad, source, target, row_max, norm, eps, t
     band = _band(target, begin, grad.shape[2])
     row_max = row_max.contiguous()
     _backward(grad, source, target[:, :, band], row_max, row_max, norm.contiguous()[:, band], eps,
-              tf32, source_grad, target_grad[:, :, band], beta, band=True)
+              tf32, source_grad, target_grad[..., band] if target_grad.dim() == 3 else target_grad,
+              beta, band=True)
 
 
 def guided_correlation_row_max_backward(source, target, row_max, row_argmax, eps, beta, source_grad,
@@ -347,8 +380,11 @@ def guided_correlation_row_max_backward(source, target, row_max, row_argmax, eps
     row_max, row_argmax, beta = (x.contiguous() for x in (row_max, row_argmax, beta))
     z_s, z_t = common.pack(source), common.pack(target)
     features = common.gradient_sizes(z_s, False)
-    common.launch_owners(source_maximum, S, z_s, z_t, row_max, row_argmax, beta, source_grad, eps,
-                         m, S, T, FEATURES=features["FEATURES"], BLOCK_F=features["BLOCK_F"],
-                         most=64)
-    common.launch_owners(target_maximum, T, z_s, z_s, row_max, row_argmax, beta, target_grad, eps,
-                         m, S, T, **features, most=64)
+    if source_grad.numel() > 0:
+        common.launch_owners(source_maximum, S, z_s, z_t, row_max, row_argmax, beta, source_grad,
+                             eps, m, S, T, FEATURES=features["FEATURES"],
+                             BLOCK_F=features["BLOCK_F"], most=64)
+    if target_grad.numel() > 0:
+        common.launch_owners(target_maximum, T, z_s, z_s, row_max, row_argmax, beta,
+                             *common.lists_of(row_argmax, T), target_grad, eps, m, S, T, **features,
+                             most=64)

@@ -55,8 +55,9 @@ def cubes(p_c, stride_s, stride_t, p_max, o_s, m_s, o_t, m_t):
 
 
 @triton.jit
-def normalize(p_c, stride_b, stride_s, stride_t, p_max, p_norm, p_result, eps: tl.float64, S, T,
-              BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr):
+def normalize(p_c, stride_b, stride_s, stride_t, p_max, p_norm, p_result, result_stride_b,
+              result_stride_s, result_stride_t, eps: tl.float64, S, T, BLOCK_S: tl.constexpr,
+              BLOCK_T: tl.constexpr):
     i_b, _, o_t, m_t = own_block(T, BLOCK_T, 1)
     p_c += i_b * stride_b
     p_max += i_b * S
@@ -68,11 +69,12 @@ def normalize(p_c, stride_b, stride_s, stride_t, p_max, p_norm, p_result, eps: t
     b_norm = at_least(tl.sqrt(tl.sum(b_squares, axis=0)), eps)
     tl.store(p_norm + i_b * T + o_t, b_norm, mask=m_t)
     b_scale = 1.0 / b_norm
-    p_result += i_b * S * T
+    p_result += i_b * result_stride_b
     for s in range(0, S, BLOCK_S):
         o_s, m_s = block_offsets(s, S, BLOCK_S)
         b_u = cubes(p_c, stride_s, stride_t, p_max, o_s, m_s, o_t, m_t)
-        store_tile(p_result, o_s, m_s, T, o_t, m_t, 1, b_u * b_scale[None, :])
+        store_tile(p_result, o_s, m_s, result_stride_s, o_t, m_t, result_stride_t,
+                   b_u * b_scale[None, :])
 
 
 @triton.jit
@@ -125,19 +127,28 @@ def gradient(p_grad, grad_stride_b, grad_stride_s, grad_stride_t, p_c, stride_b,
     tl.store(p_out + o_s.to(tl.int64) * T + b_argmax, b_last.to(out), mask=m_s)
 
 
-def soft_mutual_normalize(correlation, eps):
+def soft_mutual_normalize(correlation, eps, out_dtype):
     """Qhat and the statistics that its gradient needs."""
+    result = correlation.new_empty(correlation.shape, dtype=out_dtype)
+    return result, *_normalize(correlation, eps, result)
+
+
+def soft_mutual_normalize_out(correlation, eps, out):
+    """Qhat alone."""
+    _normalize(correlation, eps, out)
+
+
+def _normalize(correlation, eps, result):
     batch, S = correlation.shape[:2]
     T = correlation.shape[2:].numel()
-    result = correlation.new_empty(correlation.shape)
     row_max, row_argmax, norm = new_statistics(correlation, S, T)
     if batch > 0:
-        C = correlation.flatten(2)
+        C, Q = correlation.flatten(2), result.flatten(2)
         common.launch(row_maxima, batch * triton.cdiv(S, ROWS["BLOCK_S"]), C, *C.stride(), row_max,
                       row_argmax, eps, S, T, **ROWS)
         common.launch(normalize, batch * triton.cdiv(T, COLUMNS["BLOCK_T"]), C, *C.stride(),
-                      row_max, norm, result, eps, S, T, **COLUMNS)
-    return result, row_max, row_argmax, norm
+                      row_max, norm, Q, *Q.stride(), eps, S, T, **COLUMNS)
+    return row_max, row_argmax, norm
 
 
 def soft_mutual_normalize_backward(grad, correlation, row_max, row_argmax, norm, eps):

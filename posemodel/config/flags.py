@@ -31,8 +31,9 @@ FIRST = frozenset({
 })  # and --config, --dry-run
 #: Fields that the presets differ in and no command line needs: a --config file may set them.
 WITHOUT_FLAG = frozenset({
-    "model.stream", "model.discriminator_width", "model.discriminator_layers",
-    "loss.reconstruction_weight", "optim.betas", "optim.phase_two_decoder", "optim.phase_two_rest",
+    "data.pairs_per_epoch", "model.stream", "model.discriminator_width",
+    "model.discriminator_layers", "loss.reconstruction_weight", "optim.betas",
+    "optim.phase_two_decoder", "optim.phase_two_rest",
 })
 
 

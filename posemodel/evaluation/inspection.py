@@ -41,7 +41,7 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
         if has_truth(batch) and model.warping.has_correlation:
             features = model.warping.encode(*poses)
             guided = model.warping.match(*features)
-            flow = model.warping.flow_from(guided)
+            flow = model.warping.flow_from(*features)
             coarse_scores = {"peak": visibility.peak_score(guided),
                              "correlation": visibility.correlation_score(*features)}
         else:

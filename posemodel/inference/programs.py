@@ -27,11 +27,7 @@ Program = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class InferencePath(nn.Module):
-    """What is exported: the generator in evaluation, with a tuple as its result.
-
-    The 4D map is kept, whatever `model.stream` says: without it the samples are worked on one by
-    one, which a graph of any batch cannot.
-    """
+    """What is exported: the generator in evaluation, with a tuple as its result."""
 
     def __init__(self, generator: PoseTransfer):
         super().__init__()
@@ -42,8 +38,7 @@ class InferencePath(nn.Module):
         """See the module."""
         warping = self.generator.warping
         if warping.has_correlation:
-            guided = warping.match(warping.features(source_pose), warping.features(target_pose))
-            flow = warping.flow_from(guided)
+            flow = warping.flow_from(warping.features(source_pose), warping.features(target_pose))
         else:
             flow = self.generator.flow(source, source_pose, target_pose)
         result = self.generator.transfer(source, flow)

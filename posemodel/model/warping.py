@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.flow.estimator import FlowEstimator, Motion
-from posemodel.model.expected_match import expected_match, expected_match_in, row_max
-from posemodel.model.flow_head import FlowHead
+from posemodel.model.flow_head import FlowHead, guided_map
 from posemodel.model.pose_encoder import PoseEncoder
 from posemodel.poses.limb_maps import limb_maps
 from posemodel.poses.maps import pose_maps
@@ -23,18 +22,17 @@ class WarpingNetwork(FlowEstimator):
     Sees nothing but the two poses. `parametrization` says what is added to C_l's output:
     "residual" the identity, "absolute" nothing, "matching" the expected source position under the
     squared guided correlation (whose squares sum to one over the source positions, Eq. 2).
-    `stream`: the 4D map is never stored, the same flow to within rounding.
     """
 
     has_correlation = True
 
     def __init__(self, *, encoder: PoseEncoder, head: FlowHead, image_size: tuple[int, int],
                  pose_sigma: float, limb_sigma: float,
-                 parametrization: Literal["residual", "absolute", "matching"], stream: bool):
+                 parametrization: Literal["residual", "absolute", "matching"]):
         super().__init__()
         self.encoder, self.head, self.image_size = encoder, head, image_size
         self.pose_sigma, self.limb_sigma = pose_sigma, limb_sigma
-        self.parametrization, self.stream = parametrization, stream
+        self.parametrization = parametrization
 
     def blocks(self) -> dict[str, nn.Module]:
         """M and C_l."""
@@ -58,41 +56,42 @@ class WarpingNetwork(FlowEstimator):
         return source, target
 
     def match(self, source: Tensor, target: Tensor) -> Tensor:
-        """Qhat, `[B, S, h, w]`: channel s of pixel t says how well source position s fits."""
-        device = source.device.type
-        if torch.is_autocast_enabled(device):
-            # C_l reads the map in this type; made in float32 it would have to be moved twice more.
-            dtype = torch.get_autocast_dtype(device)
-            source, target = source.to(dtype), target.to(dtype)
-        return pose_kernels.guided_correlation(
-            source, target, eps=EPS, memory_format=torch.channels_last)
+        """Qhat, `[B, S, h, w]`, of M's features: channel s of pixel t says how well source position
+        s fits."""
+        return guided_map(source, target, EPS)
 
     def forward(self, source_pose: Tensor, target_pose: Tensor,
                 source_image: Tensor | None = None) -> Motion:
         """As `FlowEstimator.forward`; of k sources for a target, the target is encoded once. The
         image is not looked at."""
-        features = self.encode(source_pose, target_pose)
-        return Motion(flow=self._streamed(*features) if self.stream
-                      else self.flow_from(self.match(*features)))
+        return Motion(flow=self.flow_from(*self.encode(source_pose, target_pose)))
 
-    def _streamed(self, source: Tensor, target: Tensor) -> Tensor:
-        """Features -> flow; the map between them is never stored."""
-        flow = self.head.stream(source, target, EPS)
+    def flow_from(self, source: Tensor, target: Tensor) -> Tensor:
+        """M's features -> flow: C_l and the parametrisation."""
+        flow = self.head(source, target, EPS)
         if self.parametrization == "matching":
             return flow + expected_match(source, target, EPS)
-        return self._placed(flow)
-
-    def flow_from(self, guided: Tensor) -> Tensor:
-        """Qhat -> flow: C_l and the parametrisation."""
-        flow = self.head(guided)
-        if self.parametrization == "matching":
-            return flow + expected_match_in(guided, flow.shape[-2:])
-        return self._placed(flow)
-
-    def _placed(self, flow: Tensor) -> Tensor:
         if self.parametrization == "residual":
             return flow + pose_kernels.identity_flow(*flow.shape[-2:], device=flow.device)
         return flow
+
+
+def expected_match(source: Tensor, target: Tensor, eps: float) -> Tensor:
+    """`sum_s x_s Qhat(s, t)^2`, the mean source position under the squared guided correlation.
+
+    The squares sum to one over the sources (Eq. 2), but where the norm is at its floor eps.
+
+    Args:
+        source: M's features `[B, m, hs, ws]`.
+        target: `[B, m, ht, wt]`.
+        eps: floor of the row maxima and of the column norms.
+
+    Returns: `[B, 2, ht, wt]` float32, (x, y), normalised, pixel centres.
+    """
+    places = pose_kernels.identity_flow(*source.shape[2:], device=source.device).flatten(1)
+    # Autocast would round the places to half precision.
+    with torch.autocast(source.device.type, enabled=False):
+        return pose_kernels.guided_readout(source.float(), target.float(), places, power=2, eps=eps)
 
 
 def guided_column(source: Tensor, target: Tensor, position: int) -> Tensor:
@@ -101,5 +100,6 @@ def guided_column(source: Tensor, target: Tensor, position: int) -> Tensor:
     source, target = source.float(), target.float()
     at = target.flatten(2)[:, :, position].unflatten(1, (-1, 1, 1))
     u = pose_kernels.correlation_4d(source, at)[0, :, 0, 0].pow(3)                 # Eq. 1, 9
-    u = u / row_max(source, target, EPS)[0]
+    best = pose_kernels.mutual_matches(source, target).target_correlations
+    u = u / best[0].flatten().clamp_min(EPS)
     return (u / u.norm().clamp_min(EPS)).view(source.shape[-2:])                   # Eq. 2

@@ -22,12 +22,12 @@ ROOT = Path(__file__).parents[2]
 FLAGS = """
 --out --steps --seed --device --precision --tf32 --compile --timeout --evaluate-every
 --checkpoint-every --log-every --config --dry-run
---data.kind --data.root --data.image-size --data.fit --data.pairs-per-epoch --data.workers
+--data.kind --data.root --data.image-size --data.fit --data.workers
 --data.flip --data.rotate --data.scale --data.shift --data.turn --data.background
 --data.hidden-joints --data.evaluation-pairs
 --model.flow --model.motion-input --model.flow-stride --model.pose-sigma --model.limb-sigma
 --model.encoder-channels --model.feature-channels --model.feature-norm --model.flow-depth
---model.flow-channels --model.flow-parametrization --model.refine-width
+--model.flow-channels --model.head-kernel --model.flow-parametrization --model.refine-width
 --model.refine-downsamplings --model.refine-blocks --model.refine --model.skip
 --loss.reconstruction --loss.vgg-weights --loss.warped-weight --loss.affine-weight
 --loss.joint-weight --loss.affine-background --loss.adversarial --loss.adversarial-weight

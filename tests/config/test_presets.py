@@ -59,7 +59,7 @@ def test_grids_and_what_is_stored(name, grid, streams):
         warping = build_generator(config.model, config.data.image_size).warping
         build_discriminator(config.model)
     assert warping.head.layers[0].in_channels == grid[0] * grid[1]
-    assert warping.stream is streams
+    assert warping.head.stream is streams
 
 
 def test_fast_presets_have_the_sizes_of_the_slow_ones():

@@ -29,6 +29,14 @@ void dispatch(const py::array& x, F&& f) {
   dispatch_floating(type_of(x), "emulation", [&](auto zero) { f(zero, scratch.context()); });
 }
 
+// The same for what a map is made of and the map, which may be narrower.
+template <class F>
+void dispatch(const py::array& from, const py::array& map, F&& f) {
+  Scratch scratch;
+  dispatch_map(
+      type_of(from), type_of(map), "emulation", [&](auto zero, auto narrow) { f(zero, narrow, scratch.context()); });
+}
+
 template <class T>
 const T* in(const py::array& x) {
   return static_cast<const T*>(x.data());

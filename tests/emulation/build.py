@@ -20,7 +20,8 @@ def operators(folder: str) -> list[str]:
     return sorted(str(p.relative_to(HERE)) for p in (HERE / folder).glob("*.cpp"))
 
 
-def compile_once(target: str, sources: list[str], flags: list[str]) -> Path:
+def compile_once(target: str, sources: list[str], flags: list[str],
+                 libraries: tuple[str, ...] = ()) -> Path:
     """The path of the compiled `target`, whose name gets a hash of everything it depends on."""
     import torch
 
@@ -37,7 +38,7 @@ def compile_once(target: str, sources: list[str], flags: list[str]) -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)
         part = output.with_suffix(f".{os.getpid()}.part")
         # As one translation unit: the headers cost more time than the sources do.
-        command += ["-x", "c++", "-", "-o", str(part)]
+        command += ["-x", "c++", "-", "-o", str(part), *libraries]
         one = "".join(f'#include "{source}"\n' for source in sources)
         done = subprocess.run(command, input=one, capture_output=True, text=True)
         if done.returncode != 0:
@@ -57,6 +58,17 @@ def load():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def wrappers() -> Path:
+    """The library of csrc/cuda/*.cu whole, whose operators are those of CPU tensors; needs g++."""
+    import torch
+
+    libraries = Path(torch.__file__).parent / "lib"
+    sources = ["wrappers.h", *sorted(map(str, (ROOT / "csrc/cuda").glob("*.cu")))]
+    flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden",
+             "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    return compile_once("wrappers.so", sources, flags, (f"-L{libraries}", "-ltorch_cpu", "-lc10"))
 
 
 def sanitized_program() -> Path:

@@ -3,9 +3,10 @@
 // Every CUDA thread is a fiber with a stack of its own. A warp runs alone from one block barrier to the next, lanes
 // taking turns at operations that cross lanes; blocks run one after the other. `reversed` turns the order of blocks,
 // warps and lanes around: a race that a barrier should have prevented gives other bits then; `few_blocks` makes each
-// block walk far, so that there are iterations to race. Shared memory starts as NaN (all bits one) in an allocation of
-// the exact size, so that AddressSanitizer sees what leaves it. An operation of a warp that not all its lanes reach, or
-// not at the same place, and a barrier that not all threads reach, abort.
+// block walk far, so that there are iterations to race; `truncating` makes matrix fragments add as tensor cores are said
+// to, towards zero. Shared memory starts as NaN (all bits one) in an allocation of the exact size, so that
+// AddressSanitizer sees what leaves it. An operation of a warp that not all its lanes reach, or not at the same place,
+// and a barrier that not all threads reach, abort.
 #pragma once
 
 #include <algorithm>
@@ -120,7 +121,9 @@ struct State {
   unsigned threads = 0;
   std::unique_ptr<unsigned char[]> shared;
   std::function<void()> kernel;
-  bool reversed = false, few_blocks = false;
+  bool reversed = false, few_blocks = false, truncating = false;
+  uint64_t products = 0, operations = 0;  // of matrix fragments, and all that cross lanes
+  void* stream = nullptr;  // the current one
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
 };
@@ -217,6 +220,7 @@ Out together(const In& in, const Operation& operation) {
   require(warp.place == &place, "lanes of a warp meet in different operations");
   std::memcpy(warp.in[lane], &in, sizeof(In));
   if (++warp.arrived == kLanes) {
+    ++s.operations;
     In all[kLanes];
     Out results[kLanes];
     for (int i = 0; i < kLanes; ++i) {
@@ -386,6 +390,16 @@ inline double operand(double x) {
   return x;
 }
 
+// An accumulator holds a sum of exact products: to nearest, or what is nearer to zero.
+inline float to_accumulator(double sum, float) {
+  const float nearest = static_cast<float>(sum);
+  const bool further = std::abs(static_cast<double>(nearest)) > std::abs(sum) && std::isfinite(sum);
+  return emulation::state().truncating && further ? bits_to_float(float_to_bits(nearest) - 1) : nearest;
+}
+inline double to_accumulator(double sum, double) {
+  return sum;
+}
+
 // Fragments as in the PTX manual: mma.m16n8k8 for .tf32, and m8n8k4 for .f64 in four.
 template <class T>
 void matrix_multiply_add(T (&c)[4], const T (&a)[4], T b0, T b1) {
@@ -397,6 +411,7 @@ void matrix_multiply_add(T (&c)[4], const T (&a)[4], T b0, T b1) {
   };
   const Out out = emulation::together<In, Out>(
       {{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}}, [](const In* in, Out* result) {
+        ++emulation::state().products;
         double A[16][8], B[8][8];
         for (int lane = 0; lane < kWarp; ++lane) {
           const int g = lane / 4, t = lane % 4;
@@ -414,7 +429,7 @@ void matrix_multiply_add(T (&c)[4], const T (&a)[4], T b0, T b1) {
             for (int k = 0; k < 8; ++k) {
               sum += A[row][k] * B[k][column];
             }
-            result[lane].c[e] = static_cast<T>(sum);
+            result[lane].c[e] = to_accumulator(sum, T{});
           }
         }
       });
@@ -451,9 +466,10 @@ inline int64_t enough(int64_t n) {
 
 template <class... Parameters, class... Arguments>
 void launch(
-    void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes, Stream,
+    void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes, Stream stream,
     const Arguments&... arguments) {
   emulation::State& s = emulation::state();
+  emulation::require(stream == s.stream, "a launch that is not on the current stream");
   emulation::require(
       threads % kWarp == 0 && threads <= 1024 && blocks <= INT32_MAX && shared_bytes <= 227 << 10,
       "a launch no GPU takes");
@@ -472,7 +488,8 @@ void launch(
 
 inline void sort_pairs(
     void* scratch, size_t& scratch_bytes, const uint32_t* keys, uint32_t* sorted_keys, const uint32_t* values,
-    uint32_t* sorted_values, int64_t n, int bits, Stream) {
+    uint32_t* sorted_values, int64_t n, int bits, Stream stream) {
+  emulation::require(stream == emulation::state().stream, "a sort that is not on the current stream");
   if (scratch == nullptr) {
     scratch_bytes = 1;
     return;

@@ -20,6 +20,11 @@ FEATURE_SHAPES = [(2, 35, (6, 5), (4, 7)), (1, 1, (3, 3), (3, 3)), (3, 8, (1, 1)
                   (1, 7, (4, 3), (1, 1)), (1, 40, (13, 5), (9, 23))]
 
 
+#: For `Case.unusual`: 4.2 MiB in float32, an odd number of targets.
+LARGE_MAP = {"m": 7, "source": (32, 34), "target": (31, 33)}
+MANY_FEATURES = tuple({"m": m, "source": (9, 11), "target": (10, 7)} for m in (130, 1024))
+
+
 @dataclass(frozen=True)
 class Case:
     """What the tests of every operator need to know of one. `CASE` in test_<operator>.py is its."""
@@ -33,16 +38,29 @@ class Case:
     #: Sizes for `inputs` with a few blocks, and with more than a thread takes.
     medium: dict = field(default_factory=dict)
     large: dict = field(default_factory=dict)
+    #: Sizes that programs notice and other tests have not, for float32: a result above 4 MiB, whose
+    # pages are brought in beforehand, and many features.
+    unusual: tuple[dict, ...] = ()
     #: How many inputs come from a layer of a network, so that their gradients keep its layout.
     activations: int = 2
+    #: Without a gradient the result is a tuple, some of it indices, and inputs are whole numbers:
+    # every implementation must find the same.
+    differentiable: bool = True
     #: Inputs and result take autocast's dtype.
     follows_autocast: bool = False
+    #: It has a second derivative and a rule for torch.func.vmap.
+    differentiable_twice: bool = False
     #: How often the error may be TOLERANCE where inputs have 16 bits.
     slack: int = 2
 
 
 def cases() -> dict[str, Case]:
     return {op: importlib.import_module(f"test_{op}").CASE for op in pose_kernels.implementations()}
+
+
+def narrower(dtype: torch.dtype) -> torch.dtype:
+    """What a map of such inputs may be rounded to."""
+    return torch.float32 if dtype == torch.float64 else torch.bfloat16
 
 
 def takes(op: str, argument: str) -> bool:
@@ -62,6 +80,13 @@ def features(batch, m, source_size, target_size, dtype=torch.float64):
     """A pair of maps, unit length per location as from the pose encoder (m = 1: any length)."""
     maps = [torch.randn(batch, m, *size).double() for size in (source_size, target_size)]
     return [(F.normalize(z, dim=1) if m > 1 else z).to(dtype) for z in maps]
+
+
+def whole_features(batch, m, source_size, target_size, dtype=torch.float64):
+    """A pair of maps of whole numbers, whose products and sums are exact in every dtype: full of
+    ties."""
+    return [torch.randint(-3, 4, (batch, m, *size)).to(dtype)
+            for size in (source_size, target_size)]
 
 
 def image_and_flow(batch=2, channels=3, image=(9, 13), flow=(4, 5), noise=0.2, dtype=torch.float64):
@@ -88,18 +113,25 @@ def relative_error(value: torch.Tensor, oracle: torch.Tensor) -> float:
 
 
 def assert_errors(found, oracle, dtype, slack=1):
-    """Those of value and gradients, which are of this dtype."""
+    """Those of value and gradients, which are of this dtype; indices must be the same."""
     for i, (a, b) in enumerate(zip(found, oracle, strict=True)):
+        if not b.is_floating_point():
+            assert torch.equal(a, b)
+            continue
         assert a.dtype == dtype
         assert relative_error(a, b) < slack * TOLERANCE[dtype][min(i, 1)]
 
 
 def value_and_gradients(function, inputs, upstream=None):
-    """[value, gradient of every input]; a gradient that does not exist fails the test here."""
+    """[value, gradient of every input]; a gradient that does not exist fails the test here. Of an
+    operator that has none: all that it returns, none of which may require one."""
     inputs = [x.detach().clone(memory_format=torch.preserve_format) for x in inputs]
     for x in inputs:
         x.requires_grad_()
     value = function(*inputs)
+    if isinstance(value, tuple):
+        assert not any(x.requires_grad for x in value)
+        return list(value)
     if upstream is None:
         generator = torch.Generator().manual_seed(1)
         upstream = torch.randn(value.shape, generator=generator, dtype=torch.float64)

@@ -19,7 +19,10 @@ def test_no_kernel_spills(architecture):
         "row_maxima_kernel",
         "column_sums_kernel",
         "write_map_kernel",
-        "backward_kernel",
+        "map_gradient_kernel",
+        "feature_gradients_kernel",
+        "readout_kernel",
+        "readout_gradient_kernel",
     } <= names
     assert [(n, s) for n, _, s in report if s > 0] == []
     # Two blocks of 256 threads per multiprocessor hide each other's latencies: 128 registers.

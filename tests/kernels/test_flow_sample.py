@@ -38,13 +38,15 @@ def calls(ops, new, batch, m, source_size, target_size, last):
     for x, size, zeros in ((image, source_size, False), (image[:, :3], (24, 20), True)):
         yield "flow_sample", (x, flow, *size, zeros)
         grad = ops.flow_sample(x, flow, *size, zeros)
-        for wanted in ((True, True), (True, False), (False, True)):
-            yield "flow_sample_backward", (grad, x, flow, zeros, *wanted)
+        for deterministic, *wanted in ((False, True, True), (True, True, False),
+                                       (False, False, True)):
+            yield "flow_sample_backward", (grad, x, flow, zeros, deterministic, *wanted)
 
 
 # A location in half precision is far coarser than what is sampled there.
 CASE = Case(inputs, calls, medium={"channels": 5, "image": (33, 29), "flow": (7, 9)},
-            large={"image": (65, 40), "flow": (16, 10), "noise": 0.5}, slack=50)
+            large={"image": (65, 40), "flow": (16, 10), "noise": 0.5}, slack=50,
+            unusual=({"channels": 4001, "image": (16, 17), "flow": (7, 9)},))
 COARSENESSES = [(1, 1), (1, 7), (2, 2), (3, 5), (8, 8), (9, 13), (11, 3), (37, 41), (64, 64)]
 
 

@@ -5,6 +5,10 @@ matrix instructions, streams, CUDA graphs, the allocator, maps of more than 2^31
 """
 
 import functools
+import os
+
+# Deterministic mode asks for it of everything that cuBLAS multiplies, and cuBLAS reads it once.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch
@@ -71,6 +75,35 @@ def test_shapes_and_layouts(op, impl, shape):
             assert (a.double() - b).norm().item() < limit
 
 
+@pytest.mark.parametrize(("op", "impl"), [pair for pair in PAIRS if takes(pair[0], "out")])
+def test_narrower_maps_and_given_memory(op, impl):
+    inputs = inputs_of(op, torch.float32)
+    wide, narrow = (run(op, impl, inputs, out_dtype=d) for d in (torch.float32, torch.bfloat16))
+    assert torch.equal(narrow[0], wide[0].bfloat16())
+    for a, b in zip(narrow[1:], wide[1:], strict=True):  # the upstream gradient was rounded too
+        assert a.dtype == torch.float32
+        assert relative_error(a, b) < TOLERANCE[torch.bfloat16][1]
+    for value in (wide[0], narrow[0]):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            out = torch.full_like(value, torch.nan, memory_format=layout)
+            assert function_of(op, impl, out_dtype=value.dtype, out=out)(*inputs) is out
+            assert torch.equal(out, value)
+
+
+@pytest.mark.parametrize("impl", FUSED["flow_sample"])
+def test_the_image_gradient_in_any_order(impl):
+    """Atomics without deterministic mode, lists with it."""
+    inputs = inputs_of("flow_sample", torch.float32, **CASES["flow_sample"].large)
+    atomic = run("flow_sample", impl, inputs)
+    torch.use_deterministic_algorithms(True)
+    try:
+        ordered = run("flow_sample", impl, inputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(atomic, ordered, strict=True):
+        assert relative_error(a, b) < TOLERANCE[torch.float32][1]
+
+
 @every_map
 def test_tf32(op, impl, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
@@ -85,6 +118,8 @@ def test_an_empty_batch_and_an_expanded_gradient(op, impl):
     inputs = inputs_of(op, torch.float32)
     empty = [x if x.shape[0] == 8 else x[:0] for x in inputs]
     assert all(x.isfinite().all() for x in run(op, impl, empty))
+    if not CASES[op].differentiable:
+        return
     inputs = [x.requires_grad_() for x in inputs]
     function_of(op, impl)(*inputs).sum().backward()
     wide = [x.detach().double().requires_grad_() for x in inputs]
@@ -123,10 +158,12 @@ def test_another_stream(op, impl):
 def test_a_cuda_graph(op, impl):
     inputs = [x.requires_grad_() for x in inputs_of(op, torch.float32)]
     function = function_of(op, impl)
-    upstream = torch.randn_like(function(*inputs))
+    upstream = torch.randn_like(function(*inputs)) if CASES[op].differentiable else None
 
     def step():
         value = function(*inputs)
+        if upstream is None:
+            return tuple(value)
         return value, *torch.autograd.grad(value, inputs, upstream)
 
     stream = torch.cuda.Stream()

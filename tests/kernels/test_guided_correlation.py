@@ -12,6 +12,7 @@ from kernel_helpers import (
     TOLERANCE,
     features,
     implementations,
+    narrower,
     relative_error,
     value_and_gradients,
 )
@@ -25,9 +26,12 @@ IMPLS = implementations("guided_correlation")
 def calls(ops, new, batch, m, source_size, target_size, last):
     eps = 1e-5
     z = new(batch, m, *source_size), new(batch, m, *target_size)
-    yield "guided_correlation", (*z, eps, False, last)
-    grad, *statistics = ops.guided_correlation(*z, eps, False, last)
-    yield "guided_correlation_backward", (grad, *z, *statistics, eps, False)
+    for dtype in {z[0].dtype, narrower(z[0].dtype)}:
+        yield "guided_correlation", (*z, eps, False, last, dtype)
+        grad, *statistics = ops.guided_correlation(*z, eps, False, last, dtype)
+        yield "guided_correlation_out", (*z, eps, False, torch.empty_like(grad))
+        for wanted in ((True, True), (True, False), (False, True)):
+            yield "guided_correlation_backward", (grad, *z, *statistics, eps, False, *wanted)
     row_max, row_argmax, norm = statistics
     if z[0].dtype != row_max.dtype:
         return  # bands know no other features
@@ -38,10 +42,12 @@ def calls(ops, new, batch, m, source_size, target_size, last):
     yield "guided_correlation_band", (*flat, row_max, eps, False, begin, band, norm.clone())
     sums = [new(*x.shape) for x in (*flat, row_max)]
     beta = new(*row_max.shape)
-    yield ("guided_correlation_band_backward",
-           (new(*band.shape), *flat, row_max, norm, eps, False, begin, *sums))
-    yield ("guided_correlation_row_max_backward",
-           (*flat, row_max, row_argmax, eps, beta, *sums[:2]))
+    nothing = new(0)  # for a gradient that nobody asked for
+    for z_s, z_t in (sums[:2], (sums[0], nothing), (nothing, sums[1])):
+        yield ("guided_correlation_band_backward",
+               (new(*band.shape), *flat, row_max, norm, eps, False, begin, z_s, z_t, sums[2]))
+        yield ("guided_correlation_row_max_backward",
+               (*flat, row_max, row_argmax, eps, beta, z_s, z_t))
 
 
 CASE = dataclasses.replace(correlation_case, calls=calls)
@@ -163,11 +169,12 @@ def test_bands_make_up_the_map_and_its_gradient(dtype):
     ops = torch.ops.pose_kernels_triton if IMPLS == ["triton"] else torch.ops.pose_kernels
     source, target = features(2, 67 if dtype == torch.float64 else 20, (5, 4), (4, 7), dtype)
     eps = 0.25 if dtype == torch.float64 else 0.4375  # some rows and columns are at the floors
-    Q, row_max, row_argmax, norm = ops.guided_correlation(source, target, eps, False, False)
+    Q, row_max, row_argmax, norm = ops.guided_correlation(source, target, eps, False, False,
+                                                           dtype)
     assert (row_max == eps).any() and (row_max > eps).any()
     G = torch.randn_like(Q)
     expected = ops.guided_correlation_backward(G, source, target, row_max, row_argmax, norm, eps,
-                                               False)
+                                               False, True, True)
     z_s, z_t = source.flatten(2), target.flatten(2)
     found = ops.guided_correlation_row_max(z_s, z_t, eps, False)
     assert torch.equal(found[0], row_max) and torch.equal(found[1], row_argmax)

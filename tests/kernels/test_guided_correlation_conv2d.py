@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from kernel_helpers import (
     DTYPES,
+    MANY_FEATURES,
     TOLERANCE,
     Case,
     assert_errors,
@@ -20,6 +21,7 @@ from kernel_helpers import (
     relative_error,
     value_and_gradients,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pose_kernels
 
@@ -39,7 +41,7 @@ def calls(ops, new, batch, m, source_size, target_size, last):
     for bias in (None, new(6)):
         yield "guided_correlation_conv2d", (*z, weight, bias, eps, False)
     grad, *statistics = ops.guided_correlation_conv2d(*z, weight, None, eps, False)
-    for wanted in ((True, True), (True, False), (False, True)):
+    for wanted in ((True,) * 3, (True, False, False), (False, True, False), (False, False, True)):
         yield ("guided_correlation_conv2d_backward",
                (grad, *z, weight, *statistics, eps, False, *wanted))
     if hasattr(ops, "winograd_weight"):
@@ -64,7 +66,7 @@ def winograd_calls(new, weight, rows, width):
 CASE = Case(inputs, calls, medium={"m": 35, "source": (13, 11), "target": (9, 17), "outputs": 8,
                                    "with_bias": False},
             large={"m": 35, "source": (17, 16), "target": (16, 19), "with_bias": False},
-            follows_autocast=True)
+            follows_autocast=True, unusual=MANY_FEATURES)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -120,6 +122,47 @@ def winograd_problem(dtype):
     source, target = features(2, 8, (5, 7), (7, 9), dtype)
     weight = 0.1 * torch.randn(67, 35, 3, 3, dtype=torch.float64)
     return [source, target, weight.to(dtype), torch.randn(67).to(dtype)]
+
+
+#: Of features and weight: what autocast lets through, beside equal ones.
+MIXED = [(torch.float32, torch.bfloat16), (torch.float64, torch.bfloat16),
+         (torch.float32, torch.float64), (torch.float16, torch.bfloat16)]
+
+
+@pytest.mark.parametrize("dtypes", MIXED, ids=str)
+def test_types_that_autocast_mixes_on_a_gpu(dtypes):
+    """Traced as for a GPU, with tensors that have no values: every product exists there, and the
+    results are what the operator says they are."""
+    parts = importlib.import_module("pose_kernels.guided_correlation_conv2d")
+    ops = torch.ops.pose_kernels
+    with FakeTensorMode():
+        z_s, z_t, weight = (torch.empty(shape, dtype=dtype, device="cuda") for shape, dtype in zip(
+            ((2, 5, 4, 5), (2, 5, 3, 7), (6, 20, 3, 3)), (dtypes[0], *dtypes), strict=True))
+        given = (z_s, z_t, weight, None, 1e-5, False)
+        found, said = parts._forward(ops, *given), ops.guided_correlation_conv2d(*given)
+        grads = parts._backward_op(ops, found[0], *given[:3], *found[1:], 1e-5, False, *[True] * 3)
+        for x, y in zip((*found, *grads), (*said, *given[:3]), strict=True):
+            assert (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float32), (torch.float32, torch.float64)],
+                         ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_types_that_autocast_mixes(impl, dtypes):
+    *z, weight, bias = inputs(2, dtypes[0])
+    given = [*z, weight.to(dtypes[1]), bias.to(dtypes[1])]
+
+    def under_autocast(impl):
+        op = functools.partial(pose_kernels.guided_correlation_conv2d, impl=impl)
+        return torch.autocast("cpu", dtype=torch.bfloat16)(op)
+
+    found = value_and_gradients(under_autocast(impl), given)
+    for compiled in (found, value_and_gradients(
+            torch.compile(under_autocast(impl), fullgraph=True, backend="aot_eager"), given)):
+        expected = value_and_gradients(under_autocast("reference"), given)
+        for a, b in zip(compiled, expected, strict=True):
+            assert a.dtype == b.dtype
+            assert relative_error(a, b) < 2e-2
 
 
 @needs_cpu_library

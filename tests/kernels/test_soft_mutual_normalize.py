@@ -6,10 +6,12 @@ import pytest
 import torch
 from kernel_helpers import (
     DTYPES,
+    LARGE_MAP,
     TOLERANCE,
     Case,
     features,
     implementations,
+    narrower,
     relative_error,
     value_and_gradients,
 )
@@ -30,13 +32,16 @@ def calls(ops, new, batch, m, source_size, target_size, last):
     C = new(batch, source_size[0] * source_size[1], *target_size)
     if last:
         C = C.to(memory_format=torch.channels_last)
-    yield "soft_mutual_normalize", (C, 1e-5)
-    grad, *statistics = ops.soft_mutual_normalize(C, 1e-5)
-    yield "soft_mutual_normalize_backward", (grad, C, *statistics, 1e-5)
+    for dtype in {C.dtype, narrower(C.dtype)}:
+        yield "soft_mutual_normalize", (C, 1e-5, dtype)
+        grad, *statistics = ops.soft_mutual_normalize(C, 1e-5, dtype)
+        yield "soft_mutual_normalize_out", (C, 1e-5, torch.empty_like(C, dtype=dtype))
+        yield "soft_mutual_normalize_backward", (grad, C, *statistics, 1e-5)
 
 
 CASE = Case(inputs, calls, medium={"source": (13, 11), "target": (9, 17), "positive": True},
-            large={"m": 35, "source": (17, 16), "target": (16, 19)}, activations=0)
+            large={"m": 35, "source": (17, 16), "target": (16, 19)}, activations=0,
+            unusual=(LARGE_MAP,))
 
 
 def op(impl, eps=1e-5):

@@ -12,6 +12,7 @@ import torch
 from kernel_helpers import (
     DTYPES,
     TOLERANCE,
+    assert_errors,
     cases,
     features,
     image_and_flow,
@@ -79,17 +80,93 @@ def test_the_blocks_of_large_sizes(monkeypatch, own):
     assert_near(*both("guided_correlation", inputs), torch.float32)
 
 
+@pytest.mark.parametrize(("power", "own", "m", "targets", "outputs", "blocks"), [
+    (1, False, 35, (9, 8), 40, 64), (2, True, 67, (5, 8), 70, 32)])
+def test_many_outputs(monkeypatch, power, own, m, targets, outputs, blocks):
+    """More than g takes at once, more than a program sums, in the blocks of large sizes."""
+    monkeypatch.setattr(common, "PROGRAMS", 1)
+    source, target = features(1, m, (5, 7), targets, torch.float32)
+    z_s, z_t = common.pack_pair(source, target, False)
+    assert common.owned(1, z_t.shape[1], z_t, common.most_owned(z_s))["BLOCK_OWN"] == blocks
+    values = torch.randn(*[1] * own, outputs, 35)
+    found, oracle = both("guided_readout", [source, target, values], power)
+    assert_errors(found, oracle, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_values_of_another_type(dtype):
+    """As under autocast; what comes of them has their type, the sums are those of the features."""
+    source, target = features(2, 5, (3, 4), (3, 5), torch.float32)
+    values = torch.randn(3, 12).to(dtype)
+    oracle = pose_kernels.guided_readout(source, target, values.float(), impl="reference")
+    found, *statistics = ops.guided_readout(source, target, values, 1, 1e-5, False)
+    assert found.dtype == dtype and statistics[0].dtype == torch.float32
+    assert relative_error(found, oracle) < TOLERANCE[torch.float16][0]
+    upstream = torch.randn(found.shape).to(dtype)
+    gradients = ops.guided_readout_backward(upstream, source, target, values, found, *statistics, 1,
+                                            1e-5, False, True, True, True)
+    assert [x.dtype for x in gradients] == [torch.float32, torch.float32, dtype]
+    _, *oracle = value_and_gradients(
+        lambda *z: pose_kernels.guided_readout(*z, impl="reference"),
+        [source, target, values.float()], upstream.float())
+    for gradient, expected in zip(gradients, oracle, strict=True):
+        assert relative_error(gradient, expected) < TOLERANCE[torch.float16][0]
+
+
+def launches_of_readout_backward(monkeypatch, dtype, wanted, tf32=False):
+    """Gradients, and by kernel the sizes of every launch; nothing runs."""
+    source, target = features(2, 20, (3, 4), (3, 5), dtype)
+    values = torch.randn(3, 12).to(dtype)
+    found, *statistics = ops.guided_readout(source, target, values, 1, 1e-5, tf32)
+    launches = {}
+    monkeypatch.setattr(common, "launch", lambda kernel, *_, **sizes: launches.setdefault(
+        kernel.fn.__name__, []).append(sizes))
+    return ops.guided_readout_backward(found, source, target, values, found, *statistics, 1, 1e-5,
+                                       tf32, *wanted), launches
+
+
+@pytest.mark.parametrize(("wanted", "launched"), [
+    ((True, False, False), {"gradient_dots", "source_gradient"}),
+    ((False, True, False), {"gradient_dots", "source_gradient", "target_gradient"}),  # needs beta
+    ((False, False, True), {"values_gradient"}),
+], ids=["source", "target", "values"])
+def test_only_what_is_asked_for_is_computed(monkeypatch, wanted, launched):
+    gradients, launches = launches_of_readout_backward(monkeypatch, torch.float32, wanted)
+    assert [x.numel() > 0 for x in gradients] == list(wanted)
+    packed = launches.pop("pack_block")
+    assert launches.keys() == launched
+    # Both for C, the upstream gradient; values; the other features for a gradient.
+    assert len(packed) == (3 if wanted[2] else 5)
+    if "source_gradient" in launched:
+        assert launches["source_gradient"][0]["WANTED"] == wanted[0]
+
+
+@pytest.mark.parametrize(("dtype", "tf32", "of_map", "of_g"), [
+    (torch.float32, False, "tf32x3", "tf32x3"), (torch.float32, True, "tf32", "tf32"),
+    (torch.bfloat16, False, "tf32x3", "tf32"), (torch.float64, False, "ieee", "ieee")], ids=str)
+def test_products_are_as_precise_as_the_features(monkeypatch, dtype, tf32, of_map, of_g):
+    """One pass over TF32 only where that is allowed, or where both factors are exact in it."""
+    _, launches = launches_of_readout_backward(monkeypatch, dtype, (True, True, True), tf32)
+    for name in ("source_gradient", "target_gradient"):
+        sizes = launches[name][0]
+        assert (sizes["GRAD_PRECISION"], sizes["G_PRECISION"]) == (of_map, of_g)
+        assert sizes["WIDTH"] == (64 if (dtype, tf32) == (torch.float32, False) else 32)  # parts
+    assert launches["values_gradient"][0]["SUM_PRECISION"] == of_map
+
+
 def test_tf32_is_passed_on():
     """Features are not split then; the interpreter itself multiplies as precisely as ever."""
     source, target = features(1, 20, (3, 4), (4, 5), torch.float32)
     assert common.pack_pair(source, target, True)[0].shape == (1, 12, 32)
     assert common.pack_pair(source, target, False)[0].shape == (1, 12, 64)
     expected = pose_kernels.guided_correlation(source, target, impl="reference")
-    found, *statistics = ops.guided_correlation(source, target, 1e-5, True, False)
+    found, *statistics = ops.guided_correlation(source, target, 1e-5, True, False,
+                                                  torch.float32)
     torch.testing.assert_close(found, expected)
     arguments = torch.randn_like(found), source, target, *statistics, 1e-5
-    grads = ops.guided_correlation_backward(*arguments, True)
-    for a, b in zip(grads, ops.guided_correlation_backward(*arguments, False), strict=True):
+    grads = ops.guided_correlation_backward(*arguments, True, True, True)
+    exact = ops.guided_correlation_backward(*arguments, False, True, True)
+    for a, b in zip(grads, exact, strict=True):
         assert relative_error(a, b) < TOLERANCE[torch.float32][1]
 
 
@@ -141,7 +218,7 @@ def test_ties_go_to_the_first():
     found, oracle = both("soft_mutual_normalize", [tied])
     torch.testing.assert_close(found, oracle, rtol=1e-11, atol=1e-12)
     C = tied.flatten(2)
-    assert torch.equal(ops.soft_mutual_normalize(tied, 1e-5)[2],
+    assert torch.equal(ops.soft_mutual_normalize(tied, 1e-5, tied.dtype)[2],
                        C.eq(C.amax(2, True)).int().argmax(2))
 
 
@@ -156,7 +233,7 @@ def test_not_a_number_spreads_as_in_the_reference(bad, dtype):
             source[0, 2, 1, 1] = bad
         found = op(source, target, impl="triton")
         assert torch.equal(found.isnan(), op(source, target, impl="reference").isnan())
-    _, row_max, row_argmax, _ = ops.guided_correlation(source, target, 1e-5, False, False)
+    _, row_max, row_argmax, _ = ops.guided_correlation(source, target, 1e-5, False, False, dtype)
     if bad != bad:  # the largest value; the first one wins
         assert row_max.isnan().all()
         assert row_argmax[0].tolist() == [5] * 5 + [0] + [5] * 6
@@ -235,7 +312,7 @@ def test_operators_keep_their_promises(name):
         if part == name:
             arguments = leaves(arguments)
             more = ("test_autograd_registration",)
-            if name == "guided_correlation":  # all are registered by the same function
+            if name == "correlation_4d":  # all are registered by the same function
                 more += ("test_aot_dispatch_dynamic",)
         torch.library.opcheck(getattr(ops, part).default, arguments, test_utils=tests + more)
 

@@ -7,6 +7,7 @@ import pose_kernels
 from posemodel.build import build_discriminator, build_generator
 from posemodel.config.presets import paper
 from posemodel.config.sections import ModelConfig
+from posemodel.model.warping import EPS, expected_match
 from posemodel.poses.joints import JOINTS, LIMBS
 from tests.tiny import random_poses as poses
 
@@ -66,10 +67,10 @@ def test_untrained_residual_flow_is_the_identity_and_returns_the_source():
 
 def test_matching_flow_finds_a_planted_correspondence():
     model = small(flow_parametrization="matching").warping
-    guided = torch.zeros(1, 64, 8, 8)
+    source = torch.eye(64).view(1, 64, 8, 8)
     # Every target position matches source position (row 5, column 2) alone.
-    guided[:, 5 * 8 + 2] = 1
-    flow = model.eval().flow_from(guided)
+    target = source[:, :, 5:6, 2:3].expand_as(source)
+    flow = model.eval().flow_from(source, target)
     expected = pose_kernels.identity_flow(8, 8)[:, 5, 2]
     assert torch.allclose(flow, expected.view(1, 2, 1, 1).expand_as(flow))
 
@@ -142,14 +143,38 @@ def test_streaming_is_the_stored_map_to_within_rounding(depth, parametrization):
 
 def test_streaming_stores_no_map():
     shapes = {}
-    for stream in ("never", "always"):
-        model = small((48, 48), stream=stream).warping
-        kept = shapes[stream] = set()
+    for form in ((3, "never"), (3, "always"), (1, "never")):
+        model = small((48, 48), head_kernel=form[0], stream=form[1]).warping
+        kept = shapes[form] = set()
         with torch.autograd.graph.saved_tensors_hooks(
                 lambda x, kept=kept: kept.add(tuple(x.shape)) or x, lambda x: x):
             model(poses(1), poses(1, seed=1))
-    one_map = (1, 144, 12, 12)
-    assert one_map in shapes["never"] and one_map not in shapes["always"]
+    assert [(1, 144, 12, 12) in kept for kept in shapes.values()] == [True, False, False]
+
+
+def test_a_head_of_1x1_reads_what_a_convolution_of_the_map_would():
+    model = awake(small((32, 48), head_kernel=1)).warping.eval()
+    features = model.encode(poses(2), poses(2, seed=1))
+    first, *rest = model.head.layers
+    assert first.kernel_size == (1, 1) and model.head.layers[3].kernel_size == (3, 3)
+    x = first(model.match(*features))
+    for layer in rest:
+        x = layer(x)
+    torch.testing.assert_close(model.head(*features, EPS), x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.3])
+def test_expected_match_is_the_mean_place_under_the_squared_map(eps):
+    source, target = (torch.nn.functional.normalize(torch.randn(2, 8, *size), dim=1)
+                      for size in ((6, 5), (7, 4)))
+    guided = pose_kernels.guided_correlation(source.double(), target.double(), eps,
+                                             impl="reference")
+    places = pose_kernels.identity_flow(6, 5, dtype=torch.float64).flatten(1)
+    wanted = torch.einsum("cs,bsij->bcij", places, guided.square())
+    found = expected_match(source, target, eps)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(expected_match(source, target, eps), found)
 
 
 @pytest.mark.parametrize(("size", "streams"), [((64, 64), False), ((252, 256), False),
@@ -157,7 +182,7 @@ def test_streaming_stores_no_map():
 def test_auto_streams_from_the_papers_grid_on(size, streams):
     with torch.device("meta"):
         model = build_generator(ModelConfig(**SMALL), size)
-    assert model.warping.stream is streams
+    assert model.warping.head.stream is streams
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6])
@@ -188,7 +213,7 @@ def test_paper_preset_has_the_papers_layers():
     encoder, head = map(convolutions, (model.warping.encoder, model.warping.head))
     assert len(encoder) == 11 and encoder[-1].out_channels == 35
     assert [c.out_channels for c in head] == [128, 128, 96, 64, 32, 2]
-    assert head[0].in_channels == 4096
+    assert head[0].in_channels == 4096 and {c.kernel_size for c in head} == {(3, 3)}
     assert model.refinement.encoder.layers[-1][0].out_channels == 256
     assert len(model.refinement.decoder.blocks) == 6
 

@@ -27,7 +27,7 @@ void flow_sample(py::array image, py::array flow, bool zeros, py::array result) 
   });
 }
 
-// An empty array for a gradient that is not wanted. `most` as in run_image_gradient.
+// An empty array for a gradient that is not wanted. `most` as in gather_image_gradient, 0: in any order.
 void flow_sample_backward(
     py::array grad, py::array image, py::array flow, bool zeros, int64_t most, py::array image_grad,
     py::array flow_grad) {
@@ -35,7 +35,11 @@ void flow_sample_backward(
     using In = decltype(zero);
     const auto g = geometry<compute_t<In>>(image, flow, grad.shape(2), grad.shape(3), zeros, context);
     if (image_grad.size() > 0) {
-      run_image_gradient(g, in<In>(grad), out<In>(image_grad), context, most);
+      if (most == 0) {
+        scatter_image_gradient(g, in<In>(grad), out<In>(image_grad), context);
+      } else {
+        gather_image_gradient(g, in<In>(grad), out<In>(image_grad), context, most);
+      }
     }
     if (flow_grad.size() > 0) {
       dispatch(flow, [&](auto flow_zero, const Context&) {

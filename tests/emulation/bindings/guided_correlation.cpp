@@ -20,34 +20,43 @@ Statistics<T> statistics_without_argmax(double eps, py::array& row_max, py::arra
 void guided_correlation(
     py::array source, py::array target, double eps, bool tf32, bool channels_last, py::array result, py::array row_max,
     py::array row_argmax, py::array norm) {
-  dispatch(source, [&](auto zero, const Context& context) {
+  dispatch(source, result, [&](auto zero, auto narrow, const Context& context) {
     using In = decltype(zero);
-    run_guided_correlation(
-        features<In>(source, target), statistics<compute_t<In>>(eps, row_max, row_argmax, norm), tf32,
-        make_map(out<In>(result), source.shape(2), target.shape(2), channels_last), context);
+    using E = decltype(narrow);
+    const auto z = features<In>(source, target);
+    const auto found = statistics<compute_t<In>>(eps, row_max, row_argmax, norm);
+    const auto map = make_map(out<E>(result), source.shape(2), target.shape(2), channels_last);
+    if constexpr (std::is_same_v<In, E>) {
+      run_guided_correlation(z, found, tf32, map, context);
+    } else {
+      run_row_max(z, found, tf32, context);
+      run_band(z, found, tf32, map, context);
+    }
   });
 }
 
 void guided_correlation_backward(
     py::array grad, bool channels_last, py::array source, py::array target, py::array row_max, py::array row_argmax,
     py::array norm, double eps, bool tf32, py::array source_grad, py::array target_grad) {
-  dispatch(source, [&](auto zero, const Context& context) {
+  dispatch(source, grad, [&](auto zero, auto narrow, const Context& context) {
     using In = decltype(zero);
+    using E = decltype(narrow);
     using T = compute_t<In>;
     T* beta = context.allocate_array<T>(source.shape(0) * source.shape(2));
     run_guided_backward(
         features<In>(source, target), statistics<T>(eps, row_max, row_argmax, norm), tf32,
-        make_map(in<In>(grad), source.shape(2), target.shape(2), channels_last),
-        FeatureGrads<In>{out<In>(source_grad), out<In>(target_grad), beta, false, true}, context);
+        make_map(in<E>(grad), source.shape(2), target.shape(2), channels_last),
+        FeatureGrads<In>{out<In>(source_grad), out<In>(target_grad), beta, false, true, {}}, context);
   });
 }
 
 void guided_correlation_row_max(
     py::array source, py::array target, double eps, bool tf32, py::array row_max, py::array row_argmax) {
-  dispatch_wide(type_of(source), "emulation", [&](auto zero) {
+  dispatch_floating(type_of(source), "emulation", [&](auto zero) {
     using In = decltype(zero);
     Scratch scratch;
-    const Statistics<In> found{static_cast<In>(eps), out<In>(row_max), out<int64_t>(row_argmax), nullptr};
+    using T = compute_t<In>;
+    const Statistics<T> found{static_cast<T>(eps), out<T>(row_max), out<int64_t>(row_argmax), nullptr};
     run_row_max(features<In>(source, target), found, tf32, scratch.context());
   });
 }
@@ -55,13 +64,14 @@ void guided_correlation_row_max(
 void guided_correlation_band(
     py::array source, py::array target, py::array row_max, double eps, bool tf32, int64_t begin, py::array result,
     py::array norm) {
-  dispatch_band(type_of(source), type_of(result), [&](auto wide, auto zero) {
-    using In = decltype(wide);
+  dispatch_features_and_band(type_of(source), type_of(result), [&](auto of_features, auto zero) {
+    using In = decltype(of_features);
     using E = decltype(zero);
+    using T = compute_t<In>;
     Scratch scratch;
     run_band(
         band_of(features<In>(source, target), begin, result.shape(2)),
-        statistics_without_argmax<In>(eps, row_max, norm), tf32,
+        statistics_without_argmax<T>(eps, row_max, norm), tf32,
         make_map(out<E>(result), source.shape(2), result.shape(2), false), scratch.context());
   });
 }
@@ -69,26 +79,30 @@ void guided_correlation_band(
 void guided_correlation_band_backward(
     py::array grad, py::array source, py::array target, py::array row_max, py::array norm, double eps, bool tf32,
     int64_t begin, py::array source_grad, py::array target_grad, py::array beta) {
-  dispatch_band(type_of(source), type_of(grad), [&](auto wide, auto zero) {
-    using In = decltype(wide);
+  dispatch_features_and_band(type_of(source), type_of(grad), [&](auto of_features, auto zero) {
+    using In = decltype(of_features);
     using E = decltype(zero);
+    using T = compute_t<In>;
     Scratch scratch;
     run_guided_backward(
         band_of(features<In>(source, target), begin, grad.shape(2)),
-        statistics_without_argmax<In>(eps, row_max, norm), tf32,
+        statistics_without_argmax<T>(eps, row_max, norm), tf32,
         make_map(in<E>(grad), source.shape(2), grad.shape(2), false),
-        FeatureGrads<In>{out<In>(source_grad), out<In>(target_grad), out<In>(beta), true, false}, scratch.context());
+        FeatureGrads<T>{out<T>(source_grad), out<T>(target_grad), out<T>(beta), true, false, {}}, scratch.context());
   });
 }
 
 void guided_correlation_row_max_backward(
     py::array source, py::array target, py::array row_max, py::array row_argmax, double eps, py::array beta,
-    py::array source_grad, py::array target_grad) {
-  dispatch_wide(type_of(source), "emulation", [&](auto zero) {
+    int64_t most, py::array source_grad, py::array target_grad) {
+  dispatch_floating(type_of(source), "emulation", [&](auto zero) {
     using In = decltype(zero);
-    const Statistics<In> given{static_cast<In>(eps), out<In>(row_max), out<int64_t>(row_argmax), nullptr};
+    Scratch scratch;
+    using T = compute_t<In>;
+    const Statistics<T> given{static_cast<T>(eps), out<T>(row_max), out<int64_t>(row_argmax), nullptr};
     run_row_max_backward(
-        features<In>(source, target), given, in<In>(beta), out<In>(source_grad), out<In>(target_grad), nullptr);
+        features<In>(source, target), given, in<T>(beta), out<T>(source_grad), out<T>(target_grad), scratch.context(),
+        most);
   });
 }
 

@@ -7,21 +7,23 @@ namespace {
 // Maps are [B, S, T].
 void soft_mutual_normalize(
     py::array map, double eps, py::array result, py::array row_max, py::array row_argmax, py::array norm) {
-  dispatch(map, [&](auto zero, const Context& context) {
+  dispatch(map, result, [&](auto zero, auto narrow, const Context& context) {
     using E = decltype(zero);
+    using G = decltype(narrow);
     run_soft_mutual_normalize(
-        MapPair<E>{map.shape(0), map.shape(1), map.shape(2), in<E>(map), nullptr},
-        statistics<compute_t<E>>(eps, row_max, row_argmax, norm), out<E>(result), context);
+        MapPair<E, G>{map.shape(0), map.shape(1), map.shape(2), in<E>(map), nullptr},
+        statistics<compute_t<E>>(eps, row_max, row_argmax, norm), out<G>(result), context);
   });
 }
 
 void soft_mutual_normalize_backward(
     py::array grad, py::array map, py::array row_max, py::array row_argmax, py::array norm, double eps,
     py::array result) {
-  dispatch(map, [&](auto zero, const Context& context) {
+  dispatch(map, grad, [&](auto zero, auto narrow, const Context& context) {
     using E = decltype(zero);
+    using G = decltype(narrow);
     run_soft_mutual_normalize_backward(
-        MapPair<E>{map.shape(0), map.shape(1), map.shape(2), in<E>(map), in<E>(grad)},
+        MapPair<E, G>{map.shape(0), map.shape(1), map.shape(2), in<E>(map), in<G>(grad)},
         statistics<compute_t<E>>(eps, row_max, row_argmax, norm), out<E>(result), context);
   });
 }

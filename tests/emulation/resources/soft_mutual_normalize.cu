@@ -2,13 +2,14 @@
 
 namespace pose_kernels {
 
-#define NORMALIZE(E) \
-  template __global__ void map_row_maxima_kernel<float, E>(MapPair<E>, Statistics<float>); \
-  template __global__ void map_column_sums_kernel<float, E>(MapColumnSumsArguments<float, E>); \
-  template __global__ void map_normalize_kernel<float, E>(MapRowsArguments<float, E>); \
-  template __global__ void map_backward_kernel<float, E>(MapRowsArguments<float, E>);
+#define NORMALIZE(E, G) \
+  template __global__ void map_row_maxima_kernel<float, E, G>(MapPair<E, G>, Statistics<float>); \
+  template __global__ void map_column_sums_kernel<float, E, G>(MapColumnSumsArguments<float, E, G>); \
+  template __global__ void map_normalize_kernel<float, E, G>(MapRowsArguments<float, E, G, G>); \
+  template __global__ void map_backward_kernel<float, E, G>(MapRowsArguments<float, E, G, E>);
 
-NORMALIZE(float)
-NORMALIZE(BFloat16)
+NORMALIZE(float, float)
+NORMALIZE(float, BFloat16)
+NORMALIZE(BFloat16, BFloat16)
 
 }  // namespace pose_kernels

@@ -17,7 +17,9 @@ void samples(int64_t channels, int64_t image, int64_t flow, int64_t size, bool z
     SampleGeometry<T> g{B, channels, x, y, zeros, nullptr};
     g.displacement = make_displacement<Flow, T>(B, flow, flow + 2, to.data(), context);
     run_flow_sample(g, pixels.data(), result.data(), nullptr);
-    run_image_gradient(g, grad.data(), image_grad.data(), context, reversed ? 1 : INT32_MAX);
+    scatter_image_gradient(g, grad.data(), image_grad.data(), context);
+    Results<In>().keep("flow_sample image_grad in any order", image_grad);
+    gather_image_gradient(g, grad.data(), image_grad.data(), context, reversed ? 1 : INT32_MAX);
     run_flow_gradient(g, pixels.data(), grad.data(), flow_grad.data(), context);
     results.keep("flow_sample", result);
     results.keep("flow_sample image_grad", image_grad);

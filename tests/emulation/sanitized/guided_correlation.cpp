@@ -18,7 +18,7 @@ const Run guided_correlation_run([] {
     Results<float> results;
     in_both_orders([&](const Context& context, bool) {
       run_guided_correlation(z, statistics, tf32, out, context);
-      const FeatureGrads<float> grads{source_grad.data(), target_grad.data(), beta.data(), false, true};
+      const FeatureGrads<float> grads{source_grad.data(), target_grad.data(), beta.data(), false, true, {}};
       run_guided_backward(z, statistics, tf32, G, grads, context);
       results.keep("guided_correlation", map);
       results.keep("guided_correlation source_grad", source_grad);
@@ -34,8 +34,8 @@ const Run guided_correlation_run([] {
       run_band(part, statistics, tf32, make_map(band.data(), S, count, false), context);
       run_guided_backward(
           part, statistics, tf32, make_map<const BFloat16>(band_grad.data(), S, count, false),
-          FeatureGrads<float>{into.data(), columns.data(), added.data(), true, false}, context);
-      run_row_max_backward(z, statistics, added.data(), into.data(), columns.data(), nullptr);
+          FeatureGrads<float>{into.data(), columns.data(), added.data(), true, false, {}}, context);
+      run_row_max_backward(z, statistics, added.data(), into.data(), columns.data(), context);
       Results<BFloat16>().keep("band", band);
       Results<float>().keep("band source_grad", into);
       Results<float>().keep("band target_grad", columns);

@@ -12,9 +12,9 @@ const Run soft_mutual_normalize_run([] {
     const Statistics<float> statistics{1e-5f, row_max.data(), where.data(), norm.data()};
     Results<float> results;
     in_both_orders([&](const Context& context, bool) {
-      run_soft_mutual_normalize(MapPair<float>{B, S, n, map.data(), nullptr}, statistics, result.data(), context);
+      run_soft_mutual_normalize(MapPair<float, float>{B, S, n, map.data(), nullptr}, statistics, result.data(), context);
       run_soft_mutual_normalize_backward(
-          MapPair<float>{B, S, n, map.data(), map.data()}, statistics, map_grad.data(), context);
+          MapPair<float, float>{B, S, n, map.data(), map.data()}, statistics, map_grad.data(), context);
       results.keep("soft_mutual_normalize", result);
       results.keep("soft_mutual_normalize_backward", map_grad);
     });

@@ -1,0 +1,159 @@
+"""guided_readout is a product with the guided correlation map."""
+
+import functools
+
+import pytest
+import torch
+from kernel_helpers import (
+    DTYPES,
+    FEATURE_SHAPES,
+    Case,
+    assert_errors,
+    features,
+    implementations,
+    relative_error,
+    value_and_gradients,
+)
+
+import pose_kernels
+
+IMPLS = implementations("guided_readout")
+POWERS = (1, 2)
+
+
+def op(impl, power=1, eps=1e-5):
+    return functools.partial(pose_kernels.guided_readout, power=power, eps=eps, impl=impl)
+
+
+def inputs(batch, dtype, m=5, source=(3, 4), target=(4, 5), outputs=6, own=False):
+    """`own`: every sample has its own values."""
+    shape = (batch, outputs) if own else (outputs,)
+    values = torch.randn(*shape, source[0] * source[1], dtype=torch.float64)
+    return [*features(batch, m, source, target, dtype), values.to(dtype)]
+
+
+def calls(ops, new, batch, m, source_size, target_size, last):
+    S, eps = source_size[0] * source_size[1], 1e-5
+    z = new(batch, m, *source_size), new(batch, m, *target_size)
+    for power, values in ((1, new(6, S)), (2, new(batch, 3, S))):
+        yield "guided_readout", (*z, values, power, eps, False)
+        grad, *statistics = ops.guided_readout(*z, values, power, eps, False)
+        for wanted in ((True, True, True), (True, False, False), (False, True, False),
+                       (False, False, True)):
+            yield ("guided_readout_backward",
+                   (torch.ones_like(grad), *z, values, grad, *statistics, power, eps, False,
+                    *wanted))
+
+
+CASE = Case(inputs, calls, medium={"m": 35, "source": (13, 11), "target": (9, 17), "outputs": 20},
+            large={"m": 35, "source": (17, 16), "target": (16, 19), "outputs": 40},
+            follows_autocast=True)
+
+
+def over_the_map(power, eps=1e-5):
+    def function(source, target, values):
+        Q = pose_kernels.guided_correlation(source, target, eps, impl="reference")
+        return (values @ Q.flatten(2).pow(power)).unflatten(2, target.shape[2:])
+
+    return function
+
+
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_against_the_map_in_float64(impl, dtype, own, power):
+    """Below, at and above the sizes of blocks; more features and outputs than a tile has."""
+    shapes = [*FEATURE_SHAPES, (1, 67, (16, 16), (16, 17))] if impl != "triton" else (
+        FEATURE_SHAPES[:1] + FEATURE_SHAPES[4:])
+    for shape, outputs in zip(shapes, (6, 1, 3, 2, 33, 130), strict=False):
+        z = inputs(shape[0], dtype, *shape[1:], outputs, own)
+        if shape[1] == 1 or shape[2] == (1, 1):
+            continue  # the true gradient is (near) zero
+        oracle = value_and_gradients(over_the_map(power), [x.double() for x in z])
+        assert_errors(value_and_gradients(op(impl, power), z), oracle, dtype,
+                      2 if dtype.itemsize == 2 else 1)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("eps", [1e-5, 0.3])  # 0.3: both floors are active in places
+def test_gradcheck(impl, eps, power):
+    z = [x.requires_grad_() for x in inputs(2, torch.float64, 3, (2, 3), (3, 2), 2, own=True)]
+    fast = impl == "triton"
+    assert torch.autograd.gradcheck(op(impl, power, eps), z, fast_mode=fast)
+
+
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_floors_and_zero_columns(impl, power):
+    z = inputs(2, torch.float64)
+    z[1][:, :, 1, 2] = 0
+    for eps in (1e-5, 0.3):
+        found = value_and_gradients(op(impl, power, eps), z)
+        torch.testing.assert_close(found, value_and_gradients(over_the_map(power, eps), z),
+                                   rtol=1e-10, atol=1e-11)
+        assert (found[0][:, :, 1, 2] == 0).all() and (found[2][:, :, 1, 2] == 0).all()
+    nothing = value_and_gradients(op(impl, power), [torch.zeros_like(z[0]), *z[1:]])
+    assert all((x == 0).all() for x in nothing)
+
+
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_ties_go_to_the_first(impl, power):
+    source, target, values = inputs(1, torch.float64, 4, (4, 4), (4, 5))
+    target[:, :, 3, 1] = target[:, :, 0, 3]
+    z = [source, target, values]
+    found = value_and_gradients(op(impl, power), z)
+    expected = value_and_gradients(over_the_map(power), z)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_1x1_convolution(impl):
+    source, target, values = inputs(2, torch.float64)
+    weight = values[:, :, None, None]
+    expected = pose_kernels.guided_correlation_conv2d(source, target, weight, impl="reference")
+    found = op(impl)(source, target, values)
+    torch.testing.assert_close(found, expected)
+    bias = torch.randn(6, dtype=torch.float64)
+    convolved = pose_kernels.guided_correlation_conv2d(source, target, weight, bias, impl=impl)
+    assert torch.equal(convolved, found + bias[:, None, None])
+    for layout in (torch.contiguous_format, torch.channels_last):
+        layer = weight.contiguous(memory_format=layout).requires_grad_()
+        convolved = pose_kernels.guided_correlation_conv2d(source, target, layer, impl=impl)
+        gradient, = torch.autograd.grad(convolved.sum(), layer)
+        assert gradient.stride() == layer.stride()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_squares_move_values_to_where_they_match(impl):
+    """Weights that sum to one: a constant stays what it is."""
+    source, target, _ = inputs(2, torch.float64)
+    moved = op(impl, 2)(source, target, torch.full((1, 12), 3.0, dtype=torch.float64))
+    torch.testing.assert_close(moved, torch.full((2, 1, 4, 5), 3.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_float32_keeps_its_accuracy_over_many_sources(impl):
+    if impl == "triton":
+        pytest.skip("slow where it is interpreted")
+    z = inputs(1, torch.float32, 35, (40, 45), (5, 8), 10)
+    oracle = value_and_gradients(over_the_map(1), [x.double() for x in z])
+    found = value_and_gradients(op(impl), z)
+    assert relative_error(found[0], oracle[0]) < 1e-6
+    assert all(relative_error(a, b) < 3e-6 for a, b in zip(found[1:], oracle[1:], strict=True))
+
+
+@pytest.mark.parametrize(("change", "error", "words"), [
+    (lambda s, t, v: (s, t, v[:, :5]), ValueError, r"values: expected \[n, 12\] or \[2, n, 12\]"),
+    (lambda s, t, v: (s, t, v[None]), ValueError, r"got shape \[1, 6, 12\]"),
+    (lambda s, t, v: (s, t, v[:0]), ValueError, "values: expected"),
+    (lambda s, t, v: (s, t, v[0]), ValueError, r"values: expected \[n, hs\*ws\]"),
+    (lambda s, t, v: (s, t, v.float()), TypeError, "values: expected torch.float64 as source"),
+    (lambda s, t, v: (s, t, v, 3), ValueError, "power: expected 1 or 2, got 3"),
+    (lambda s, t, v: (s, t, [1]), TypeError, r"values: expected a tensor \[n, hs\*ws\]"),
+])
+def test_errors_name_the_argument(change, error, words):
+    with pytest.raises(error, match=words):
+        pose_kernels.guided_readout(*change(*inputs(2, torch.float64)))
