@@ -152,13 +152,9 @@ static void guided_correlation_row_max_backward(
     dispatch_floating(source.scalar_type(), "source", [&](auto zero) {
       using In = decltype(zero);
       using C = compute_t<In>;
-      const Context context = call.context();
-      const auto to = [&](const Tensor& gradient, const Tensor& of) {  // what nobody asked for goes nowhere
-        return gradient.numel() > 0 ? mutable_data<C>(gradient) : context.allocate_array<C>(of.numel());
-      };
       run_row_max_backward(
           features_of<In>(source, target), statistics_of<C>(eps, row_max, &row_argmax, nullptr), const_data<C>(beta),
-          to(source_grad, source), to(target_grad, target), context);
+          data_or_null<C>(source_grad), data_or_null<C>(target_grad), call.context());
     });
   }
 }

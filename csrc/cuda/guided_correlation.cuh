@@ -342,14 +342,18 @@ void run_guided_backward(
       });
 }
 
-// The gradient through the row maxima, where bands have left it out.
+// The gradient through the row maxima, where bands have left it out; null for one that is not asked for.
 template <class In, class Out, class T = compute_t<In>>
 void run_row_max_backward(
     const Features<In>& z, const Statistics<T>& statistics, const T* beta, Out* source_grad, Out* target_grad,
     const Context& context, int64_t most = INT32_MAX) {
-  const SourcesByTarget best_of = sort_by_target(z, statistics.row_argmax, context, most);
-  finish_grads<true>(plan_finish<true>(z, beta, best_of, source_grad, true), statistics, context.stream);
-  finish_grads<false>(plan_finish<false>(z, beta, best_of, target_grad, true), statistics, context.stream);
+  if (source_grad != nullptr) {
+    finish_grads<true>(plan_finish<true>(z, beta, {}, source_grad, true), statistics, context.stream);
+  }
+  if (target_grad != nullptr) {
+    const SourcesByTarget best_of = sort_by_target(z, statistics.row_argmax, context, most);
+    finish_grads<false>(plan_finish<false>(z, beta, best_of, target_grad, true), statistics, context.stream);
+  }
 }
 
 }  // namespace pose_kernels

@@ -92,20 +92,6 @@ DEVICE void keep_lost(ColumnBest<T>& found, int c, T value, int s) {
   }
 }
 
-// Of the 8 lanes above each other, whose numbers are the same modulo 4, for each of them.
-template <class T>
-DEVICE void reduce_best_above(T& best, int32_t& where) {
-#pragma unroll
-  for (int mask = 4; mask < kWarp; mask *= 2) {
-    const T other = shuffle_xor(best, mask);
-    const int32_t other_where = shuffle_xor(where, mask);
-    if (better(other, other_where, best, where)) {
-      best = other;
-      where = other_where;
-    }
-  }
-}
-
 // Calls f(c, value, s) for a thread's part of a tile, down its columns; rows of the padding must not win.
 template <class T, class F>
 DEVICE void for_columns(T (&acc)[BestTile::MT][BestTile::NT][4], int first_source, int sources, const F& f) {
@@ -148,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
   }
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
-    reduce_best_above(found.best[c], found.where[c]);
+    reduce_best<kWarp, 4>(found.best[c], found.where[c]);
     if (lane < 4) {
       const int64_t run = int64_t{place.b} * x.walk.runs + place.run;
       const int64_t at = (run * x.walk.tiles + place.tile) * kTile + column + c;

@@ -32,11 +32,11 @@ DEVICE bool better(T value, int32_t at, T than, int32_t than_at) {
   return value > than || (lost && !than_lost) || ((value == than || (lost && than_lost)) && at < than_at);
 }
 
-// The best of `Lanes` neighbouring lanes, for each of them.
-template <int Lanes, class T>
+// The best of those among `Lanes` neighbouring lanes whose numbers are the same modulo `Step`, for each of them.
+template <int Lanes, int Step = 1, class T>
 DEVICE void reduce_best(T& best, int32_t& where) {
 #pragma unroll
-  for (int mask = 1; mask < Lanes; mask *= 2) {
+  for (int mask = Step; mask < Lanes; mask *= 2) {
     const T other = shuffle_xor(best, mask);
     const int32_t other_where = shuffle_xor(where, mask);
     if (better(other, other_where, best, where)) {
