@@ -119,8 +119,11 @@ def test_a_1x1_convolution(impl):
     bias = torch.randn(6, dtype=torch.float64)
     convolved = pose_kernels.guided_correlation_conv2d(source, target, weight, bias, impl=impl)
     assert torch.equal(convolved, found + bias[:, None, None])
+    # Both layouts of a 1 x 1 weight are contiguous: only memory made for one has its strides.
     for layout in (torch.contiguous_format, torch.channels_last):
-        layer = weight.contiguous(memory_format=layout).requires_grad_()
+        layer = torch.empty(6, 12, 1, 1, dtype=torch.float64, memory_format=layout)
+        layer.copy_(weight).requires_grad_()
+        assert layer.stride(2) == (1 if layout is torch.contiguous_format else 12)
         convolved = pose_kernels.guided_correlation_conv2d(source, target, layer, impl=impl)
         gradient, = torch.autograd.grad(convolved.sum(), layer)
         assert gradient.stride() == layer.stride()
