@@ -93,8 +93,11 @@ def _check_values(values, source) -> torch.Tensor:
     if values.shape[-2] == 0:
         raise ValueError(f"values: expected n > 0 outputs, got shape {list(values.shape)}")
     autocast = _checks.autocast_enabled(source.device)
-    if values.dtype != source.dtype and not autocast:
-        raise TypeError(f"values: expected {source.dtype} as source, got {values.dtype}")
+    # Positions and the like need more than the 16 bits that are enough for features.
+    wide = values.dtype == torch.float32 and source.dtype != torch.float64
+    if values.dtype != source.dtype and not wide and not autocast:
+        raise TypeError(f"values: expected {source.dtype} as source, or float32 for features of "
+                        f"16 bits, got {values.dtype}")
     if autocast and values.dtype != torch.float64:  # as for torch's own products
         values = values.to(torch.get_autocast_dtype(source.device.type))
     return values
@@ -112,7 +115,8 @@ def guided_readout(source: torch.Tensor, target: torch.Tensor, values: torch.Ten
     Args:
         source: features ``[B, m, hs, ws]``.
         target: features ``[B, m, ht, wt]``, same dtype and device.
-        values: ``[n, hs*ws]`` for all samples, or ``[B, n, hs*ws]``; same dtype and device.
+        values: ``[n, hs*ws]`` for all samples, or ``[B, n, hs*ws]``; same device, and the
+            dtype of the features, or float32 where those have 16 bits.
         power: 1 or 2.
         eps: floor of the row maxima and the column norms.
         impl: one of :func:`implementations` by name; None picks the best that can run.

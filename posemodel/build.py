@@ -8,10 +8,11 @@ import torch
 from posemodel.baselines import at_stride, baseline_config, build_baseline
 from posemodel.config.sections import ModelConfig
 from posemodel.flow.estimator import FlowEstimator
+from posemodel.model.detail import DetailDecoder, DetailEncoder, DetailRefinement
 from posemodel.model.discriminator import Discriminator
 from posemodel.model.flow_head import FlowHead
 from posemodel.model.pose_encoder import PoseEncoder
-from posemodel.model.pose_transfer import PoseTransfer
+from posemodel.model.pose_transfer import PoseTransfer, Refinement
 from posemodel.model.refinement import (
     NoRefinement,
     RefinementDecoder,
@@ -67,10 +68,13 @@ def _build_warping(config: ModelConfig, image_size: tuple[int, int]) -> WarpingN
         parametrization=config.flow_parametrization)
 
 
-def _build_refinement(config: ModelConfig) -> RefinementNetwork | NoRefinement:
-    if not config.refine:
-        return NoRefinement()
+def _build_refinement(config: ModelConfig) -> Refinement:
     sizes = {"width": config.refine_width, "downsamplings": config.refine_downsamplings}
+    if config.refine == "none":
+        return NoRefinement()
+    if config.refine == "detail":
+        return DetailRefinement(encoder=DetailEncoder(**sizes),
+                                decoder=DetailDecoder(**sizes, blocks=config.refine_blocks))
     return RefinementNetwork(
         encoder=RefinementEncoder(**sizes),
         decoder=RefinementDecoder(**sizes, blocks=config.refine_blocks, skip=config.skip))

@@ -48,10 +48,13 @@ def _train(config, argv: list[str], world, interruptions: "Interruptions") -> in
     data = open_training_data(config.data, machine.device, trainer.pairs, seed=config.seed)
     with contextlib.closing(data), _run_folder(config, argv, world) as run:
         start = trainer.restore(run)
+        origins = trainer.start_from(config.init) if config.init and start == 0 else []
         if run is not None:
             run.log(start_panel(run, machine, start, kernels=kernels_on(machine.device),
                                 parameters=trainer.parameter_counts(),
                                 loss_name=trainer.reconstruction.name, data=data.description))
+            for line in origins:
+                run.log(line)
             data.report_to(run.log)
         journal = Journal(run, trainer, start)
         for step in range(start + 1, config.steps + 1):

@@ -117,7 +117,8 @@ def test_compiled_program(run, tmp_path, capsys):
 
 @pytest.mark.parametrize("changes", [
     dict(model_stream="always"), dict(model_stream="always", model_flow_parametrization="residual"),
-    dict(model_refine=False), dict(model_skip=True, data_image_size=(64, 32)),
+    dict(model_refine="none"),
+    dict(model_refine="paper", model_skip=True, data_image_size=(64, 32)),
     dict(model_flow="fomm", model_motion_input="keypoints+image")])
 def test_every_kind_of_model_can_be_exported(tmp_path, changes):
     programs.write_program(model_of(**changes), tmp_path / "a.pt2", compiled=False)

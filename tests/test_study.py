@@ -275,7 +275,7 @@ def test_runs_answer_their_own_held_out_pairs(tmp_path):
     from posemodel.data.source import HELD_OUT_SEED
     from posemodel.mannequins.pairs import Mannequins
 
-    for name, refine in (("one", True), ("two", False)):
+    for name, refine in (("one", "detail"), ("two", "none")):
         write_tiny_run(tmp_path / name, model_refine=refine)
     others = image_folder(tmp_path / "folder", ["000000", "000003"], size=(32, 32))
     folder = tmp_path / "study"

@@ -13,7 +13,7 @@ FLAGS = (
     "--precision float32 --data.image-size 32 32 --data.evaluation-pairs 4 "
     "--model.flow-stride 4 --model.encoder-channels 8 8 8 "
     "--model.feature-channels 6 --model.flow-channels 8 8 8 8 8 --model.refine-width 4 "
-    "--model.refine-blocks 1 --optim.batch-size 2"
+    "--optim.batch-size 2"
 ).split()
 
 
@@ -23,7 +23,7 @@ def tiny_config(**changes) -> Config:
         steps=20, device="cpu", precision="float32",
         data=DataConfig(image_size=(32, 32), evaluation_pairs=4),
         model=ModelConfig(flow_stride=4, encoder_channels=(8, 8, 8), feature_channels=6,
-                          flow_channels=(8, 8, 8, 8, 8), refine_width=4, refine_blocks=1,
+                          flow_channels=(8, 8, 8, 8, 8), refine_width=4,
                           discriminator_width=4),
         loss=LossConfig(adversarial_weight=0.1),
         optim=OptimConfig(batch_size=2, phase_one=0.0),

@@ -32,8 +32,8 @@ FIRST = frozenset({
 #: Fields that the presets differ in and no command line needs: a --config file may set them.
 WITHOUT_FLAG = frozenset({
     "data.pairs_per_epoch", "model.stream", "model.discriminator_width",
-    "model.discriminator_layers", "loss.reconstruction_weight", "optim.betas",
-    "optim.phase_two_decoder", "optim.phase_two_rest",
+    "model.discriminator_layers", "model.refine_blocks", "loss.reconstruction_weight",
+    "optim.betas", "optim.phase_two_decoder", "optim.phase_two_rest",
 })
 
 

@@ -62,8 +62,9 @@ class DataConfig:
     """on disk: largest shift, normalised coordinates (5 pixels of 256 in GFLA: 0.04)"""
     turn: float = 60.0
     """each body faces the camera to within this many degrees (180: any direction)"""
-    background: Literal["white", "cluttered"] = "white"
-    """what stands behind the mannequins"""
+    background: Literal["white", "cluttered", "still"] = "white"
+    """what stands behind the mannequins: white; cluttered, another in each view; still, clutter or
+    white that is the same in both views"""
     hidden_joints: Literal["keep", "drop"] = "keep"
     """drop: occluded joints are missing, as a pose estimator would miss them"""
     evaluation_pairs: int = 256
@@ -133,16 +134,18 @@ class ModelConfig:
     stream: Literal["auto", "always", "never"] = "auto"
     """make the 4D map in bands and never store it, the same flow to within rounding; auto: for
     grids of 64 x 64 and more. With a head_kernel of 1 it never is"""
+    refine: Literal["detail", "paper", "none"] = "detail"
+    """R. detail: features of the source at several scales, all warped, correct the warped source;
+    paper: those of the coarsest scale, warped, become the image; none: the image is the warped
+    source (Table 3)"""
     refine_width: int = 16
     """R: channels at full resolution; each down-sampling doubles them"""
-    refine_downsamplings: int = 1
-    """R: how often the resolution is halved before the warp (2 in the paper)"""
-    refine_blocks: int = 4
-    """R: residual blocks of the decoder (6 in the paper)"""
-    refine: bool = True
-    """R; without it the image is the warped source (Table 3)"""
+    refine_downsamplings: int = 2
+    """R: how often the resolution is halved, 0 to 2 (2 in the paper)"""
+    refine_blocks: int = 2
+    """R: convolutions at the coarsest scale, of the paper's R residual blocks (6 in the paper)"""
     skip: bool = False
-    """R: the decoder also sees the warped image at every scale (Appendix E)"""
+    """the paper's R: its decoder also sees the warped image at every scale (Appendix E)"""
     discriminator_width: int = 16
     """D: channels of its first layer"""
     discriminator_layers: int = 3
@@ -164,8 +167,8 @@ class ModelConfig:
         _require(self, "refine_blocks", self.refine_blocks >= 0, "0 or more")
         _require(self, "motion_input", self.flow != "ours" or self.motion_input == "keypoints",
                  "keypoints: only with another --model.flow than ours")
-        _require(self, "skip", self.refine or not self.skip,
-                 "no skip connections without a refinement (--model.no-refine)")
+        _require(self, "skip", self.refine == "paper" or not self.skip,
+                 "no skip connections but with --model.refine paper")
 
     def stride(self, image_size: tuple[int, int]) -> int:
         """Pixels in a row of a cell of the flow's grid, for images of (H, W)."""
@@ -263,6 +266,9 @@ class Config:
     """the preset that these values started from; recorded, not read"""
     out: str = ""
     """run folder; empty: runs/<preset>. The same command again continues the run"""
+    init: str = ""
+    """run folder, or file of posemodel.export, whose weights a new run starts from: M, C_l and R,
+    each where its shapes are the same; empty: random ones"""
     steps: int = 320
     """training steps"""
     seed: int = 0

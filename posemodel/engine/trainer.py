@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from posemodel.config.stored import to_dict
 from posemodel.engine.objective import Objective, Part, load_reconstruction, weights
 from posemodel.engine.run_folder import RunFolder
 from posemodel.engine.schedule import AFFINE, INIT, TORCH, Schedule, Turn, stream
+from posemodel.engine.starting_weights import read_weights, start_from
 from posemodel.flow.affine import random_affine
 from posemodel.runtime import checkpoint
 from posemodel.runtime.distributed import ALONE, World, local_gradients, split
@@ -242,6 +244,13 @@ class Trainer:
                 run.log(f"warning: {line}")
             run.truncate_to(step)
         return step
+
+    def start_from(self, path: str) -> list[str]:
+        """The weights of another run or of a file as those of step 0; returns what became of each
+        network, for people. All processes call this. Raises: `UserError` when none fits."""
+        lines = start_from(self.generator, read_weights(Path(path)), path)
+        self.averaged.load_state_dict(self.generator.state_dict())
+        return lines
 
     def parameter_counts(self) -> dict[str, int]:
         """Number of weights of each network."""

@@ -25,11 +25,12 @@ from posemodel.mannequins.wardrobe import Wardrobe, build_wardrobe
 
 __all__ = ["PART_NAMES", "Mannequins"]
 
-BACKGROUNDS = ("white", "cluttered")
+BACKGROUNDS = ("white", "cluttered", "still")
 HIDDEN_JOINTS = ("keep", "drop")
 CLOSE_CROPS = 0.15  # share of views in which the legs leave the frame
 _SAME_SURFACE = 0.004  # metres of depth within which two rays have met the same surface point
 _BLOBS = 7
+_PLAIN = 4  # a background that stays is plain white in one pair of so many
 # A CPU is fastest on pieces whose memory its allocator keeps, a GPU on large ones.
 _RAYS_AT_ONCE = {"cpu": 150_000, "cuda": 4_000_000}
 
@@ -59,7 +60,8 @@ class Mannequins:
         Args:
             size: (H, W) of the images.
             turn: each body faces within this many degrees of the camera; 180 is any direction.
-            background: "white", or "cluttered" (another one in each view).
+            background: "white", "cluttered" (another one in each view) or "still" (the same
+                clutter in both views of a pair, plain white in every fourth pair).
             hidden_joints: "keep", or "drop" joints that the body hides, as an estimator would.
                 Joints outside the frame are missing either way.
             seed: 0 <= seed < 2^64.
@@ -100,7 +102,7 @@ class Mannequins:
               joint is all zero;
             - `flow` [B, 2, H, W], the identity on the target's background;
             - `visible` [B, 1, H, W] bool, the target shows a surface point that the source shows
-              too;
+              too, a background that stays where it is included;
             - `source_foreground`, `target_foreground` [B, 1, H, W] bool;
             - `source_part`, `target_part` [B, 1, H, W] int64, indices into PART_NAMES (0
               background);
@@ -109,8 +111,14 @@ class Mannequins:
         draws = Draws(self.seed, _words("index", indices))
         people = self._draw_people(draws, persons)
         clutter = self._draw_backgrounds(draws, scenes)
+        if self.background == "still":
+            plain = np.array([index % _PLAIN == 0 for index in indices], dtype=bool)
+            clutter[0::2][plain] = _plain(clutter.shape[1])
+            clutter[1::2] = clutter[0::2]
         canvas, part, flow, visible = self._paint(people.bodies, people.wardrobe)
         images = self._expose(canvas, clutter)
+        if self.background == "still":
+            visible |= (part[0::2] == 0) & (part[1::2] == 0)
 
         facing = people.stance.facing
         apart = np.abs((facing[:, 0] - facing[:, 1] + 180.0) % 360.0 - 180.0).astype(np.float32)
@@ -325,6 +333,14 @@ def _draw_clutter(draws: Draws) -> np.ndarray:
     views = 2 * len(base)
     flat = [base.reshape(views, 3), blobs.reshape(views, 9 * _BLOBS)]
     return np.concatenate(flat, -1).astype(np.float32)
+
+
+def _plain(columns: int) -> np.ndarray:
+    """A row of `_draw_clutter`: white, and blobs of no strength."""
+    row = np.zeros(columns, dtype=np.float32)
+    row[:3] = 1.0
+    row[3:].reshape(_BLOBS, 9)[:, 2:4] = 1.0
+    return row
 
 
 def _paint_clutter(table: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -38,6 +38,32 @@ def normalized(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True)]
 
 
+def network_dtype(device: torch.device) -> torch.dtype:
+    """What convolutions compute in: float32, or autocast's."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) \
+        else torch.float32
+
+
+def planes(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[B, C, H, W]` in channels-last from convolutions, in planes and in `dtype` for operators
+    that read those; the gradient goes back as it was left. Without that it stays in planes, and
+    BatchNorm's backward takes ten times as long for the two layouts."""
+    return _Planes.apply(x, dtype)
+
+
+class _Planes(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = x.dtype
+        return x.to(dtype, memory_format=torch.contiguous_format, copy=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        return gradient.to(ctx.dtype, memory_format=torch.channels_last), None
+
+
 def _split(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
     return (SLOW_GRADIENT and x.device.type == "cpu" and x.dtype == torch.float32
             and torch.is_grad_enabled() and layer.weight.requires_grad and layer.bias is None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import pose_kernels
-from posemodel.model.convolution import normalized
+from posemodel.model.convolution import network_dtype, normalized
 
 
 class FlowHead(nn.Module):
@@ -50,10 +50,7 @@ class FlowHead(nn.Module):
 
 def guided_map(source: Tensor, target: Tensor, eps: float) -> Tensor:
     """Qhat, `[B, S, h, w]`: channel s of pixel t says how well source position s fits."""
-    device = source.device.type
-    if torch.is_autocast_enabled(device):
-        # C_l reads the map in this type; made in float32 it would have to be moved twice more.
-        dtype = torch.get_autocast_dtype(device)
-        source, target = source.to(dtype), target.to(dtype)
-    return pose_kernels.guided_correlation(source, target, eps,
+    # C_l reads the map in this type; made in float32 it would have to be moved twice more.
+    dtype = network_dtype(source.device)
+    return pose_kernels.guided_correlation(source.to(dtype), target.to(dtype), eps,
                                            memory_format=torch.channels_last)

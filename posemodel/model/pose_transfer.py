@@ -6,7 +6,10 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.flow.estimator import FlowEstimator
+from posemodel.model.detail import DetailRefinement
 from posemodel.model.refinement import NoRefinement, RefinementNetwork
+
+Refinement = DetailRefinement | RefinementNetwork | NoRefinement
 
 
 class Transfer(NamedTuple):
@@ -26,7 +29,7 @@ class PoseTransfer(nn.Module):
     A method of Table 1 may stand in the place of W.
     """
 
-    def __init__(self, *, warping: FlowEstimator, refinement: RefinementNetwork | NoRefinement):
+    def __init__(self, *, warping: FlowEstimator, refinement: Refinement):
         super().__init__()
         self.warping, self.refinement = warping, refinement
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.flow.estimator import FlowEstimator, Motion
+from posemodel.model.convolution import network_dtype, planes
 from posemodel.model.flow_head import FlowHead, guided_map
 from posemodel.model.pose_encoder import PoseEncoder
 from posemodel.poses.limb_maps import limb_maps
@@ -39,12 +40,15 @@ class WarpingNetwork(FlowEstimator):
         return {"M": self.encoder, "C_l": self.head}
 
     def features(self, pose: Tensor) -> Tensor:
-        """`[B, J, 3]` -> M's features `[B, m, h, w]`."""
-        maps = pose_maps(pose, self.image_size, self.pose_sigma)
+        """`[B, J, 3]` -> M's features `[B, m, h, w]`, in the networks' precision."""
+        maps = [pose_maps(pose, self.image_size, self.pose_sigma)]
         if self.limb_sigma:
-            maps = torch.cat([maps, limb_maps(pose, self.image_size, self.limb_sigma)], dim=1)
+            maps.append(limb_maps(pose, self.image_size, self.limb_sigma))
+        dtype = network_dtype(pose.device)
         # Convolutions run up to twice as fast in this layout, on CPUs and on tensor cores.
-        return self.encoder(maps.contiguous(memory_format=torch.channels_last))
+        features = self.encoder(torch.cat([some.to(dtype) for some in maps], dim=1).contiguous(
+            memory_format=torch.channels_last))
+        return planes(features, dtype)
 
     def encode(self, source_pose: Tensor, target_pose: Tensor) -> tuple[Tensor, Tensor]:
         """M's features of `[k B, J, 3]` and `[B, J, 3]` poses, both `[k B, m, h, w]`."""
@@ -91,7 +95,7 @@ def expected_match(source: Tensor, target: Tensor, eps: float) -> Tensor:
     places = pose_kernels.identity_flow(*source.shape[2:], device=source.device).flatten(1)
     # Autocast would round the places to half precision.
     with torch.autocast(source.device.type, enabled=False):
-        return pose_kernels.guided_readout(source.float(), target.float(), places, power=2, eps=eps)
+        return pose_kernels.guided_readout(source, target, places, power=2, eps=eps)
 
 
 def guided_column(source: Tensor, target: Tensor, position: int) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from posemodel.poses.joints import LIMBS
+from posemodel.poses.maps import LEAST
 
 # In half image heights: a limb that points at the camera, as long as this or less, has no direction
 # worth telling its ends apart.
@@ -65,4 +66,4 @@ def _frames(pose: Tensor, size: tuple[int, int], sigma: float,
 
 def _envelope(along: Tensor, across: Tensor, length: Tensor, present: Tensor) -> Tensor:
     beyond = along - torch.minimum(along.clamp_min(0), length)                     # off the ends
-    return torch.exp((beyond.square() + across.square()) / -2) * present
+    return torch.exp(((beyond.square() + across.square()) / -2).clamp_min(LEAST)) * present

@@ -93,6 +93,9 @@ _WITHOUT = _paper(None, 42.13, 0.504, 0.84, 0.92)
 _SAME = "The paper prints the same numbers for \"without\" in its Tables 3 and 4."
 
 
+_PAPERS_R = ("--model.refine", "paper", "--model.refine-downsamplings", "1")
+
+
 def _rival(key: str, label: str, *paper: float) -> Cell:
     return Cell(key=key, label=label, flags=("--model.flow", key), paper=_paper(*paper))
 
@@ -115,7 +118,7 @@ TABLES = {
     "table3": Table(
         title="Table 3: without the refinement network",
         cells=(_WITH, Cell(key="no-refine", label="without refinement",
-                           flags=("--model.no-refine",), paper=_WITHOUT), COPY),
+                           flags=("--model.refine", "none"), paper=_WITHOUT), COPY),
         remark=_SAME),
     "table4": Table(
         title="Table 4: without the affine preserving loss",
@@ -125,7 +128,9 @@ TABLES = {
     "appendix-e": Table(
         title="Appendix E: with skip connections",
         cells=(replace(OURS, paper={}),
-               Cell(key="skip", label="with skip connections", flags=("--model.skip",)), COPY),
+               Cell(key="paper-refine", label="the paper's R", flags=_PAPERS_R),
+               Cell(key="skip", label="the same with skip connections",
+                    flags=(*_PAPERS_R, "--model.skip")), COPY),
         refined=True, remark="The paper shows pictures here, and no numbers."),
 }
 

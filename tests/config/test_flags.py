@@ -20,15 +20,15 @@ ROOT = Path(__file__).parents[2]
 
 # Scripts rely on these. Adding one is a decision: change this list in the same commit.
 FLAGS = """
---out --steps --seed --device --precision --tf32 --compile --timeout --evaluate-every
+--out --init --steps --seed --device --precision --tf32 --compile --timeout --evaluate-every
 --checkpoint-every --log-every --config --dry-run
 --data.kind --data.root --data.image-size --data.fit --data.workers
 --data.flip --data.rotate --data.scale --data.shift --data.turn --data.background
 --data.hidden-joints --data.evaluation-pairs
 --model.flow --model.motion-input --model.flow-stride --model.pose-sigma --model.limb-sigma
 --model.encoder-channels --model.feature-channels --model.feature-norm --model.flow-depth
---model.flow-channels --model.head-kernel --model.flow-parametrization --model.refine-width
---model.refine-downsamplings --model.refine-blocks --model.refine --model.skip
+--model.flow-channels --model.head-kernel --model.flow-parametrization --model.refine
+--model.refine-width --model.refine-downsamplings --model.skip
 --loss.reconstruction --loss.vgg-weights --loss.warped-weight --loss.affine-weight
 --loss.joint-weight --loss.affine-background --loss.adversarial --loss.adversarial-weight
 --loss.feature-matching-weight --loss.r1-weight

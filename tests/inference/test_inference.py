@@ -415,7 +415,7 @@ def _metadata(change) -> dict:
     (_metadata(lambda config: config["data"].pop("fit")), "written by another version"),
     (_metadata(lambda config: config["model"].update(flow_depth=9)), "flow-depth"),
     (_metadata(lambda config: config["model"].update(feature_channels=7)), "not those of its conf"),
-    (_metadata(lambda config: config["model"].update(refine_blocks=2)), "not those of its conf")])
+    (_metadata(lambda config: config["model"].update(refine_blocks=3)), "not those of its conf")])
 def test_unusable_files(file, tmp_path, metadata, says):
     changed = tmp_path / "a.safetensors"
     safetensors.torch.save_file(safetensors.torch.load_file(file), changed, metadata)

@@ -324,6 +324,24 @@ def test_backgrounds() -> None:
     assert difference.mean() > 0.1  # nothing to copy
 
 
+def test_a_background_that_stays() -> None:
+    still = Mannequins(background="still", turn=180.0).pairs(range(8))
+    both = ~(still["source_foreground"] | still["target_foreground"])
+    # Where a limb covers a part of a pixel, its centre is background all the same.
+    near = (still["source_foreground"] | still["target_foreground"]).float()
+    far = F.max_pool2d(near, 5, stride=1, padding=2) == 0
+    difference = (still["source"] - still["target"]).abs().amax(1, keepdim=True)
+    assert far.any() and not difference[far].any()
+    plain = still["source"].eq(1).all(1, keepdim=True)
+    assert [bool(plain[i][far[i]].all()) for i in range(8)] == [i % 4 == 0 for i in range(8)]
+    # It is visible in both, and its flow says that it has not moved.
+    assert still["visible"][both].all() and not still["visible"][
+        ~still["target_foreground"] & still["source_foreground"]].any()
+    identity = pose_kernels.identity_flow(64, 64).expand(8, -1, -1, -1)
+    assert torch.equal(still["flow"][both.expand(-1, 2, -1, -1)],
+                       identity[both.expand(-1, 2, -1, -1)])
+
+
 def test_no_indices() -> None:
     for name, value in Mannequins(background="cluttered", hidden_joints="drop").pairs([]).items():
         assert len(value) == 0, name

@@ -12,7 +12,8 @@ from posemodel.poses.joints import JOINTS, LIMBS
 from tests.tiny import random_poses as poses
 
 SMALL = {"encoder_channels": (8, 8, 8), "feature_channels": 6, "flow_channels": (12, 12, 10, 8, 8),
-         "refine_width": 4, "refine_blocks": 1, "discriminator_width": 4, "flow_stride": 4}
+         "refine": "paper", "refine_width": 4, "refine_blocks": 1, "discriminator_width": 4,
+         "flow_stride": 4}
 
 
 def small(size=(32, 32), **changes):
@@ -42,11 +43,16 @@ def test_limb_maps_are_further_input_of_the_pose_encoder():
 
 @pytest.mark.parametrize(("size", "stride"), [((32, 32), 4), ((64, 32), 4), ((32, 48), 2)])
 @pytest.mark.parametrize("parametrization", ["residual", "absolute", "matching"])
-def test_shapes_and_gradients_reach_every_weight(size, stride, parametrization):
-    model = awake(small(size, flow_parametrization=parametrization, flow_stride=stride))
-    # Residual blocks start as the identity, which would hide their weights.
-    for block in model.refinement.decoder.blocks:
-        torch.nn.init.ones_(block.layers[-1].weight)
+@pytest.mark.parametrize("refine", ["detail", "paper"])
+def test_shapes_and_gradients_reach_every_weight(size, stride, parametrization, refine):
+    model = awake(small(size, flow_parametrization=parametrization, flow_stride=stride,
+                        refine=refine))
+    # What starts at zero would hide the weights before it.
+    if refine == "paper":
+        for block in model.refinement.decoder.blocks:
+            torch.nn.init.ones_(block.layers[-1].weight)
+    else:
+        torch.nn.init.normal_(model.refinement.decoder.last.weight)
     source = torch.rand(2, 3, *size) * 2 - 1
     result = model(source, poses(2), poses(2, seed=1))
     height, width = size
@@ -218,6 +224,19 @@ def test_paper_preset_has_the_papers_layers():
     assert len(model.refinement.decoder.blocks) == 6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_features_are_planes_in_the_precision_of_the_networks(dtype):
+    warping, seen = small(limb_sigma=0.0).warping, []
+    warping.encoder.layers[-1].register_full_backward_hook(
+        lambda _, inputs, outputs: seen.append(outputs[0]))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        features = warping.features(poses(2))
+    assert features.dtype == dtype and features.is_contiguous()
+    features.float().square().sum().backward()
+    # Convolutions and BatchNorm before it keep their own layout.
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_several_sources_of_one_target_are_the_single_ones():
     model = awake(small()).warping.eval()
     a, b, target = poses(2), poses(2, seed=1), poses(2, seed=2)
@@ -243,11 +262,47 @@ def test_skip_connections_show_the_warped_image_at_every_scale(downsamplings):
 
 
 def test_without_refinement_the_image_is_the_warped_source():
-    model = small(refine=False)
+    model = small(refine="none")
     source = torch.rand(2, 3, 32, 32) * 2 - 1
     result = model(source, poses(2), poses(2, seed=1))
     assert torch.equal(result.image, result.warped)
     assert list(model.refinement.parameters()) == []
+
+
+@pytest.mark.parametrize("downsamplings", [0, 1, 2])
+def test_detail_starts_as_the_warp_and_learns_from_every_scale(downsamplings):
+    model = small((64, 48), refine="detail", refine_downsamplings=downsamplings)
+    source = torch.rand(2, 3, 64, 48) * 2 - 1
+    result = model(source, poses(2), poses(2, seed=1))
+    assert torch.equal(result.image, result.warped)
+    torch.nn.init.normal_(model.refinement.decoder.last.weight)
+    model(source, poses(2), poses(2, seed=1)).image.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.refinement.parameters())
+
+
+def test_detail_sees_only_what_the_flow_brings():
+    model = small((64, 64), refine="detail").refinement.eval()
+    torch.nn.init.normal_(model.decoder.last.weight, std=0.1)
+    source = torch.rand(1, 3, 64, 64) * 2 - 1
+    # All of the flow lies in the upper left quarter.
+    flow = pose_kernels.identity_flow(16, 16)[None] / 2 - 0.5
+    changed = source.clone()
+    changed[..., 48:, 48:] = 0  # further from there than any window of the encoder reaches
+    assert torch.equal(model(source, flow), model(changed, flow))
+    changed[..., 8:16, 8:16] = 0
+    assert not torch.equal(model(source, flow), model(changed, flow))
+
+
+def test_detail_has_no_pattern_of_its_own():
+    """In a flat picture every pixel is corrected alike, away from the border: doubling the
+    resolution leaves no grid behind."""
+    model = small((64, 64), refine="detail", refine_width=8).refinement.eval()
+    torch.nn.init.normal_(model.decoder.last.weight, std=0.1)
+    source = torch.tensor([0.3, -0.2, 0.5]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
+    image = model(source, pose_kernels.identity_flow(16, 16)[None])
+    inner = image[..., 24:40, 24:40]
+    assert (inner - source[..., 24:40, 24:40]).abs().amax() > 1e-3
+    assert inner.std(dim=(2, 3)).amax() < 1e-5
 
 
 def test_discriminator_is_conditioned_on_the_pose_and_gives_features_on_demand():
@@ -280,7 +335,8 @@ def test_what_inductor_makes_of_the_encoder_and_its_warp():
     """A gradient in another layout than the features', fused into the backward of their BatchNorm,
     came out as NaN: bfloat16 on a CPU with AVX-512, torch 2.14."""
     # Some sums of these gradients nearly cancel: the bound below is for one draw of the weights.
-    encoder = small((64, 64), refine_width=16, limb_sigma=0.0).refinement.encoder.train()
+    encoder = small((64, 64), refine_width=16, refine_downsamplings=1,
+                    limb_sigma=0.0).refinement.encoder.train()
     source = torch.rand(8, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     flow = pose_kernels.identity_flow(16, 16).repeat(8, 1, 1, 1)
     upstream = torch.randn(8, 32, 32, 32)

@@ -40,7 +40,7 @@ def small_market(root: Path) -> Path:
 def model_file(path: Path, size: tuple[int, int] = (64, 32)) -> Path:
     """Weights of an untrained model for images of (H, W)."""
     torch.manual_seed(0)
-    config = tiny_config(data_image_size=size, model_refine=False)
+    config = tiny_config(data_image_size=size, model_refine="none")
     weights = build_generator(config.model, config.data.image_size).state_dict()
     safetensors.torch.save_file({name: t.contiguous() for name, t in weights.items()}, path,
                                 metadata={"config": json.dumps(to_dict(config)), "step": "3"})

@@ -1,0 +1,61 @@
+"""Weights to start a new run from: those of another run, or of a file."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from posemodel.model.pose_transfer import PoseTransfer
+from posemodel.runtime import checkpoint
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.folder import run_folder
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a run folder's newest valid checkpoint, or those of a file of
+    `posemodel.export`; by name, float32. Raises: `UserError`."""
+    if not path.is_file():
+        run_folder(path).require()
+        newest = checkpoint.load_latest(path / "checkpoints")
+        if newest is None:
+            raise UserError(f"--init {path} has no checkpoint yet; train it first")
+        path = newest.path / "averaged.safetensors"
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--init {path}: no readable safetensors file ({error})") from error
+    return {name: value.float() if value.is_floating_point() else value
+            for name, value in weights.items()}
+
+
+@torch.no_grad()
+def start_from(generator: PoseTransfer, weights: dict[str, Tensor], origin: str) -> list[str]:
+    """Give each network of the generator (M, C_l, R, or the method in the place of W) the weights
+    that lie under its name, where those are of its shapes; another one stays as it is.
+
+    Returns: a line for people on every network. Raises: `UserError` where not one of them fits.
+    """
+    warping = generator.warping
+    networks = {**(warping.blocks() or {"the flow's network": warping}), "R": generator.refinement}
+    places = {module: name for name, module in generator.named_modules()}
+    lines, fitting = [], 0
+    for name, network in networks.items():
+        prefix = f"{places[network]}."
+        own = network.state_dict()
+        found = {key.removeprefix(prefix): value for key, value in weights.items()
+                 if key.startswith(prefix)}
+        different = [key for key in own.keys() | found.keys()
+                     if key not in own or key not in found or own[key].shape != found[key].shape]
+        if different:
+            lines.append(f"{name} starts anew: {len(different)} of its weights are not in {origin} "
+                         "or of other shapes")
+        elif own:
+            network.load_state_dict(found)
+            fitting += 1
+            lines.append(f"{name} starts from {origin}")
+    if not fitting:
+        raise UserError(f"--init {origin}: it has the weights of none of these networks; give the "
+                        "--model settings that it was trained with")
+    return lines

@@ -1,0 +1,78 @@
+"""A new run from the weights of another one."""
+
+import pytest
+import torch
+
+from posemodel.engine.starting_weights import read_weights, start_from
+from posemodel.engine.trainer import Trainer
+from posemodel.inference import PoseTransferModel
+from posemodel.inference.programs import write_weights
+from posemodel.runtime.errors import UserError
+from posemodel.train import main
+from tests.small_runs import tiny_generator, write_tiny_run
+from tests.tiny import FLAGS, tiny_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_tiny_run(tmp_path_factory.mktemp("runs") / "first")
+
+
+def equal(states):
+    one, other = states
+    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_every_network_starts_from_a_run_and_is_averaged_from_there(run):
+    trainer = Trainer(tiny_config(), torch.device("cpu"), torch.float32)
+    assert not equal([trainer.generator.state_dict(), tiny_generator().state_dict()])
+    lines = trainer.start_from(str(run))
+    assert lines == [f"{name} starts from {run}" for name in ("M", "C_l", "R")]
+    for net in (trainer.generator, trainer.averaged):
+        assert equal([net.state_dict(), tiny_generator().state_dict()])
+
+
+def test_a_network_of_other_shapes_starts_anew_and_is_named(run):
+    generator = tiny_generator(model_refine_width=6)
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    lines = start_from(generator, read_weights(run), "it")
+    assert lines[:2] == ["M starts from it", "C_l starts from it"]
+    assert lines[2].startswith("R starts anew: ") and "other shapes" in lines[2]
+    after = generator.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in after if "refinement" in name)
+
+
+def test_a_file_in_16_bits_is_read_in_32(run, tmp_path):
+    file = tmp_path / "half.safetensors"
+    write_weights(PoseTransferModel.from_run(run, "cpu"), file, about="", half=True)
+    weights = read_weights(file)
+    assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+    lines = start_from(tiny_generator(), weights, "it")
+    assert all("starts from it" in line for line in lines)
+
+
+def test_where_nothing_fits_it_is_refused(run):
+    with pytest.raises(UserError, match="none of these networks"):
+        start_from(tiny_generator(model_encoder_channels=(6, 6, 6), model_feature_channels=5,
+                                  model_flow_channels=(6,) * 5, model_refine_width=6),
+                   read_weights(run), "it")
+
+
+@pytest.mark.parametrize(("content", "says"), [(None, "."), (b"no", "safetensors")])
+def test_unusable_origins(tmp_path, content, says):
+    path = tmp_path / "origin"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=says) as error:
+        read_weights(path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_starts_from_weights_once_and_then_continues(run, tmp_path, capsys):
+    command = [*FLAGS, "--init", str(run), "--out", str(tmp_path / "second")]
+    assert main([*command, "--steps", "2"]) == 0
+    log = (tmp_path / "second" / "log.txt").read_text()
+    assert f"M starts from {run}" in log
+    # The folder is complete: nothing of its origin is read again.
+    assert main([*command, "--steps", "2"]) == 0
+    assert (tmp_path / "second" / "log.txt").read_text().count("M starts from") == 1
