@@ -17,9 +17,12 @@ def tiny_generator(**changes) -> PoseTransfer:
     torch.manual_seed(0)
     config = tiny_config(**changes)
     generator = build_generator(config.model, config.data.image_size)
+    # Last layers start at zero, and then every pose would give much the same flow, and the warped
+    # image would be the refined one.
     if config.model.flow == "ours":
-        # The last layer starts at zero, and then every pose would give much the same flow.
         torch.nn.init.normal_(generator.warping.head.layers[-1].weight, std=0.05)
+    if config.model.refine == "detail":
+        torch.nn.init.normal_(generator.refinement.decoder.last.weight, std=0.3)
     return generator.eval()
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import pose_kernels
@@ -52,8 +53,22 @@ class TransferResult:
         return pose_kernels.resize_flow(torch.from_numpy(self.coarse_flow), size).numpy()
 
     def refined(self, index: int) -> np.ndarray:
-        """The finished picture of one pose in the target frame, `[H, W, 3]` uint8."""
-        return self.in_frame(index, self.refined_view[index])
+        """The finished picture of one pose in the target frame, `[H, W, 3]` uint8.
+
+        It is as sharp as `warped`: what the refinement network changed at the size of the view is
+        enlarged and added to it.
+        """
+        crop = self.target_crops[index]
+        return self.placed(index, self.refined_at(index, (crop.height, crop.width)))
+
+    def refined_at(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """The same of the crop alone, in any size (H, W)."""
+        refined, warped = self.refined_view[index], self.warped_view[index]
+        if size[0] <= refined.shape[0] and size[1] <= refined.shape[1]:
+            return resized(refined, size)
+        change = torch.from_numpy(refined.astype(np.float32) - warped).movedim(2, 0)[None] / 127.5
+        change = F.interpolate(change, size, mode="bilinear", align_corners=False)
+        return to_pictures(self._moved(index, size) + change)[0]
 
     def warped(self, index: int) -> np.ndarray:
         """The source's own pixels moved by the flow, in the target frame, `[H, W, 3]` uint8.
@@ -65,10 +80,11 @@ class TransferResult:
 
     def warped_at(self, index: int, size: tuple[int, int]) -> np.ndarray:
         """The same of the crop alone, in any size (H, W)."""
-        moved = pose_kernels.flow_sample(
-            to_tensor(self.source, torch.device("cpu")),
-            torch.from_numpy(self.coarse_flow[index : index + 1]), size)
-        return to_pictures(moved)[0]
+        return to_pictures(self._moved(index, size))[0]
+
+    def _moved(self, index: int, size: tuple[int, int]) -> Tensor:
+        flow = torch.from_numpy(self.coarse_flow[index : index + 1])
+        return pose_kernels.flow_sample(to_tensor(self.source, torch.device("cpu")), flow, size)
 
     def in_frame(self, index: int, view: np.ndarray) -> np.ndarray:
         """A picture of the size of the view `[H, W, 3]` uint8, brought back to its crop of the

@@ -187,9 +187,7 @@ class Sheet:
                 self._put("source pose", self._on_source(result))
             self._put("target pose", self._on_black(result, index, name))
             self._put("warped", result.warped_at(index, self._cell))
-            refined = result.refined_view[index]
-            title = f"refined ({refined.shape[1]} x {refined.shape[0]})"
-            self._put(title, resized(refined, self._cell))
+            self._put("refined", result.refined_at(index, self._cell))
             self._put("flow", _flow_picture(result, index, self._cell))
             seen = heat(torch.from_numpy(result.visibility["affine"][index]))
             self._put("found visible", resized(seen, self._cell))

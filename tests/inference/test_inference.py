@@ -271,6 +271,24 @@ def test_correspondence(in_frame, model):
             model.correspondence(in_frame, 0, outside)
 
 
+def test_refined_is_the_warped_photograph_and_an_enlarged_correction(in_frame):
+    size = (96, 64)  # of a view of 32 x 32
+    refined, warped = (see(0, size).astype(float) for see in (in_frame.refined_at,
+                                                              in_frame.warped_at))
+    change = in_frame.refined_view[0].astype(float) - in_frame.warped_view[0]
+    inside = (refined > 0) & (refined < 255)
+    # Without what is clipped, the mean over the pixels that became of one is its correction.
+    found = (refined - warped).reshape(32, 3, 32, 2, 3).mean((1, 3))
+    whole = inside.reshape(32, 3, 32, 2, 3).all((1, 3))
+    smooth = np.abs(np.diff(change, axis=0, append=0)) < 2
+    assert (whole & smooth).sum() > 100
+    assert np.abs(found - change)[whole & smooth].mean() < 2
+    assert np.abs(change).mean() > 1  # there is something to see
+    # What is finer than the view comes from the photograph.
+    assert np.abs(np.diff(refined, axis=1)).mean() > 0.8 * np.abs(np.diff(warped, axis=1)).mean()
+    assert in_frame.refined_at(0, (32, 32)).tolist() == in_frame.refined_view[0].tolist()
+
+
 def test_correspondence_at_every_corner(in_frame, model):
     crop = in_frame.target_crops[0]
     for x in (crop.left, crop.left + crop.width - 1):
