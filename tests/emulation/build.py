@@ -1,7 +1,6 @@
 """Compiles the CUDA sources for the CPU: once per content of the sources, into build/emulation."""
 
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sysconfig
@@ -9,7 +8,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-NAME = "pose_kernels_emulated"
 # No fused multiply-adds: where it matters the sources ask for exact operations, plain ones here.
 FLAGS = ["-std=c++17", "-DPOSE_KERNELS_EMULATE", "-ffp-contract=off", "-Wall",
          "-Wno-unknown-pragmas"]
@@ -47,25 +45,12 @@ def compile_once(target: str, sources: list[str], flags: list[str],
     return output
 
 
-def load():
-    """The module with the launchers; needs g++ and pybind11."""
-    import pybind11
-
-    flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden"]
-    flags += [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
-    path = compile_once(f"{NAME}.so", ["module.cpp", *operators("bindings")], flags)
-    spec = importlib.util.spec_from_file_location(NAME, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def wrappers() -> Path:
     """The library of csrc/cuda/*.cu whole, whose operators are those of CPU tensors; needs g++."""
     import torch
 
     libraries = Path(torch.__file__).parent / "lib"
-    sources = ["wrappers.h", *sorted(map(str, (ROOT / "csrc/cuda").glob("*.cu")))]
+    sources = ["wrappers.h", *sorted(map(str, (ROOT / "csrc/cuda").glob("*.cu"))), "probes.cpp"]
     flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden",
              "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     return compile_once("wrappers.so", sources, flags, (f"-L{libraries}", "-ltorch_cpu", "-lc10"))

@@ -1,10 +1,13 @@
-"""Registers and spills of the kernels per architecture, as nvcc reports them: those that
-resources/<op>.cu names, in the types that matter.
+"""Registers and spills of the kernels per architecture: of those that resources/<op>.cu names, in
+the types that matter, as nvcc reports them; or of all that are in a library.
 
-``python tests/emulation/resources.py [80 90 100]`` prints a table; exit code 1: a kernel spills.
+``python tests/emulation/resources.py [80 90 100]`` compiles the former and prints a table; exit
+code 1: a kernel spills.
 """
 
+import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,11 +43,34 @@ def report(architecture: str, nvcc: str = "nvcc") -> list[tuple[str, int, int]]:
         elif name and (match := re.search(r"Used (\d+) registers", line)):
             found.append((name, int(match[1]), spilled))
             name = None
+    return with_plain_names(found)
+
+
+def with_plain_names(found: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
     plain = subprocess.run(["c++filt"], input="\n".join(n for n, _, _ in found),
                            capture_output=True, text=True).stdout.splitlines()
     short = [re.sub(r"pose_kernels::|c10::|^void |\(.*", "", n) for n in plain]
     rows = {(n, r, s) for n, (_, r, s) in zip(short, found, strict=True)}
     return sorted(row for row in rows if "cub::" not in row[0])  # the toolkit's own sort
+
+
+def cuobjdump() -> str | None:
+    """The toolkit's, or the one that comes with Triton."""
+    package = importlib.util.find_spec("triton")
+    own = Path(package.origin).parent / "backends/nvidia/bin/cuobjdump" if package else None
+    return shutil.which("cuobjdump") or (str(own) if own and own.exists() else None)
+
+
+def of_library(path: Path) -> dict[str, list[tuple[str, int, int]]]:
+    """By architecture (kernel, registers, bytes of stack, which only spilled registers use here) of
+    every kernel in a compiled library."""
+    done = subprocess.run([cuobjdump(), "--dump-resource-usage", str(path)], capture_output=True,
+                          text=True, check=True)
+    found = {}
+    for part in done.stdout.split("arch = sm_")[1:]:
+        rows = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+)", part)
+        found.setdefault(part.split()[0], []).extend((n, int(r), int(s)) for n, r, s in rows)
+    return {architecture: with_plain_names(rows) for architecture, rows in found.items()}
 
 
 def main() -> int:

@@ -53,18 +53,3 @@ inline AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream)
 #define __CUDACC_VER_MINOR__ 0
 #define __CUDACC_VER_BUILD__ 0
 #define POSE_KERNELS_ARCHITECTURES "none, emulated"
-
-// In which order threads and blocks run, and how many blocks there are: see cuda_emulation.h.
-static void set_emulation(bool reversed, bool few_blocks) {
-  emulation::state().reversed = reversed;
-  emulation::state().few_blocks = few_blocks;
-}
-
-STABLE_TORCH_LIBRARY_FRAGMENT(pose_kernels_emulation, m) {
-  m.def("set(bool reversed, bool few_blocks) -> ()");
-}
-
-_STABLE_TORCH_LIBRARY_IMPL(pose_kernels_emulation, CompositeExplicitAutograd, m, C10_UID) {
-  emulation::state().stream = &emulation::no_stream;
-  m.impl("set", TORCH_BOX(&set_emulation));
-}

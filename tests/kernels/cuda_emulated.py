@@ -21,7 +21,7 @@ from kernel_helpers import (
 import pose_kernels
 from pose_kernels import _checks, _convolution, _library
 
-ops, set_emulation = torch.ops.pose_kernels, torch.ops.pose_kernels_emulation.set
+ops = torch.ops.pose_kernels
 CASES = cases()
 CONVOLUTION = "guided_correlation_conv2d"
 #: What TF32 products are good for: 10 bits, and cubes.
@@ -57,35 +57,6 @@ def test_opcheck():
         torch.library.opcheck(getattr(ops, name).default, arguments,
                               test_utils=("test_schema", "test_faketensor"))
     assert seen == {name for name in _library.defined if not name.startswith("winograd")}
-
-
-@pytest.fixture(params=[False, True], ids=["many blocks", "few blocks"])
-def orders(request):
-    """Calls a function in both orders of threads, warps and blocks; the bits must be the same."""
-
-    def both(function):
-        found = []
-        for reverse in (False, True):
-            set_emulation(reverse, request.param)
-            found.append(function())
-        torch.testing.assert_close(*found, rtol=0, atol=0)
-        return found[0]
-
-    yield both
-    set_emulation(False, False)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("op", CASES)
-def test_the_order_of_threads_changes_nothing(op, dtype, orders):
-    inputs = CASES[op].inputs(2, dtype, **CASES[op].medium)
-    oracle = value_and_gradients(function_of(op, "reference"), [x.double() for x in inputs])
-    torch.use_deterministic_algorithms(True)  # of the atomics of flow_sample nothing is promised
-    try:
-        found = orders(lambda: value_and_gradients(function_of(op, "cuda"), inputs))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert_errors(found, oracle, dtype, 10 if CASES[op].slack > 2 else 2)
 
 
 @pytest.mark.parametrize("op", [
@@ -178,7 +149,8 @@ def test_bands_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("op", ["correlation_4d", "guided_correlation"])
 def test_more_positions_than_32_bits_count_are_refused(op):
-    few, many = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 1).expand(1, 1, 1 << 15, 1 << 15)
+    few = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)
+    many = few.new_empty(1, 1, 1 << 15, 1 << 15)  # never touched, and so no memory
     for pair in ((few, many), (many, few)):
         with pytest.raises(RuntimeError, match="2\\^30 positions and more are not supported"):
             function_of(op, "cuda")(*pair)

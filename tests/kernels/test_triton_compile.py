@@ -114,15 +114,31 @@ def assert_compile(launches, arch, spills=False):
             assert used["STACK"] == 0, f"{name} spills registers"
 
 
+def without_variants(launches):
+    """Of a kernel with the same blocks: the one that does most. What is left out here has another
+    dtype of a map, or a branch less, and is compiled for float32 on sm_80."""
+    def branches(sizes):
+        return {name: sizes.get(name, 0) for name in ("WANTED", "POWER", "BAND")}
+
+    kept = {}
+    for name, kernel, arguments, sizes in sorted(
+            launches, key=lambda launch: -sum(branches(launch[3]).values())):
+        blocks = {key: value for key, value in sizes.items() if key not in branches(sizes)}
+        kept.setdefault((name, str(blocks)), (name, kernel, arguments, sizes))
+    return list(kept.values())
+
+
 @pytest.mark.parametrize(("dtype", "shape", "last", "arch"), [
     (torch.float32, PAPER, False, 80), (torch.float32, PAPER, False, 90),
     (torch.bfloat16, PAPER, True, 80), (torch.bfloat16, PAPER, True, 90),
-    (torch.float32, (1, 200, (1, 1), (1, 1)), False, 80),  # sizes of 1 become constants
+    (torch.float32, (1, 20, (1, 1), (1, 1)), False, 80),  # sizes of 1 become constants
     (torch.float32, (4, 67, (64, 64), (64, 64)), False, 80),  # features are walked in steps
     (torch.float64, (1, 3, (2, 3), (1, 1)), False, 90),
 ], ids=str)
 def test_kernels_compile(dtype, shape, last, arch):
     launches = launches_of(lambda: all_operators(dtype, *shape, last=last))
+    if (dtype, shape, arch) != (torch.float32, PAPER, 80):
+        launches = without_variants(launches)
     assert_compile(launches, arch, spills=dtype == torch.float64)
 
 

@@ -25,6 +25,17 @@ const Run guided_correlation_run([] {
       results.keep("guided_correlation target_grad", target_grad);
     });
     results.compare("guided_correlation");
+    const Values<float> through(B * S, true);
+    Results<float> sums;
+    in_both_orders([&](const Context& context, bool reversed) {  // samples in rounds, and all at once
+      std::fill(source_grad.begin(), source_grad.end(), 0.0f);
+      std::fill(target_grad.begin(), target_grad.end(), 0.0f);
+      run_row_max_backward(
+          z, statistics, through.data(), source_grad.data(), target_grad.data(), context, reversed ? 1 : INT32_MAX);
+      sums.keep("row_max source_grad", source_grad);
+      sums.keep("row_max target_grad", target_grad);
+    });
+    sums.compare("row_max gradients");
     in_both_orders([&](const Context& context, bool) {
       const int64_t begin = n / 3, count = n - begin - n / 4;
       const Features<float> part{B, m, S, n, source.data(), target.data(), begin, count};
