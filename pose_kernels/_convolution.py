@@ -46,6 +46,7 @@ class Direct:
     """Every tap of the window by itself: V is the map, U the weight. In torch, on any device."""
 
     phases = 1  # matrices that a band is kept in
+    haloed = False
 
     def __init__(self, kernel: tuple[int, int], size: tuple[int, int]):
         self.kernel, self.size = kernel, size
@@ -120,6 +121,52 @@ class Direct:
         return G.flatten(2).flatten(0, 1)[None]
 
 
+class Library(Direct):
+    """The library's own convolution, on a GPU. V is the map channels-last, as its tensor cores read
+    it, with the rows and columns beside the band that the window reaches: zeros where they lie
+    outside, for that is the map of targets without features. So nothing is padded or reordered.
+    The gradient of the weight is that of `Direct`, summed in float32.
+    """
+
+    haloed = True
+
+    def __init__(self, kernel, size, tf32):
+        super().__init__(kernel, size)
+        self.tf32 = tf32
+        self.before = tuple((k - 1) // 2 for k in kernel)  # rows above, columns left
+
+    def weight(self, weight, transposed, dtype, empty):
+        """Transposed: the window turned around, sources for outputs."""
+        if transposed:
+            weight = weight.flip(2, 3).transpose(0, 1)
+        U = empty((weight.shape[0], *weight.shape[2:], weight.shape[1]), dtype)
+        return U.movedim(3, 1).copy_(weight)
+
+    def halo(self, z):
+        """[B, m, h, w] -> [B, m, h + kh - 1, w + kw - 1], zeros around."""
+        (above, left), (kh, kw) = self.before, self.kernel
+        return torch.nn.functional.pad(z, (left, kw - 1 - left, above, kh - 1 - above))
+
+    def without_halo(self, z):
+        above, left = self.before
+        return z[..., above : above + self.size[0], left : left + self.size[1]]
+
+    def add_output(self, U, V, first, Y):
+        part = self._convolve(V.unflatten(2, (-1, self.edged_size[1])), U)[0]
+        self.inner(Y)[:, first : first + part.shape[1]] += part
+
+    def band_gradient(self, U, dY, first, rows):
+        """The gradient of the band of so many rows, [1, S, rows * columns], channels-last."""
+        met = dY[None, :, first : first + rows + self.kernel[0] - 1]
+        return self._convolve(met.to(U.dtype, memory_format=torch.channels_last), U).flatten(2)
+
+    def _convolve(self, x, weight):
+        """Without padding; the same bits each time."""
+        benchmark, deterministic, cudnn = False, True, True
+        return torch.ops.aten._convolution(x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0],
+                                           1, benchmark, deterministic, cudnn, self.tf32)
+
+
 class WinogradAlongX:
     """F(2, 3) along x: 4 products for 2 columns of the output instead of 6. In C++, on a CPU; the
     mathematics is in csrc/cpu/winograd.cpp.
@@ -128,7 +175,7 @@ class WinogradAlongX:
     more column of zero features, whose map is zero.
     """
 
-    phases = 2
+    phases, haloed = 2, False
 
     def __init__(self, kernel: tuple[int, int], size: tuple[int, int]):
         self.kernel, self.size = kernel, size

@@ -5,7 +5,7 @@ Eqs. 1, 9, 2 and the first layer of C_l:
 Y = conv2d(Qhat, weight, bias, padding="same"),  Qhat = guided_correlation(source, target).
 
 The map is made in bands of target rows, used and thrown away. The convolution of a band is products
-of matrices, forward and backward (`_convolution.py`); backward makes each band again. The
+of matrices, on a GPU that of the library (`_convolution.py`); backward makes each band again. The
 gradient of the map goes on through guided_correlation's own backward. So memory is a band and a
 copy of the weights.
 """
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from . import _checks, _dispatch, _library
-from ._convolution import Direct, WinogradAlongX
+from ._convolution import Direct, Library, WinogradAlongX
 from .correlation_4d import example_features
 from .guided_correlation import fake_statistics
 from .guided_correlation import reference as guided_correlation_reference
@@ -60,7 +60,8 @@ def _plan(device: torch.device) -> str:
 class _Bands:
     """The walk over bands of target rows, and the form of the convolution, for one call."""
 
-    def __init__(self, source, target, weight):
+    def __init__(self, source, target, weight, tf32=False, channels_last=True):
+        """`channels_last`: whether bands may be."""
         kernel, size = tuple(weight.shape[2:]), tuple(target.shape[2:])
         outputs, self.sources = weight.shape[:2]
         self.wide = _checks.compute_dtype(torch.promote_types(source.dtype, weight.dtype))
@@ -73,7 +74,10 @@ class _Bands:
         # Triton's interpreter may be there without the CPU library.
         winograd = self.plan == "cpu" and _library.cpu_reason is None
         fewer = winograd and kernel[1] == 3 and outputs >= WINOGRAD_OUTPUTS
-        self.form = (WinogradAlongX if fewer else Direct)(kernel, size)
+        if self.plan == "cuda" and channels_last:
+            self.form = Library(kernel, size, tf32)
+        else:
+            self.form = (WinogradAlongX if fewer else Direct)(kernel, size)
         # A GPU's tensor cores take 16-bit features as they are, exactly and in one pass.
         narrow = self.plan == "cuda" and _checks.compute_dtype(source.dtype) == self.wide
         dtype = source.dtype if narrow else self.wide
@@ -81,6 +85,11 @@ class _Bands:
         # The targets of each phase of the map.
         self.groups = [z.flatten(2).contiguous()
                        for z in self.form.groups(self.z_t.unflatten(2, size))]
+        # What the output is made of.
+        self.output_groups, self.output_row = self.groups, self.form.row
+        if self.form.haloed:
+            self.output_groups = [self.form.halo(self.z_t.unflatten(2, size)).flatten(2)]
+            self.output_row = self.form.edged_size[1]
         self.height = size[0]
         row = self.form.phases * self.sources * self.form.row * self.operand.itemsize
         fitting = BAND_BYTES[self.plan] // row
@@ -93,9 +102,34 @@ class _Bands:
         """First row, and memory for V, [phases, S, rows * form.row]."""
         row = self.form.phases * self.sources * self.form.row
         buffer = self.memory((row * self.rows,), self.operand)
-        for first in range(0, self.height, self.rows):
-            rows = min(self.rows, self.height - first)
+        for first, rows in self.walk():
             yield first, buffer[: row * rows].view(self.form.phases, self.sources, -1)
+
+    def walk(self):
+        """First row of a band and how many there are."""
+        for first in range(0, self.height, self.rows):
+            yield first, min(self.rows, self.height - first)
+
+    def outputs(self):
+        """First row of the output, and memory for the V that it is made of."""
+        if not self.form.haloed:
+            yield from self
+            return
+        row, edge = self.sources * self.output_row, self.form.kernel[0] - 1
+        buffer = self.memory((row * (self.rows + edge),), self.operand)
+        for first, rows in self.walk():
+            V = buffer[: row * (rows + edge)].view(1, -1, self.sources)
+            yield first, V.transpose(1, 2)
+
+    def gradients(self, U, dY):
+        """First row, and the gradient of V."""
+        if self.form.haloed:
+            for first, rows in self.walk():
+                yield first, self.form.band_gradient(U, dY, first, rows)
+        else:
+            for first, dV in self:
+                self.form.map_gradient(U, dY, first, dV)
+                yield first, dV
 
     def memory(self, shape, dtype) -> torch.Tensor:
         """Large and uninitialised. On a CPU the system gets it back at once: malloc would keep what
@@ -120,34 +154,50 @@ class _Bands:
         """U, or U^T, as the products read it."""
         return self.form.weight(weight, transposed, self.operand, self.memory)
 
-    def make(self, ops, b, row_max, norms, eps, tf32, first, V):
-        """Fills V for a band of sample b; writes the norms of its columns."""
+    def make(self, ops, groups, b, row_max, norms, eps, tf32, begin, V):
+        """Fills V for the targets of a band of sample b, from number `begin` of the groups on;
+        writes the norms of its columns."""
         one = slice(b, b + 1)
-        for z_t, M, norm in zip(self.groups, V, norms, strict=True):
-            ops.guided_correlation_band(self.z_s[one], z_t[one], row_max[one], eps, tf32,
-                                        first * self.form.row, M[None], norm[one])
+        for z_t, M, norm in zip(groups, V, norms, strict=True):
+            ops.guided_correlation_band(self.z_s[one], z_t[one], row_max[one], eps, tf32, begin,
+                                        M[None], norm[one])
+
+    def norm(self, norms):
+        """Of all targets, from those of what the output is made of."""
+        form, row = self.form, self.output_row
+        grids = [n.unflatten(1, (1, -1, row)) for n in norms]
+        norm = form.without_halo(grids[0]) if form.haloed else form.ungroup(grids)
+        return norm.flatten(1).contiguous()
+
+    def new_norms(self, groups):
+        return [torch.empty_like(z[:, 0], dtype=self.wide) for z in groups]
+
+
+def _bands(ops, *arguments):
+    return _Bands(*arguments, channels_last=ops is not torch.ops.pose_kernels_triton)
 
 
 def _forward(ops, source, target, weight, bias, eps, tf32):
     with _checks.without_autocast(source.device):
-        bands = _Bands(source, target, weight)
+        bands = _bands(ops, source, target, weight, tf32)
         result = source.new_empty((source.shape[0], weight.shape[0], *target.shape[2:]),
                                   dtype=weight.dtype)
         row_max, row_argmax = ops.guided_correlation_row_max(bands.z_s, bands.z_t, eps, tf32)
-        norms = [torch.empty_like(z[:, 0], dtype=bands.wide) for z in bands.groups]
+        norms = bands.new_norms(bands.output_groups)
         for part in bands.parts:
             shift = None if bias is None else bias[part].to(bands.summed)[:, None, None]
             _convolve(ops, bands, weight[part], shift, row_max, norms, eps, tf32, result[:, part])
-        norm = bands.form.ungroup([n.unflatten(1, (1, bands.height, -1)) for n in norms])
-        return result, row_max, row_argmax, norm.flatten(1).contiguous()
+        norm = bands.norm(norms)
+        return result, row_max, row_argmax, norm
 
 
 def _convolve(ops, bands, weight, bias, row_max, norms, eps, tf32, result):
     form, U = bands.form, bands.weight(weight)
     for b in range(len(result)):
         Y = bands.edged(len(weight))
-        for first, V in bands:
-            bands.make(ops, b, row_max, norms, eps, tf32, first, V)
+        for first, V in bands.outputs():
+            begin = first * bands.output_row
+            bands.make(ops, bands.output_groups, b, row_max, norms, eps, tf32, begin, V)
             form.add_output(U, V, first, Y)
         result[b] = form.inner(Y if bias is None else Y.add_(bias))
 
@@ -156,7 +206,7 @@ def _backward_op(ops, grad, source, target, weight, row_max, row_argmax, norm, e
                  source_grad, target_grad, weight_grad):
     # A walk for the features and one for the weight, so that U and dU are never there at once.
     with _checks.without_autocast(source.device):
-        bands = _Bands(source, target, weight)
+        bands = _bands(ops, source, target, weight, tf32)
         dz_s, dz_t = (_library.new_gradient(*x)
                       for x in ((source, source_grad), (target, target_grad)))
         dW = _library.new_gradient(weight, weight_grad)
@@ -195,8 +245,7 @@ def _add_features_gradient(ops, bands, grad, weight, row_max, norms, eps, tf32, 
         one = slice(b, b + 1)
         dY = bands.edged(len(weight))
         form.inner(dY).copy_(grad[b])
-        for first, dV in bands:
-            form.map_gradient(U, dY, first, dV)
+        for first, dV in bands.gradients(U, dY):
             for z_t, dM, n_t, dz in zip(bands.groups, dV, norms, grouped, strict=True):
                 ops.guided_correlation_band_backward(
                     dM[None], bands.z_s[one], z_t[one], row_max[one], n_t[one], eps, tf32,
@@ -210,12 +259,13 @@ def _weight_gradient(ops, bands, grad, row_max, eps, tf32, dW):
     form = bands.form
     dU = bands.memory(form.weight_sums(len(dW), bands.sources), bands.summed)
     dU.zero_()  # fresh pages that are first read and then written are brought in twice
-    norms = [torch.empty_like(z[:, 0], dtype=bands.wide) for z in bands.groups]
+    norms = bands.new_norms(bands.groups)
     for b in range(len(grad)):
         dY = bands.edged(len(dW))
         form.inner(dY).copy_(grad[b])
         for first, V in bands:
-            bands.make(ops, b, row_max, norms, eps, tf32, first, V)
+            begin = first * form.row
+            bands.make(ops, bands.groups, b, row_max, norms, eps, tf32, begin, V)
             form.add_weight_gradient(V, dY, first, dU)
     form.weight_gradient(dU, dW)
 

@@ -66,6 +66,12 @@ DEVICE Shared& shared_memory() {
   return *reinterpret_cast<Shared*>(bytes);
 }
 
+// The same number, but the compiler does not know it: what is made of it in a loop is not kept in registers meanwhile.
+DEVICE int made_again(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---- arithmetic
 
 // Never contracted into a fused multiply-add: positions must come out as on the CPU.
@@ -80,6 +86,16 @@ DEVICE float add_exactly(float a, float b) {
 }
 DEVICE double add_exactly(double a, double b) {
   return __dadd_rn(a, b);
+}
+
+// NaN is the largest value.
+DEVICE float larger(float a, float b) {
+  float c;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+  return c;
+}
+DEVICE double larger(double a, double b) {
+  return a > b || a != a ? a : b;
 }
 
 // To 10 bits of mantissa, to nearest.
@@ -99,6 +115,25 @@ DEVICE void matrix_multiply_add(float (&c)[4], const float (&a)[4], float b0, fl
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+// The same of 16-bit numbers, two in a register, the first one in its lower half, for 16 x 16 and 16 x 8:
+//   a: (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), and the next column of each;
+//   b: (2t, g), (2t + 8, g), and the next row of each.
+template <class Z>
+DEVICE void multiply_add_pairs(float (&c)[4], const float (&a)[4], float b0, float b1) {
+#define POSE_KERNELS_MULTIPLY_PAIRS(TYPE) \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, " \
+      "{%0, %1, %2, %3};" \
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) \
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), \
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)))
+  if constexpr (std::is_same_v<Z, Half>) {
+    POSE_KERNELS_MULTIPLY_PAIRS("f16");
+  } else {
+    POSE_KERNELS_MULTIPLY_PAIRS("bf16");
+  }
+#undef POSE_KERNELS_MULTIPLY_PAIRS
 }
 
 DEVICE void matrix_multiply_add(double& c0, double& c1, double a, double b) {
@@ -163,6 +198,35 @@ DEVICE void store_streaming(Quad<T>* at, const Quad<T>& value) {
     __stcs(reinterpret_cast<uint4*>(at), two.v[0]);
     __stcs(reinterpret_cast<uint4*>(at) + 1, two.v[1]);
   }
+}
+
+// ---- copies from global into shared memory that run while the thread goes on
+
+// A quad; zeros where it is not `inside`. The thread that issued a copy may read it once it has waited.
+template <class T>
+DEVICE void copy_ahead(Quad<T>* to, const Quad<T>* from, bool inside) {
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  if constexpr (sizeof(T) == 2) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(at), "l"(from), "r"(inside ? 8 : 0) : "memory");
+  } else {
+#pragma unroll
+    for (unsigned i = 0; i < sizeof(Quad<T>); i += 16) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at + i),
+                   "l"(reinterpret_cast<const char*>(from) + i), "r"(inside ? 16 : 0)
+                   : "memory");
+    }
+  }
+}
+
+// What was copied since the last call is a group.
+DEVICE void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Until all groups but the last N have come.
+template <int N>
+DEVICE void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 // ---- host

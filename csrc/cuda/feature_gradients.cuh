@@ -214,7 +214,8 @@ void finish_grads(const FinishGradsArguments<T, Z, Out>& x, const Statistics<T>&
 
 template <class T, int Passes>
 struct GradientOperands {
-  Packed<T, Passes> source, target, from_source, from_target;
+  Packed<T, Passes> source, target;
+  Packed<T, kComputed<Passes>> from_source, from_target;
 };
 
 // How a map is cut into pieces, and each of them into blocks. `tiles` are 128 x 128.
@@ -291,13 +292,13 @@ GradientOperands<T, Passes> pack_operands(
 template <bool Guided, class T, int Passes, class E>
 void run_piece(
     const GradientPlan& plan, const Piece& piece, MapGradientArguments<T, E> map,
-    FeatureGradientsArguments<T, Passes> x, const GradientOperands<T, Passes>& operands, Stream stream) {
+    FeatureGradientsArguments<T, kComputed<Passes>> x, const GradientOperands<T, Passes>& operands, Stream stream) {
   map.piece = x.piece = piece;
   const int others = piece.t_tiles * kTargetTiles;
   map.walk = {piece.batch, piece.s_tiles, others, std::min(plan.map_runs, others)};
   launch(
       map_gradient_kernel<T, Passes, E, Guided>, map.walk.blocks(), kThreads,
-      Guided ? GradientTile::kWarpColumns * GradientTile::kRows * static_cast<int>(sizeof(T)) : 0, stream, map,
+      Guided ? static_cast<int>(sizeof(MapGradientShared<T, E>)) : 0, stream, map,
       operands.source, operands.target);
   x.source.walk = {piece.batch, piece.s_tiles, piece.t_tiles, std::min(plan.source_runs, piece.t_tiles)};
   x.source.first = x.target.first_other = piece.s_first;
@@ -308,7 +309,7 @@ void run_piece(
   const auto blocks = [&](const auto& side) { return side.sums != nullptr ? side.walk.blocks() * x.chunks : 0; };
   x.source_blocks = blocks(x.source);
   launch(
-      feature_gradients_kernel<T, Passes>, x.source_blocks + blocks(x.target), kThreads, 0, stream, x);
+      feature_gradients_kernel<T, kComputed<Passes>>, x.source_blocks + blocks(x.target), kThreads, 0, stream, x);
   for (const auto* side : {&x.source, &x.target}) {
     if (side->sums != nullptr && side->walk.runs > 1) {
       const int quads = x.features * kStep / 4;
@@ -366,7 +367,7 @@ void run_backward(
       map.beta_parts = context.allocate_array<T>(z.batch * plan.map_runs * map.padded_sources);
     }
     map.dC = context.allocate_array<Quad<T>>(plan.dC_quads());
-    FeatureGradientsArguments<T, passes> x{};
+    FeatureGradientsArguments<T, kComputed<passes>> x{};
     x.dC = map.dC;
     x.features = plan.features;
     x.chunks = plan.chunks;

@@ -91,32 +91,52 @@ DEVICE void guide_gradient(
   }
 }
 
+// Guided only: what runs ahead of the products, and the summands of beta.
+template <class T, class E>
+struct MapGradientShared {
+  PatchStages<E, GradientTile::NT / 2> grad;
+  T beta[GradientTile::kWarpColumns][GradientTile::kRows];
+};
+
 // dC of a tile of 64 targets; `tile` counts from the piece's first.
 template <bool Guided, class T, int Passes, class E>
 DEVICE void make_tile(
     const MapGradientArguments<T, E>& x, const Packed<T, Passes>& source, const Packed<T, Passes>& target,
     const Place& place, int tile, T (&beta)[4]) {
+  auto& shared = shared_memory<MapGradientShared<T, E>>();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int row = GradientTile::row(warp), column = GradientTile::column(warp);
   const int b = x.piece.b + place.b, s_tile = x.piece.s_first + place.tile;
-  const int t_tile = x.piece.t_first * kTargetTiles + tile;
   const int s = s_tile * GradientTile::kRows + row + patch_row(lane);
+  const auto target_of = [&](int tile_, int q) {
+    return (x.piece.t_first * kTargetTiles + tile_) * GradientTile::kColumns + column + 16 * q + patch_column(lane);
+  };
+  if constexpr (Guided) {
+    shared.grad.run_ahead(tile, place.first, place.last, [&](int next, auto& to) {
+#pragma unroll
+      for (int q = 0; q < GradientTile::NT / 2; ++q) {
+        copy_patch(x.grad, b, s, target_of(next, q), to[q]);
+      }
+    });
+  }
   T acc[GradientTile::MT][GradientTile::NT][4];
   if constexpr (Guided) {
-    multiply_tile<GradientTile>(source, target, b, s_tile, t_tile, acc);
+    multiply_tile<GradientTile>(source, target, b, s_tile, x.piece.t_first * kTargetTiles + tile, acc);
   }
 #pragma unroll
   for (int q = 0; q < GradientTile::NT / 2; ++q) {
-    const int t = t_tile * GradientTile::kColumns + column + 16 * q + patch_column(lane);
+    const int t = target_of(tile, q);
     T grad[4][4];
-    load_patch(x.grad, b, s, t, grad);
-    if constexpr (Guided) {
+    if constexpr (!Guided) {
+      load_patch(x.grad, b, s, t, grad);
+    } else {
+      read_patch(x.grad, shared.grad.wait_for(tile, place.first)[q], grad);
       const Quad<T> scale = four_of(x.inverse_b, int64_t{b} * x.padded_sources + s);
       const Quad<T> inverse_n = four_of(x.inverse_n, int64_t{b} * x.padded_targets + t);
       const Quad<T> slope = four_of(x.slope, int64_t{b} * x.padded_targets + t);
       guide_gradient(acc, q, scale, inverse_n, slope, grad, beta);
     }
-    const int s_group = (place.tile * GradientTile::kRows + row) / kGroup;
+    const int s_group = (made_again(place.tile) * GradientTile::kRows + row) / kGroup;
     const int t_group = (tile * GradientTile::kColumns + column) / kGroup + q;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -132,10 +152,7 @@ DEVICE void make_tile(
 // A lane's summands of four rows, over lanes and the warps side by side, to the block's own place.
 template <class T, class E>
 DEVICE void store_beta(const MapGradientArguments<T, E>& x, const Place& place, T (&beta)[4]) {
-  struct Shared {
-    T beta[GradientTile::kWarpColumns][GradientTile::kRows];
-  };
-  Shared& shared = shared_memory<Shared>();
+  auto& shared = shared_memory<MapGradientShared<T, E>>();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int r = 0; r < 4; ++r) {

@@ -78,7 +78,7 @@ static std::tuple<Tensor, Tensor> guided_correlation_backward(
   return {source_grad, target_grad};
 }
 
-// ---- bands: features [B, m, S] and [B, m, T], everything contiguous; statistics and gradients in the compute type
+// ---- bands: features [B, m, S] and [B, m, T], all but the map contiguous; statistics and gradients in the compute type
 
 static std::tuple<Tensor, Tensor> guided_correlation_row_max(
     const Tensor& source, const Tensor& target, double eps, bool tf32) {
@@ -99,10 +99,24 @@ static std::tuple<Tensor, Tensor> guided_correlation_row_max(
   return {row_max, row_argmax};
 }
 
+// A band [B, S, n], contiguous or channels-last: its memory [B, n, S].
+static bool check_band_layout(
+    const Tensor& band, const char* name, const Tensor& source, const Tensor& target, const Tensor& row_max,
+    const Tensor& norm, int64_t begin) {
+  const bool last = band.dim() == 3 && !band.is_contiguous() && band.stride(1) == 1 &&
+      band.stride(2) == band.size(1) && (band.size(0) == 1 || band.stride(0) == band.size(1) * band.size(2));
+  // Of a channels-last one the rest is checked of its memory as if it were contiguous.
+  const Tensor checked =
+      last ? torch::stable::view(torch::stable::transpose(band, 1, 2), {band.size(0), band.size(1), band.size(2)})
+           : band;
+  check_band(checked, name, source, target, row_max, norm, begin);
+  return last;
+}
+
 static void guided_correlation_band(
     const Tensor& source, const Tensor& target, const Tensor& row_max, double eps, bool tf32, int64_t begin,
     Tensor out, Tensor norm) {
-  check_band(out, "out", source, target, row_max, norm, begin);
+  const bool channels_last = check_band_layout(out, "out", source, target, row_max, norm, begin);
   check_positions(source, target);
   Call call(source);
   if (source.size(0) > 0) {
@@ -112,7 +126,7 @@ static void guided_correlation_band(
       run_band(
           band_of<In>(source, target, begin, out.size(2)),
           statistics_of<compute_t<In>>(eps, row_max, nullptr, &norm), tf32,
-          make_map(mutable_data<E>(out), source.size(2), out.size(2), false), call.context());
+          make_map(mutable_data<E>(out), source.size(2), out.size(2), channels_last), call.context());
     });
   }
 }
@@ -120,7 +134,7 @@ static void guided_correlation_band(
 static void guided_correlation_band_backward(
     const Tensor& grad, const Tensor& source, const Tensor& target, const Tensor& row_max, const Tensor& norm,
     double eps, bool tf32, int64_t begin, Tensor source_grad, Tensor target_grad, Tensor beta) {
-  check_band(grad, "grad", source, target, row_max, norm, begin);
+  const bool channels_last = check_band_layout(grad, "grad", source, target, row_max, norm, begin);
   check_band_gradients(source, target, source_grad, target_grad, beta);
   check_positions(source, target);
   Call call(source);
@@ -137,7 +151,7 @@ static void guided_correlation_band_backward(
       run_guided_backward(
           band_of<In>(source, target, begin, grad.size(2)),
           statistics_of<compute_t<In>>(eps, row_max, nullptr, &norm), tf32,
-          make_map(const_data<E>(grad), source.size(2), grad.size(2), false), out, call.context());
+          make_map(const_data<E>(grad), source.size(2), grad.size(2), channels_last), out, call.context());
     });
   }
 }

@@ -1,8 +1,9 @@
 // guided_correlation on CUDA: Eqs. 1, 9 and 2 in three sweeps of C forward and two backward, no 4D tensor but the
 // result. The mathematics is at the top of csrc/cpu/guided_correlation.cpp; what is computed where:
 //
-//   row_maxima     tiles of 128 x 128, a block walks along its rows: maxima and where they are, per run of tiles
-//   finish_rows    b_s, t*(s), 1 / b_s (statistics.cuh)
+//   row_maxima     tiles of 128 x 128, a block walks along its rows: maxima and the patches they are in, per run of tiles
+//   finish_rows    b_s, 1 / b_s and the patch (statistics.cuh)
+//   locate_maxima  t*(s) in its patch
 //   column_sums    a block walks down its columns: sum_s u^2 (forward) or sum_s G u (backward), per run of tiles
 //   finish_columns n_t; backward: 1 / n_t and the factor of u in du (statistics.cuh)
 //   write_map      the same tiles once more, scaled and stored (correlation_map.cuh)
@@ -29,7 +30,7 @@ struct RowMaximaArguments {
   Walk walk;
   int targets;
   T* best;  // [B, kColumnParts runs, padded sources]
-  int32_t* where;
+  int32_t* where;  // the first target of a patch
 };
 
 template <class T, class E>
@@ -40,13 +41,44 @@ struct ColumnSumsArguments {
   T* sums;  // [B, runs, padded targets]
 };
 
-template <class T>
+// With a gradient tiles are 64 sources high, whatever the passes: two of its tiles shall fit in shared memory.
+template <int Passes, class E>
+using ColumnSumsTile = MapTile<std::is_void_v<E> ? Passes : kThreePasses>;
+
+// E = void: no gradient.
+template <class T, class E>
 struct ColumnSumsShared {
-  T sums[MapTile<1>::kWarpRows][kTile];
+  using Tile = ColumnSumsTile<kOnePass, E>;
+
+  PatchStages<E, Tile::MT / 2 * Tile::NT / 2> grad;
+  T sums[Tile::kWarpRows][kTile];
+};
+template <class T>
+struct ColumnSumsShared<T, void> {
+  T sums[MapTile<kOnePass>::kWarpRows][kTile];
 };
 
 // ---- kernels
 
+// Columns of the padding must not win.
+template <class T, int NT>
+DEVICE void lower_padding(T (&acc)[2][NT][4], int first, int targets) {
+#pragma unroll
+  for (int q = 0; q < NT / 2; ++q) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      if (first + 16 * q + c >= targets) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          patch(acc, 0, q, r, c) = -INFINITY;
+        }
+      }
+    }
+  }
+}
+
+// Of a row the largest value and the patch, 4 targets wide, where it is first: what is done for each element is to take
+// the larger of two. `locate_maxima_kernel` looks at one patch a row again.
 template <class T, int Passes>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
     row_maxima_kernel(RowMaximaArguments<T> x, Packed<T, Passes> source, Packed<T, Passes> target) {
@@ -60,28 +92,24 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
     best[r] = -INFINITY;
-    where[r] = INT32_MAX;
+    where[r] = place.first * kTile + column;  // where all is minus infinity
   }
   for (int tile = place.first * kParts; tile < place.last * kParts; ++tile) {
     T acc[Tile::MT][Tile::NT][4];
     multiply_tile<Tile>(source, target, place.b, place.tile, tile, acc);
     const int first = tile * Tile::kColumns + column;
-    const bool ragged = (tile + 1) * Tile::kColumns > x.targets;
+    if ((tile + 1) * Tile::kColumns > x.targets) {
+      lower_padding<T, Tile::NT>(acc, first, x.targets);
+    }
 #pragma unroll
     for (int q = 0; q < Tile::NT / 2; ++q) {
 #pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const int t = first + 16 * q + c;
-        if (!ragged || t < x.targets) {  // padding must not win
-#pragma unroll
-          for (int r = 0; r < 4; ++r) {
-            const T value = patch(acc, 0, q, r, c);
-            if (value > best[r] || (value != value && best[r] == best[r]) || where[r] == INT32_MAX) {
-              best[r] = value;
-              where[r] = t;
-            }
-          }
-        }
+      for (int r = 0; r < 4; ++r) {
+        const T left = larger(patch(acc, 0, q, r, 0), patch(acc, 0, q, r, 1));
+        const T top = larger(left, larger(patch(acc, 0, q, r, 2), patch(acc, 0, q, r, 3)));
+        const bool wins = !(top <= best[r]) && best[r] == best[r];
+        best[r] = larger(best[r], top);
+        where[r] = wins ? first + 16 * q : where[r];
       }
     }
   }
@@ -93,6 +121,70 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
       const int64_t at = (part * x.walk.tiles + place.tile) * kTile + row + r;
       x.best[at] = best[r];
       x.where[at] = where[r];
+    }
+  }
+}
+
+// A warp finds the targets of kLocatedRows sources: C of a patch once more, by the same fragments in the same order and so
+// with the same bits.
+constexpr int kLocatedRows = 4;
+
+struct LocateArguments {
+  int64_t warps;
+  int sources, targets;
+  int64_t* row_argmax;  // [B, S]: the first target of a patch becomes that of the maximum
+};
+
+template <class T, int Passes>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
+    locate_maxima_kernel(LocateArguments x, Packed<T, Passes> source, Packed<T, Passes> target) {
+  const int64_t index = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp, row = static_cast<int>(index % (kGroup / kLocatedRows)) * kLocatedRows;
+  const int64_t groups = int64_t{source.tiles} * kGroups, rest = index / (kGroup / kLocatedRows);
+  const int group = static_cast<int>(rest % groups), b = static_cast<int>(rest / groups);
+  if (index >= x.warps) {
+    return;
+  }
+  const Quad<T>* rows = source.at(b, group);
+  const Quad<T>* columns[kLocatedRows];
+  int s[kLocatedRows], where[kLocatedRows];
+  T left[kLocatedRows][4] = {}, right[kLocatedRows][4] = {};
+#pragma unroll
+  for (int i = 0; i < kLocatedRows; ++i) {
+    s[i] = row_at(group * kGroup + row + i);
+    where[i] = s[i] < x.sources ? static_cast<int>(x.row_argmax[int64_t{b} * x.sources + s[i]]) : 0;
+    columns[i] = target.at(b, where[i] / kGroup);
+  }
+#pragma unroll 1
+  for (int step = 0; step < source.steps; ++step) {
+    Fragment<T, Passes> a;
+    a.load(rows + step * Packed<T, Passes>::kNextStep);
+#pragma unroll
+    for (int i = 0; i < kLocatedRows; ++i) {
+      Fragment<T, Passes> z;
+      z.load(columns[i] + step * Packed<T, Passes>::kNextStep);
+      multiply_fragments(a, z, left[i], right[i]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kLocatedRows; ++i) {
+    if (s[i] < x.sources && lane / 4 == (row + i) % 8 && lane % 4 == where[i] % kGroup / 4) {
+      T value[4];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {  // kLocatedRows divides 8
+        value[e] = row >= 8 ? left[i][2 + e] : left[i][e];
+        value[2 + e] = row >= 8 ? right[i][2 + e] : right[i][e];
+      }
+      T best = value[0];
+      int at = 0;
+#pragma unroll
+      for (int c = 1; c < 4; ++c) {
+        if (where[i] + c < x.targets && better(value[c], c, best, at)) {
+          best = value[c];
+          at = c;
+        }
+      }
+      x.row_argmax[int64_t{b} * x.sources + s[i]] = where[i] + at;
     }
   }
 }
@@ -127,9 +219,9 @@ DEVICE void cube_patch(T (&acc)[MT][NT][4], int p, int q, const Quad<T>& scale) 
 }
 
 // Of the columns of all warps: over a warp's lanes, then over the warps above each other.
-template <class Tile, class T, class E>
-DEVICE void store_column_sums(const ColumnSumsArguments<T, E>& x, const Place& place, T (&sums)[Tile::NT / 2][4]) {
-  ColumnSumsShared<T>& shared = shared_memory<ColumnSumsShared<T>>();
+template <class Tile, class T, class E, class Shared>
+DEVICE void store_column_sums(
+    const ColumnSumsArguments<T, E>& x, const Place& place, T (&sums)[Tile::NT / 2][4], Shared& shared) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int q = 0; q < Tile::NT / 2; ++q) {
@@ -156,16 +248,27 @@ template <class T, int Passes, class E>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) column_sums_kernel(
     ColumnSumsArguments<T, std::conditional_t<std::is_void_v<E>, T, E>> x, Packed<T, Passes> source,
     Packed<T, Passes> target) {
-  using Tile = MapTile<Passes>;
-  constexpr int kParts = kTile / Tile::kRows;
+  using Tile = ColumnSumsTile<Passes, E>;
+  constexpr int kParts = kTile / Tile::kRows, kPatches = Tile::NT / 2;  // patches side by side
+  auto& shared = shared_memory<ColumnSumsShared<T, E>>();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int row = Tile::row(warp) + patch_row(lane), column = Tile::column(warp) + patch_column(lane);
   const Place place = place_of(x.walk, blockIdx.x);
-  T sums[Tile::NT / 2][4] = {};
-  for (int tile = place.first * kParts; tile < place.last * kParts; ++tile) {
+  const int t = place.tile * kTile + column, first = place.first * kParts, last = place.last * kParts;
+  T sums[kPatches][4] = {};
+  for (int tile = first; tile < last; ++tile) {
+    if constexpr (!std::is_void_v<E>) {
+      shared.grad.run_ahead(tile, first, last, [&](int next, auto& to) {
+#pragma unroll
+        for (int i = 0; i < Tile::MT / 2 * kPatches; ++i) {
+          const int s = next * Tile::kRows + row + i / kPatches * 32;
+          copy_patch(x.grad, place.b, s, t + i % kPatches * 16, to[i]);
+        }
+      });
+    }
     T acc[Tile::MT][Tile::NT][4];
     multiply_tile<Tile>(source, target, place.b, tile, place.tile, acc);
-    const int s = tile * Tile::kRows + row, t = place.tile * kTile + column;
+    const int s = tile * Tile::kRows + row;
 #pragma unroll
     for (int p = 0; p < Tile::MT / 2; ++p) {
       const Quad<T> scale = four_of(x.inverse_b, int64_t{place.b} * x.walk.others * kTile + s + 32 * p);
@@ -174,7 +277,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) column_
         cube_patch(acc, p, q, scale);
         T grad[4][4];
         if constexpr (!std::is_void_v<E>) {
-          load_patch(x.grad, place.b, s + 32 * p, t + 16 * q, grad);
+          read_patch(x.grad, shared.grad.wait_for(tile, first)[p * kPatches + q], grad);
         }
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
@@ -191,7 +294,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) column_
       }
     }
   }
-  store_column_sums<Tile>(x, place, sums);
+  store_column_sums<Tile>(x, place, sums, shared);
 }
 
 // ---- calls: how each is cut into blocks, what scratch it needs, which kernels run in which order
@@ -208,6 +311,11 @@ void find_row_maxima(
   launch(
       row_maxima_kernel<T, Passes>, walk.blocks(), kThreads, 0, context.stream, maxima, source, target);
   finish_rows<T>({z.batch, z.sources, parts, statistics, best, where, inverse_b}, context.stream);
+  const int64_t warps = z.batch * walk.tiles * (kTile / kLocatedRows);
+  launch(
+      locate_maxima_kernel<T, Passes>, ceil_div(warps, kWarps), kThreads, 0, context.stream,
+      LocateArguments{warps, static_cast<int>(z.sources), static_cast<int>(z.count), statistics.row_argmax}, source,
+      target);
 }
 
 template <class In, class T>
@@ -237,7 +345,7 @@ FinishColumnsArguments<T> finish_column_sums(
   x.inverse_n = context.allocate_array<T>(z.batch * columns);
   x.slope = std::is_void_v<E> ? nullptr : context.allocate_array<T>(z.batch * columns);
   launch(
-      column_sums_kernel<T, Passes, E>, walk.blocks(), kThreads, sizeof(ColumnSumsShared<T>), context.stream,
+      column_sums_kernel<T, Passes, E>, walk.blocks(), kThreads, sizeof(ColumnSumsShared<T, E>), context.stream,
       ColumnSumsArguments<T, G>{walk, inverse_b, grad, sums}, source, target);
   finish_columns(x, context.stream);
   return x;

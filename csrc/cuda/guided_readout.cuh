@@ -162,18 +162,19 @@ template <class In, class T, int Passes>
 void pack_operand(
     PackPlan& plan, Order order, const Matrix<In>& from, const Context& context, Operand<T, Passes>& operand) {
   T* to = context.allocate_array<T>(Packed<T, Passes>::elements(from.batch, from.m, from.positions));
-  plan.add(PackJob{order, from.data, to, from.positions, 0, from.positions});
+  plan.add(PackJob{order, from.data, to, from.positions, 0, from.positions, kFeatures<Passes>});
   operand.packed = {
       reinterpret_cast<const Quad<T>*>(to), static_cast<int>(ceil_div(from.positions, kTile)),
-      static_cast<int>(ceil_div(from.m, kStep))};
+      static_cast<int>(ceil_div(from.m, kFeatures<Passes>))};
   operand.common = from.batch == 1;
 }
 
 // Rows and columns of C, and of g, and what X is multiplied with, for either side as the rows.
 template <class T, int Passes>
 struct ReadoutOperands {
-  Operand<T, Passes> source_rows, source_columns, source_weights, target_rows, target_columns, target_weights;
-  Operand<T, Passes> values_rows, values_columns, values_weights, grad_rows, grad_columns, grad_weights;
+  Operand<T, Passes> source_rows, source_columns, target_rows, target_columns;
+  Operand<T, Passes> values_rows, values_columns, grad_rows, grad_columns;
+  Operand<T, kComputed<Passes>> source_weights, target_weights, values_weights, grad_weights;
 };
 
 template <class T, int Passes, class In>
@@ -223,7 +224,7 @@ ReadoutOperands<T, Passes> pack_backward(
 
 // A sweep with the parts of its product, where one is wanted.
 template <class T, int Passes>
-void set_product(Sweep<T, Passes>& x, const Operand<T, Passes>& weights, const Context& context) {
+void set_product(Sweep<T, Passes>& x, const Operand<T, kComputed<Passes>>& weights, const Context& context) {
   x.weights = weights;
   x.features = weights.packed.steps;
   x.parts = context.allocate_array<T>(x.walk.blocks() * SweepTile::kRows * x.features * kStep);

@@ -85,6 +85,76 @@ DEVICE void for_patch_lines(const Map<E>& map, int b, int row, int column, F&& f
   }
 }
 
+// Lines of a tile's patches on their way to the thread that wants them, through shared memory: two tiles at a time, the
+// second one while the first is worked on. Each thread has places of its own, so that there is no barrier; neighbouring
+// threads have neighbouring ones. Doubles, which take twice the room, are copied while their own tile is multiplied.
+template <class E, int Patches>
+struct PatchStages {
+  static constexpr int kStages = sizeof(E) > 4 ? 1 : 2;
+
+  Quad<E> lines[kStages][Patches][4][kThreads];
+
+  // At the top of a loop from `first` to `last`: copy(tile, its patches) for what is not on its way yet.
+  template <class Copy>
+  DEVICE void run_ahead(int tile, int first, int last, Copy&& copy) {
+    if (kStages == 1 || tile == first) {
+      copy(tile, lines[(tile - first) % kStages]);
+      commit_copies();
+    }
+    if (kStages == 2) {
+      if (tile + 1 < last) {
+        copy(tile + 1, lines[(tile - first + 1) % kStages]);
+      }
+      commit_copies();  // of nothing after the last one, so that groups can be counted
+    }
+  }
+  // The patches of a tile, once they are there.
+  DEVICE const Quad<E> (&wait_for(int tile, int first) const)[Patches][4][kThreads] {
+    wait_for_copies<kStages - 1>();
+    return lines[(tile - first) % kStages];
+  }
+};
+
+// Zeros outside the map.
+template <class E>
+DEVICE void copy_patch(const Map<const E>& map, int b, int row, int column, Quad<E> (&to)[4][kThreads]) {
+  row = made_again(row);
+  column = made_again(column);
+  const int outer = map.channels_last ? column : row, inner = map.channels_last ? row : column;
+  const int valid = min(map.inners - inner, 4);
+  const E* const first = map.data + map_offset(b, outer, inner, map.outers, map.inners);
+  if (map.whole) {
+#pragma unroll
+    for (int o = 0; o < 4; ++o) {
+      const bool inside = outer + o < map.outers && valid > 0;
+      const E* at = inside ? first + int64_t{o} * map.inners : map.data;
+      copy_ahead(&to[o][threadIdx.x], reinterpret_cast<const Quad<E>*>(at), inside);
+    }
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < 16; ++i) {  // nothing of this form runs ahead: little code
+      const bool inside = outer + i / 4 < map.outers && i % 4 < valid;
+      to[i / 4][threadIdx.x].v[i % 4] = inside ? first[i / 4 * int64_t{map.inners} + i % 4] : static_cast<E>(0);
+    }
+  }
+}
+
+template <class E, class T>
+DEVICE void read_patch(const Map<const E>& map, const Quad<E> (&from)[4][kThreads], T (&value)[4][4]) {
+#pragma unroll
+  for (int o = 0; o < 4; ++o) {
+    const Quad<E> line = from[o][threadIdx.x];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (map.channels_last) {
+        value[i][o] = static_cast<T>(line.v[i]);
+      } else {
+        value[o][i] = static_cast<T>(line.v[i]);
+      }
+    }
+  }
+}
+
 // Zeros outside the map. The layout is chosen per element: a branch around all of it costs registers.
 template <class E, class T>
 DEVICE void load_patch(const Map<const E>& map, int b, int row, int column, T (&value)[4][4]) {

@@ -4,9 +4,9 @@
 // 16-byte load per lane: neighbouring lanes, neighbouring addresses, no shared memory, no barrier. All of it stays in
 // the L2 cache. Rows of a tile are sources, columns are targets.
 //
-// Precision: TF32 keeps 10 bits of mantissa. float16 and bfloat16 features fit, so one pass is exact. float32 is cut
-// into a high and a low part and three passes (high high + high low + low high) are accurate to float32. float64 has
-// fragments of its own.
+// Precision: float16 and bfloat16 features are multiplied as they are, 16 features at a time, exactly. float32 in TF32,
+// which keeps 10 bits of mantissa: one pass where that is asked for, else a high and a low part and three passes (high
+// high + high low + low high), accurate to float32. float64 has fragments of its own.
 //
 // Which position a fragment's row or column stands for is free. Here a thread's four rows and four columns of two
 // fragments are neighbours in memory (4 x 4 patches), whichever way the map lies: 16-byte loads and stores.
@@ -20,7 +20,25 @@ namespace pose_kernels {
 
 constexpr int kGroup = 16;  // positions packed together: the rows of a fragment, the columns of two
 constexpr int kGroups = kTile / kGroup;
-constexpr int kStep = 8;  // features a fragment multiplies at a time
+constexpr int kStep = 8;  // features of a fragment of float32 or float64
+
+// How a product is made, where kernels have a number of passes: one or three of TF32 (or of float64), or one of pairs of
+// 16-bit numbers.
+enum : int { kOnePass = 1, kThreePasses = 3, kHalfPairs = 16, kBFloat16Pairs = 17 };
+
+template <int Passes>
+constexpr bool kPairs = Passes >= kHalfPairs;
+
+template <int Passes>
+using pair_t = std::conditional_t<Passes == kHalfPairs, Half, BFloat16>;
+
+// Features that a fragment of C multiplies at a time.
+template <int Passes>
+constexpr int kFeatures = kPairs<Passes> ? 2 * kStep : kStep;
+
+// The passes of products with what was computed in float32: 16 bits would not do for that.
+template <int Passes>
+constexpr int kComputed = Passes == kThreePasses ? kThreePasses : kOnePass;
 
 // Doubles take twice the registers.
 template <class T>
@@ -51,7 +69,8 @@ HOST_DEVICE int column_at(int f) {
 }
 
 // How features are packed: quads [B][padded positions / 128][step of 8 features][8 groups of positions][part][lane],
-// `part` high or low. So what one step of a product loads lies at constant distances.
+// `part` high or low. So what one step of a product loads lies at constant distances. Operands of C that are pairs of
+// 16-bit numbers have 16 features a step.
 enum class Order {
   kRows,  // left operand of C: 16 sources by 8 features
   kColumns,  // right operand of C: 8 features by 2 x 8 targets
@@ -64,6 +83,7 @@ struct PackJob {
   const void* from;  // [B, m, stride], `count` positions from `begin` on are read
   void* to;
   int64_t stride, begin, count;
+  int step;  // features
 };
 
 struct PackArguments {
@@ -99,6 +119,26 @@ DEVICE Parts<float> split(float x) {
   return {x < 0 ? -1.0f : 1.0f, x};
 }
 
+struct PackedPlace {
+  int position, feature;
+};
+
+// What number e of a lane's quad stands for: a position of the tile, in the group that begins at `within`, and a feature
+// of the step, the first one where a number is a pair of them.
+DEVICE PackedPlace packed_place(Order order, bool pairs, int within, int lane, int e) {
+  const int g = lane / 4, t = lane % 4, first = e & 1, second = e >> 1, features = pairs ? 2 : 1;
+  switch (order) {
+    case Order::kRows:
+      return {row_at(within + g + 8 * first), features * (t + 4 * second)};
+    case Order::kColumns:
+      return {column_at(within + g + 8 * second), features * (t + 4 * first)};
+    case Order::kFromRows:
+      return {row_at(within + t + 8 * first + 4 * second), g};
+    default:
+      return {column_at(within + 2 * t + first + 8 * second), g};
+  }
+}
+
 // A thread per quad.
 template <class In, class T, int Passes>
 __global__ void __launch_bounds__(kThreads) pack_kernel(PackArguments x) {
@@ -108,48 +148,38 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackArguments x) {
   }
   const PackJob job = x.jobs[job_number];
   const int64_t index = (blockIdx.x - x.first_block[job_number]) * kThreads + threadIdx.x;
-  const int64_t steps = ceil_div(x.m, kStep), tiles = ceil_div(job.count, kTile);
-  const int lane = static_cast<int>(index % kWarp), g = lane / 4, t = lane % 4;
-  const int within = static_cast<int>(index / kWarp % kGroups) * kGroup;
+  const int64_t steps = ceil_div(x.m, job.step), tiles = ceil_div(job.count, kTile);
+  const int lane = static_cast<int>(index % kWarp), within = static_cast<int>(index / kWarp % kGroups) * kGroup;
+  const bool pairs = job.step > kStep;
   const int64_t rest = index / kWarp / kGroups, step = rest % steps, tile = rest / steps % tiles, b = rest / steps / tiles;
   if (b >= x.batch) {
     return;
   }
+  const auto feature_of = [&](int64_t k, int64_t at) {
+    const bool there = at < job.count && k < x.m;
+    return there ? static_cast<const In*>(job.from)[(b * x.m + k) * job.stride + job.begin + at] : static_cast<In>(0);
+  };
   Quad<T> high, low;
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
-    const int first = e & 1, second = e >> 1;
-    int position, feature;
-    switch (job.order) {
-      case Order::kRows:
-        position = row_at(within + g + 8 * first);
-        feature = t + 4 * second;
-        break;
-      case Order::kColumns:
-        position = column_at(within + g + 8 * second);
-        feature = t + 4 * first;
-        break;
-      case Order::kFromRows:
-        position = row_at(within + t + 8 * first + 4 * second);
-        feature = g;
-        break;
-      default:
-        position = column_at(within + 2 * t + first + 8 * second);
-        feature = g;
+    const PackedPlace place = packed_place(job.order, pairs, within, lane, e);
+    const int64_t at = tile * kTile + place.position, k = step * job.step + place.feature;
+    const In value = feature_of(k, at);
+    if constexpr (kPairs<Passes>) {
+      if (pairs) {
+        const Pair<In> pair{{value, feature_of(k + 1, at)}};
+        memcpy(&high.v[e], &pair, sizeof(pair));
+        continue;
+      }
     }
-    const int64_t at = tile * kTile + position, k = step * kStep + feature;
-    T value = 0;
-    if (at < job.count && k < x.m) {
-      value = static_cast<T>(static_cast<const In*>(job.from)[(b * x.m + k) * job.stride + job.begin + at]);
-    }
-    if constexpr (Passes == 3) {
-      const Parts<T> parts = split(value);
+    if constexpr (Passes == kThreePasses) {
+      const Parts<T> parts = split(static_cast<T>(value));
       high.v[e] = parts.high;
       low.v[e] = parts.low;
     } else if constexpr (std::is_same_v<In, float>) {
       high.v[e] = nearest_tf32(value);
     } else {
-      high.v[e] = value;
+      high.v[e] = static_cast<T>(value);
     }
   }
   constexpr int kParts = Passes == 3 ? 2 : 1;
@@ -163,7 +193,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackArguments x) {
 // Packed features of all samples.
 template <class T, int Passes>
 struct Packed {
-  static constexpr int kParts = Passes == 3 ? 2 : 1;
+  static constexpr int kParts = Passes == kThreePasses ? 2 : 1;
   static constexpr int kNext = kParts * kWarp;  // quads from a group to the next
   static constexpr int kNextStep = kGroups * kNext;  // to the next 8 features of the same positions
 
@@ -172,7 +202,7 @@ struct Packed {
   int steps;
 
   static int64_t elements(int64_t batch, int64_t m, int64_t positions) {
-    return batch * round_up(positions, kTile) * round_up(m, kStep) * kParts;
+    return batch * round_up(positions, kTile) * ceil_div(m, kFeatures<Passes>) * kStep * kParts;
   }
   // This lane's quad of the first features of a group of positions.
   DEVICE const Quad<T>* at(int b, int group) const {
@@ -209,6 +239,8 @@ DEVICE void multiply_parts(
     for (int e = 0; e < 4; ++e) {
       acc[e] += sum[e];
     }
+  } else if constexpr (kPairs<Passes>) {
+    multiply_add_pairs<pair_t<Passes>>(acc, high, b0, b1);
   } else {
     matrix_multiply_add(acc, high, b0, b1);
   }
@@ -351,7 +383,7 @@ struct PackPlan {
   }
   void add(const PackJob& job) {
     const int64_t quads =
-        arguments.batch * ceil_div(job.count, kTile) * kGroups * ceil_div(arguments.m, kStep) * kWarp;
+        arguments.batch * ceil_div(job.count, kTile) * kGroups * ceil_div(arguments.m, job.step) * kWarp;
     arguments.jobs[jobs++] = job;
     const int64_t end = arguments.first_block[jobs - 1] + blocks_for(quads);
     for (int i = jobs; i <= PackArguments::kJobs; ++i) {
@@ -375,23 +407,25 @@ void pack(
   job.stride = rows ? z.sources : z.targets;
   job.begin = rows ? 0 : z.begin;
   job.count = rows ? z.sources : z.count;
+  job.step = kFeatures<Passes>;
   T* to = context.allocate_array<T>(Packed<T, Passes>::elements(z.batch, z.m, job.count));
   job.to = to;
   plan.add(job);
   packed.data = reinterpret_cast<const Quad<T>*>(to);
   packed.tiles = static_cast<int>(ceil_div(job.count, kTile));
-  packed.steps = static_cast<int>(ceil_div(z.m, kStep));
+  packed.steps = static_cast<int>(ceil_div(z.m, job.step));
 }
 
-// Calls f with the number of passes that the precision asks for, as a constant.
+// Calls f with the passes of C that type and precision ask for, as a constant.
 template <class In, class F>
 void with_passes(bool tf32, F&& f) {
   if constexpr (std::is_same_v<In, float>) {
     if (!tf32) {
-      return f(std::integral_constant<int, 3>{});
+      return f(std::integral_constant<int, kThreePasses>{});
     }
   }
-  f(std::integral_constant<int, 1>{});
+  constexpr int kOf16Bits = std::is_same_v<In, Half> ? kHalfPairs : kBFloat16Pairs;
+  f(std::integral_constant<int, sizeof(In) == 2 ? kOf16Bits : kOnePass>{});
 }
 
 // Calls f with the operands of C, packed.

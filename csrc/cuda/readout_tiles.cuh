@@ -57,7 +57,7 @@ struct Sweep {
   Walk walk;  // tiles of 64 rows; others are kSweepColumns columns
   int column_tiles;  // of 128
   Operand<T, Passes> rows, columns;  // the features that C is made of
-  Operand<T, Passes> weights;  // W, packed as kFromColumns
+  Operand<T, kComputed<Passes>> weights;  // W, packed as kFromColumns
   int features;  // fragments of 8 features of W, 0: no product is wanted
   T* parts;  // [B, runs, 64 tiles, 8 features]
   T* sums;  // [B, runs, padded rows]: of a number per element of X; null: not wanted
@@ -195,7 +195,7 @@ DEVICE void make_readout_tile(
         value[r][c] = TargetRows ? power : power * column_scale.v[c];
       }
     }
-    store_patch_of_X<Passes>(shared, first, q, value);
+    store_patch_of_X<kComputed<Passes>>(shared, first, q, value);
   }
   if constexpr (TargetRows) {
     add_row_sums(shared, sums);
@@ -243,7 +243,7 @@ DEVICE void make_gradient_tile(
         value[r][c] = 3 * square * du;
       }
     }
-    store_patch_of_X<Passes>(shared, first, q, value);
+    store_patch_of_X<kComputed<Passes>>(shared, first, q, value);
   }
   if constexpr (SourceRows) {
     add_row_sums(shared, sums);
@@ -340,15 +340,16 @@ template <int N, class T, int Passes>
 DEVICE void multiply_weights(
     const Sweep<T, Passes>& x, int b, int turn, int feature, SweepShared<T>& shared,
     T (&acc)[kRowFragments][N][4]) {
+  using W = Packed<T, kComputed<Passes>>;
   const int row = SweepTile::row(threadIdx.x / kWarp);
 #pragma unroll 1
   for (int i = 0; i < x.tiles_at(turn); ++i) {
     const Quad<T>* from =
-        x.weights.at(b, (turn * kTilesAtOnce<T> + i) * kGroups) + int64_t{feature} * Packed<T, Passes>::kNextStep;
+        x.weights.at(b, (turn * kTilesAtOnce<T> + i) * kGroups) + int64_t{feature} * W::kNextStep;
 #pragma unroll 1
     for (int column = i * kTile; column < (i + 1) * kTile; column += kGroup) {
-      multiply_group<Passes>(from, shared, row, column, acc);
-      from += Packed<T, Passes>::kNext;
+      multiply_group<kComputed<Passes>>(from, shared, row, column, acc);
+      from += W::kNext;
     }
   }
 }
@@ -414,7 +415,7 @@ DEVICE void walk_columns(const Sweep<T, Passes>& x, const Place& place, SweepSha
       make(turn * kTilesAtOnce<T> + i, i * kTile);
     }
     sync_block();
-int feature = threadIdx.x / kWarp % kFeatureColumns;
+    int feature = threadIdx.x / kWarp % kFeatureColumns;
     add_products<4>(x, place, turn, feature, shared);
     add_products<2>(x, place, turn, feature, shared);
     add_products<1>(x, place, turn, feature, shared);

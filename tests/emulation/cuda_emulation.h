@@ -4,7 +4,8 @@
 // taking turns at operations that cross lanes; blocks run one after the other. `reversed` turns the order of blocks,
 // warps and lanes around: a race that a barrier should have prevented gives other bits then; `few_blocks` makes each
 // block walk far, so that there are iterations to race; `truncating` makes matrix fragments add as tensor cores are said
-// to, towards zero. Shared memory starts as NaN (all bits one) in an allocation of the exact size, so that
+// to, towards zero. A copy that runs ahead is held back until it is waited for, or made at once where the order is
+// `reversed`: hardware may do either. Without `waiting` nothing is waited for. Shared memory starts as NaN (all bits one) in an allocation of the exact size, so that
 // AddressSanitizer sees what leaves it. An operation of a warp that not all its lanes reach, or not at the same place,
 // and a barrier that not all threads reach, abort.
 #pragma once
@@ -15,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -89,7 +91,23 @@ pose_kernels_switch_stack:
 )");
 #endif
 
+// A copy into shared memory that has not been waited for.
+struct Copy {
+  void* to;
+  const void* from;  // null: zeros
+  size_t bytes;
+
+  void make() const {
+    if (from != nullptr) {
+      std::memcpy(to, from, bytes);
+    } else {
+      std::memset(to, 0, bytes);
+    }
+  }
+};
+
 struct Fiber {
+  std::deque<std::vector<Copy>> copies;  // groups of them, the last one not committed yet
   char* stack = nullptr;
   Dim thread;
   bool done = false;
@@ -121,7 +139,7 @@ struct State {
   unsigned threads = 0;
   std::unique_ptr<unsigned char[]> shared;
   std::function<void()> kernel;
-  bool reversed = false, few_blocks = false, truncating = false;
+  bool reversed = false, few_blocks = false, truncating = false, waiting = true;
   uint64_t products = 0, operations = 0;  // of matrix fragments, and all that cross lanes
   void* stream = nullptr;  // the current one
   const void* scheduler_stack = nullptr;
@@ -181,6 +199,7 @@ inline void prepare(Fiber& fiber) {
   __asan_unpoison_memory_region(fiber.stack, kStackBytes);  // a finished thread never left its last functions
 #endif
   fiber.done = false;
+  fiber.copies.assign(1, {});
   fiber.fake_stack = nullptr;
 #if defined(__x86_64__)
   void** top = reinterpret_cast<void**>(fiber.stack + kStackBytes) - 2;
@@ -351,6 +370,10 @@ Shared& shared_memory() {
   return *reinterpret_cast<Shared*>(emulation::state().shared.get());
 }
 
+inline int made_again(int x) {
+  return x;
+}
+
 // ---- arithmetic; to be compiled with -ffp-contract=off
 
 template <class T>
@@ -360,6 +383,11 @@ T multiply_exactly(T a, T b) {
 template <class T>
 T add_exactly(T a, T b) {
   return a + b;
+}
+
+template <class T>
+T larger(T a, T b) {
+  return a > b || a != a ? a : b;
 }
 
 inline float bits_to_float(uint32_t bits) {
@@ -436,6 +464,49 @@ void matrix_multiply_add(T (&c)[4], const T (&a)[4], T b0, T b1) {
   std::memcpy(c, out.c, sizeof(c));
 }
 
+// mma.m16n8k16 for .f16 and .bf16. A register holds two numbers, the first one in its lower half.
+template <class Z>
+void multiply_add_pairs(float (&c)[4], const float (&a)[4], float b0, float b1) {
+  struct In {
+    float c[4];
+    Z a[4][2], b[2][2];
+  };
+  struct Out {
+    float c[4];
+  };
+  In mine;
+  const float b[2] = {b0, b1};
+  std::memcpy(mine.c, c, sizeof(mine.c));
+  std::memcpy(mine.a, a, sizeof(mine.a));
+  std::memcpy(mine.b, b, sizeof(mine.b));
+  const Out out = emulation::together<In, Out>(mine, [](const In* in, Out* result) {
+    ++emulation::state().products;
+    double A[16][16], B[16][8];
+    for (int lane = 0; lane < kWarp; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      for (int i = 0; i < 2; ++i) {
+        A[g][2 * t + i] = static_cast<float>(in[lane].a[0][i]);
+        A[g + 8][2 * t + i] = static_cast<float>(in[lane].a[1][i]);
+        A[g][2 * t + 8 + i] = static_cast<float>(in[lane].a[2][i]);
+        A[g + 8][2 * t + 8 + i] = static_cast<float>(in[lane].a[3][i]);
+        B[2 * t + i][g] = static_cast<float>(in[lane].b[0][i]);
+        B[2 * t + 8 + i][g] = static_cast<float>(in[lane].b[1][i]);
+      }
+    }
+    for (int lane = 0; lane < kWarp; ++lane) {
+      for (int e = 0; e < 4; ++e) {
+        const int row = lane / 4 + (e / 2) * 8, column = lane % 4 * 2 + e % 2;
+        double sum = in[lane].c[e];
+        for (int k = 0; k < 16; ++k) {
+          sum += A[row][k] * B[k][column];
+        }
+        result[lane].c[e] = to_accumulator(sum, float{});
+      }
+    }
+  });
+  std::memcpy(c, out.c, sizeof(c));
+}
+
 // ---- memory
 
 inline void check_alignment(const void* at, size_t bytes) {
@@ -454,6 +525,35 @@ template <class T>
 void store_streaming(Quad<T>* at, const Quad<T>& value) {
   check_alignment(at, alignof(Quad<T>));
   *at = value;
+}
+
+// ---- copies that run ahead
+
+template <class T>
+void copy_ahead(Quad<T>* to, const Quad<T>* from, bool inside) {
+  check_alignment(to, alignof(Quad<T>));
+  check_alignment(from, alignof(Quad<T>));
+  const emulation::Copy copy{to, inside ? from : nullptr, sizeof(*to)};
+  if (emulation::state().reversed) {
+    copy.make();
+  } else {
+    emulation::state().current->copies.back().push_back(copy);
+  }
+}
+
+inline void commit_copies() {
+  emulation::state().current->copies.emplace_back();
+}
+
+template <int N>
+void wait_for_copies() {
+  auto& copies = emulation::state().current->copies;
+  while (emulation::state().waiting && copies.size() > N + 1) {
+    for (const emulation::Copy& copy : copies.front()) {
+      copy.make();
+    }
+    copies.pop_front();
+  }
 }
 
 // ---- host

@@ -185,3 +185,45 @@ def test_bands_and_parts_of_16_bits(dtype, monkeypatch):
     monkeypatch.setitem(module.BAND_BYTES, "cuda", 3 * 5 * 12 * 2)
     monkeypatch.setitem(module.WEIGHT_BYTES, "cuda", 2 * 9 * 12 * 4)
     assert_errors(value_and_gradients(function_of(CONVOLUTION, "cuda"), inputs), oracle, dtype, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_librarys_convolution_reads_a_band_with_its_halo(dtype, monkeypatch):
+    """Channels-last, in the operand's type, zeros around: nothing is left to pad or to reorder."""
+    module = importlib.import_module(f"pose_kernels.{CONVOLUTION}")
+    source, target, weight, bias = CASES[CONVOLUTION].inputs(1, dtype, target=(7, 5))
+    Q = function_of("guided_correlation", "cuda")(source, target)
+    around = torch.nn.functional.pad(Q, (1, 1, 1, 1))
+    read, convolve = [], _convolution.Library._convolve
+    monkeypatch.setattr(_convolution.Library, "_convolve",
+                        lambda form, x, U: read.append((x, U)) or convolve(form, x, U))
+    monkeypatch.setattr(module, "BAND_COLUMNS", 1)
+    monkeypatch.setitem(module.BAND_BYTES, "cuda", 3 * 5 * 12 * dtype.itemsize)
+    function_of(CONVOLUTION, "cuda")(source, target, weight, bias)
+    assert [x.shape[2] for x, _ in read] == [5, 5, 3]
+    for i, (x, U) in enumerate(read):
+        assert x.dtype == U.dtype == dtype and x.shape[1] == U.shape[1] == 12
+        assert x.stride(1) == U.stride(1) == 1 and x.stride(3) == U.stride(3) == 12
+        if i == len(read) - 1:  # the others' memory is used again
+            torch.testing.assert_close(x, around[:, :, 3 * i : 3 * i + 5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bands_may_be_channels_last(dtype):
+    """The same bits in either layout, forward and backward."""
+    source, target = (x.flatten(2) for x in features(1, 5, (3, 5), (4, 9), dtype))
+    row_max, _ = ops.guided_correlation_row_max(source, target, 1e-5, False)
+    upstream, found = torch.randn(1, 15, 22).to(dtype), []
+    for memory in (torch.empty(1, 15, 22, dtype=dtype), torch.empty(1, 22, 15, dtype=dtype).mT):
+        norm = torch.ones(1, 36)
+        ops.guided_correlation_band(source, target, row_max, 1e-5, False, 9, memory, norm)
+        sums = [torch.zeros_like(x, dtype=torch.float32) for x in (source, target, row_max)]
+        grad = torch.empty_like(memory).copy_(upstream)
+        assert grad.stride() == memory.stride()
+        ops.guided_correlation_band_backward(grad, source, target, row_max, norm, 1e-5, False, 9,
+                                             *sums)
+        found.append([memory, norm, *sums])
+    assert not found[1][0].is_contiguous()
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    for a in found[1][2:]:
+        assert a.abs().sum() > 0

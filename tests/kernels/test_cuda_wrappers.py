@@ -1,6 +1,7 @@
-"""Runs csrc/cuda/*.cu whole on the CPU: `cuda_emulated.py`, `cuda_kernels_emulated.py`, and the
-tests of every implementation where its name is `cuda`. In a process of its own, for there it takes
-the place of the CPU library. And the kernels under sanitizers.
+"""Runs csrc/cuda/*.cu whole on the CPU: `cuda_emulated.py`, `cuda_kernels_emulated.py`,
+`cuda_device_emulated.py`, and the tests of every implementation where its name is `cuda`. In a
+process of its own, for there it takes the place of the CPU library. And the kernels under
+sanitizers.
 """
 
 import os
@@ -31,7 +32,8 @@ def test_the_operators_of_cuda():
     here = Path(__file__).parent
     tests = [f"test_{op}" for op in pose_kernels.implementations()]
     files = [str(here / f"{name}.py")
-             for name in ("cuda_emulated", "cuda_kernels_emulated", "test_operators", *tests)]
+             for name in ("cuda_emulated", "cuda_kernels_emulated", "cuda_device_emulated",
+                          "test_operators", *tests)]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p",
                "emulated_cuda", "-k", CHOSEN, *files]
     path = os.pathsep.join([str(here.parent / "emulation"), *sys.path])

@@ -4,6 +4,7 @@ namespace pose_kernels {
 
 #define PRODUCTS(T, P) \
   template __global__ void row_maxima_kernel<T, P>(RowMaximaArguments<T>, Packed<T, P>, Packed<T, P>); \
+  template __global__ void locate_maxima_kernel<T, P>(LocateArguments, Packed<T, P>, Packed<T, P>); \
   template __global__ void column_sums_kernel<T, P, void>(ColumnSumsArguments<T, T>, Packed<T, P>, Packed<T, P>);
 
 #define MAPS(T, P, E) \
@@ -14,11 +15,14 @@ namespace pose_kernels {
 
 PRODUCTS(float, 1)
 PRODUCTS(float, 3)
+PRODUCTS(float, kHalfPairs)
+PRODUCTS(float, kBFloat16Pairs)
 PRODUCTS(double, 1)
 MAPS(float, 1, float)
 MAPS(float, 3, float)
 MAPS(float, 1, BFloat16)
 MAPS(float, 3, BFloat16)
+MAPS(float, kBFloat16Pairs, BFloat16)
 MAPS(double, 1, double)
 
 template __global__ void feature_gradients_kernel<float, 1>(FeatureGradientsArguments<float, 1>);

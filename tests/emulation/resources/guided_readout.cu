@@ -10,6 +10,7 @@ namespace pose_kernels {
 
 READOUT(float, 1)
 READOUT(float, 3)
+READOUT(float, kBFloat16Pairs)
 READOUT(double, 1)
 
 template __global__ void finish_readout_kernel<float, BFloat16>(FinishReadoutArguments<float>, BFloat16*);

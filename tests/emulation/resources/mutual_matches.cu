@@ -7,6 +7,7 @@ namespace pose_kernels {
 
 BEST(float, 1, false)
 BEST(float, 1, true)
+BEST(float, kBFloat16Pairs, false)
 BEST(float, 3, false)
 BEST(float, 3, true)
 BEST(double, 1, true)
