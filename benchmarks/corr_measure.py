@@ -80,7 +80,7 @@ class Bench:
     def header(self):
         simd = None
         if _library.cpu_reason is None:
-            simd = ("baseline", "avx2", "avx512")[torch.ops.pose_kernels.simd_level()]
+            simd = ("baseline", "avx2", "avx512", "amx")[torch.ops.pose_kernels.simd_level()]
         origin = measure.origin(self.options, self.device, ("pose_kernels",))
         return {**origin, "options": {**origin["options"], "repeats": self.repeats}, "simd": simd,
                 "tf32": self.options.tf32, "flushed_bytes": self.clock.flush_bytes,

@@ -59,7 +59,7 @@ def report() -> dict:
                  in (("cpu", _library.cpu_reason), ("cuda", _library.cuda_reason))}
     simd = None
     if libraries["cpu"]["loaded"]:
-        simd = ("baseline", "avx2", "avx512")[torch.ops.pose_kernels.simd_level()]
+        simd = ("baseline", "avx2", "avx512", "amx")[torch.ops.pose_kernels.simd_level()]
     if libraries["cuda"]["loaded"]:
         libraries["cuda"]["build"] = torch.ops.pose_kernels.cuda_build_info()
     rows = []

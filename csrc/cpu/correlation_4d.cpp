@@ -3,11 +3,13 @@
 // Backward reads G = dL/dC once, in blocks of all sources by some targets: dz_t = sum_s G z_s is complete in the block,
 // dz_s += sum_t G z_t.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
 
 #include "checks.h"
+#include "cpu/amx.h"
 #include "cpu/memory.h"
 #include "cpu/simd.h"
 

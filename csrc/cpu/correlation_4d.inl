@@ -1,23 +1,30 @@
 // Loops of correlation_4d for one instruction set; the mathematics is at the top of correlation_4d.cpp.
 #include "cpu/matrix.inl"
 #include "cpu/product.inl"
+#include "cpu/products.inl"
 
 // The register tile into its place: whole vectors past the caches where they are aligned, parts at the right edge.
 template <class Out, class T = compute_t<Out>>
 SIMD_INLINE void write_tile(
     const vec<T> (&c)[kRows][kVecs], int64_t rows, int64_t columns, bool aligned, Out* out, int64_t stride) {
   constexpr int W = simd<T>::width;
+  static_assert(kVecs % kPerStore<Out> == 0);
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
+    if (i >= rows) {
+      continue;
+    }
+    if (aligned && kCols<T> <= columns) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; j += kPerStore<Out>) {
+        store_streaming(out + i * stride + j * W, &c[i][j]);
+      }
+      continue;
+    }
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; ++j) {
       Out* to = out + i * stride + j * W;
-      if (i >= rows) {
-        continue;
-      }
-      if (aligned && (j + 1) * W <= columns) {
-        store_streaming(to, c[i][j]);
-      } else if ((j + 1) * W <= columns) {
+      if ((j + 1) * W <= columns) {
         store_as(to, c[i][j]);
       } else if (j * W < columns) {
         store_part(to, c[i][j], columns - j * W);
@@ -26,34 +33,36 @@ SIMD_INLINE void write_tile(
   }
 }
 
-template <class In, class Out>
-void correlate(const CorrelationArguments<In, Out>& x) {
+template <class In, class Out, class Packed>
+static void correlate_with(const CorrelationArguments<In, Out>& x) {
   using T = compute_t<In>;
   const int64_t rows = round_up(x.rows, kRows), columns = round_up(x.columns, kCols<T>), panels = columns / kCols<T>;
-  Scratch<T> row_panels(x.batch * rows * x.m), column_panels(x.batch * columns * x.m);
-  for (int64_t b = 0; b < x.batch; ++b) {
-    pack_panels(
-        x.row_features + b * x.m * x.rows, x.m, x.rows, 0, x.rows, rows, kRows, row_panels.data() + b * rows * x.m);
-    pack_panels(
-        x.column_features + b * x.m * x.columns, x.m, x.columns, 0, x.columns, columns, kCols<T>,
-        column_panels.data() + b * columns * x.m);
-  }
+  Packed packed(
+      x.batch, x.m, {x.row_features, x.rows, 0, x.rows}, rows, {x.column_features, x.columns, 0, x.columns}, columns);
   const bool aligned =
       reinterpret_cast<uintptr_t>(x.result) % SIMD_BYTES == 0 && x.columns * sizeof(Out) % SIMD_BYTES == 0;
   const int64_t per_sample = rows / kRows;
   torch::stable::parallel_for(0, x.batch * per_sample, 4, [&](int64_t begin, int64_t end) {
+    [[maybe_unused]] const typename Packed::Tiles::Session session;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / per_sample, p = i % per_sample;
+      const auto tiles = packed.at(b);
       Out* out = x.result + (b * x.rows + p * kRows) * x.columns;
       for (int64_t q = 0; q < panels; ++q) {
         vec<T> c[kRows][kVecs];
-        correlation_tile<T>(
-            x.m, row_panels.data() + i * kRows * x.m, column_panels.data() + (b * panels + q) * kCols<T> * x.m, c);
+        tiles.tile(p, q, c);
         write_tile<Out>(
             c, x.rows - p * kRows, x.columns - q * kCols<T>, aligned, out + q * kCols<T>, x.columns);
       }
     }
   });
+}
+
+template <class In, class Out>
+void correlate(const CorrelationArguments<In, Out>& x) {
+  const auto function =
+      uses_tiles<In>() ? correlate_with<In, Out, TilesOrPanels<In>> : correlate_with<In, Out, PackedProducts<In>>;
+  function(x);
 }
 
 template <class In, class G>

@@ -12,6 +12,7 @@
 //
 // Sweep 2 and the backward work on any band of targets: guided_correlation_conv2d asks for one after the other.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -60,9 +61,8 @@ static void guide(
       const Features<In> z = features_of<In>(source, target);
       const auto found = statistics.of<compute_t<In>>(eps);
       FreshPages pages(to.map.mutable_data_ptr(), to.map.numel() * static_cast<int64_t>(sizeof(Out)), to.fresh);
-      SIMD_DISPATCH(guided_row_max<In>)({z, found, &pages});
-      SIMD_DISPATCH(guided_band<In, Out>)
-      ({z, found, mutable_data<Out>(to.map), strides_of(to, z.sources, z.targets)});
+      const BandArguments<In, Out> x{z, found, mutable_data<Out>(to.map), strides_of(to, z.sources, z.targets)};
+      SIMD_DISPATCH(guided_map<In, Out>)(x, pages);
     });
   });
 }

@@ -1,33 +1,50 @@
 // Loops of guided_correlation for one instruction set; the mathematics is at the top of guided_correlation.cpp.
 #include "cpu/matrix.inl"
 #include "cpu/product.inl"
+#include "cpu/products.inl"
 #include "cpu/soft_mutual.inl"
 #include "cpu/row_max.inl"
 
-template <class In, class Out>
-void guided_band(const BandArguments<In, Out>& x) {
-  using T = compute_t<In>;
+template <class In, class Out, class Packed>
+static void normalize_band(const BandArguments<In, Out>& x, Packed& packed) {
   const Features<In>& z = x.z;
-  const int64_t rows = round_up(z.sources, kRows), columns = round_up(z.count, kCols<T>);
-  Scratch<T> source(z.batch * rows * z.m), target(z.batch * columns * z.m);
-  pack_all_panels(z, rows, columns, source.data(), target.data());
-  Statistics<T> found = x.statistics;
+  auto found = x.statistics;
   found.norm += z.begin;
   normalize_columns<Out>(
-      z.batch, z.sources, z.count, found,
-      [&](int64_t b) { return Products<T>{source.data() + b * rows * z.m, target.data() + b * columns * z.m, z.m}; },
+      z.batch, z.sources, z.count, found, [&](int64_t b) { return packed.at(b); },
       [&](int64_t b) {
         return Matrix<Out>{x.out + b * x.out_strides.batch, x.out_strides.source, x.out_strides.target};
       },
       z.targets);
 }
 
+template <class In, class Out>
+void guided_band(const BandArguments<In, Out>& x) {
+  PackedProducts<In> packed = pack_all<PackedProducts<In>>(x.z);
+  normalize_band(x, packed);
+}
+
+template <class In, class Out, class Packed>
+static void map_with(const BandArguments<In, Out>& x, FreshPages& pages) {
+  Packed packed = pack_all<Packed>(x.z);
+  row_max_of<In>({x.z, x.statistics, &pages}, packed);
+  normalize_band(x, packed);
+}
+
+// All targets, after the maxima, which are filled in.
+template <class In, class Out>
+void guided_map(const BandArguments<In, Out>& x, FreshPages& pages) {
+  const auto function =
+      uses_tiles<In>() ? map_with<In, Out, TilesOrPanels<In>> : map_with<In, Out, PackedProducts<In>>;
+  function(x, pages);
+}
+
 // ---- backward
 
 // Everything the backward of one sample reads, in the layouts its products want. Targets are those of the band.
-template <class T>
-struct Packed {
-  Products<T> products;
+template <class Tiles, class T>
+struct BackwardSample {
+  Tiles tiles;
   const T* source_rows;  // [rows][source_stride]
   const T* target_rows;  // [columns][target_stride]
   const T* inverse_b;  // [rows], 0 in the padding
@@ -36,29 +53,29 @@ struct Packed {
 };
 
 // The same of all samples.
-template <class In, class T = compute_t<In>>
-struct PackedBatch {
-  PackedBatch(const Features<In>& z_, const Statistics<T>& statistics, int64_t rows_, int64_t columns_)
+template <class In, class Packed, class T = compute_t<In>>
+struct BackwardBatch {
+  using Tiles = typename Packed::Tiles;
+
+  BackwardBatch(const Features<In>& z_, const Statistics<T>& statistics, int64_t rows_, int64_t columns_)
       : z(z_),
         rows(rows_),
         columns(columns_),
         source_stride(round_up(z.m, kRows)),
         target_stride(round_up(z.m, simd<T>::width)),
         norm(statistics.norm),
-        source(z.batch * rows * z.m),
-        target(z.batch * columns * z.m),
+        packed(z.batch, z.m, sources_of(z), rows, targets_of(z), columns),
         inverse_b(z.batch * rows),
         source_rows(z.batch * rows * source_stride),
         target_rows(z.batch * columns * target_stride) {
-    pack_all_panels(z, rows, columns, source.data(), target.data());
     pack_all_rows(z, rows, columns, source_stride, target_stride, source_rows.data(), target_rows.data());
     for (int64_t b = 0; b < z.batch; ++b) {
       invert(statistics.row_max + b * z.sources, z.sources, rows, inverse_b.data() + b * rows);
     }
   }
-  Packed<T> at(int64_t b) {
+  BackwardSample<Tiles, T> at(int64_t b) {
     return {
-        {source.data() + b * rows * z.m, target.data() + b * columns * z.m, z.m},
+        packed.at(b),
         source_rows.data() + b * rows * source_stride,
         target_rows.data() + b * columns * target_stride,
         inverse_b.data() + b * rows,
@@ -71,7 +88,8 @@ struct PackedBatch {
   const Features<In>& z;
   int64_t rows, columns, source_stride, target_stride;
   const T* norm;
-  Scratch<T> source, target, inverse_b, source_rows, target_rows;
+  Packed packed;
+  Scratch<T> inverse_b, source_rows, target_rows;
 };
 
 // Scratch of a worker, and the sums of its task.
@@ -87,14 +105,14 @@ struct BackwardScratch {
 
 // One block of targets: its columns of the target gradient (complete but for beta), its share of the source gradient;
 // target_grad or to.source_part null: not wanted.
-template <class G, class In, class T = compute_t<In>>
+template <class G, class In, class Tiles, class T = compute_t<In>>
 static void backward_block(
-    const Packed<T>& packed, const Features<In>& z, const Matrix<const G>& grad, int64_t q0, int64_t panels, T eps,
+    const BackwardSample<Tiles, T>& packed, const Features<In>& z, const Matrix<const G>& grad, int64_t q0, int64_t panels, T eps,
     const BackwardScratch<T>& to, T* target_grad) {
   const int64_t width = panels * kCols<T>, t0 = q0 * kCols<T>, valid = std::min(width, z.count - t0);
   vec<T> dot[kMaxVecs], inverse_n[kMaxVecs] = {}, slope[kMaxVecs] = {};
   gradient_dots<G>(
-      packed.products, grad, z.sources, packed.rows, z.count, q0, panels, packed.inverse_b, to.c_block, to.g_block,
+      packed.tiles, grad, z.sources, packed.rows, z.count, q0, panels, packed.inverse_b, to.c_block, to.g_block,
       dot);
   gradient_slopes<T>(packed.norm + t0, valid, eps, dot, inverse_n, slope);
   if (target_grad) {
@@ -121,20 +139,21 @@ static void backward_block(
   }
 }
 
-template <class In, class G>
-void guided_band_backward(const BandBackwardArguments<In, G>& x) {
+template <class In, class G, class Packed>
+static void band_backward(const BandBackwardArguments<In, G>& x) {
   using T = compute_t<In>;
   const Features<In>& z = x.z;
   const int64_t m = z.m, S = z.sources, n = z.count, rows = round_up(S, kStep);
   const int64_t per_block = panels_per_block<T>(rows), width = per_block * kCols<T>;
   const int64_t columns = round_up(n, width), blocks = columns / width;
-  PackedBatch<In> packed(z, x.statistics, rows, columns);
+  BackwardBatch<In, Packed> packed(z, x.statistics, rows, columns);
   const int64_t part = rows * packed.target_stride, slots = source_slots(z.batch, blocks, part);
   Scratch<T> source_parts(x.source_grad ? z.batch * slots * part : 1), beta_parts(z.batch * slots * rows);
   const int64_t dc_size = kChunk * width, target_size = packed.source_stride * width;
   const int64_t per_worker = 2 * rows * width + dc_size + target_size;
   Scratch<T> scratch(count_workers(z.batch * slots) * per_worker);
   for_each_task(z.batch * slots, [&](int64_t worker, int64_t task) {
+    [[maybe_unused]] const typename Packed::Tiles::Session session;
     const int64_t b = task / slots, slot = task % slots;
     BackwardScratch<T> to{};
     to.c_block = scratch.data() + worker * per_worker;
@@ -167,4 +186,11 @@ void guided_band_backward(const BandBackwardArguments<In, G>& x) {
       }
     }
   }
+}
+
+template <class In, class G>
+void guided_band_backward(const BandBackwardArguments<In, G>& x) {
+  const auto function =
+      uses_tiles<In>() ? band_backward<In, G, TilesOrPanels<In>> : band_backward<In, G, PackedProducts<In>>;
+  function(x);
 }

@@ -10,11 +10,11 @@
 // Then dC = 3 C^2 du / b, dz_t += dC z_s in the block; dz_s += dC z_t, dv_n(s) += G_n Qhat^p and
 // beta_s -= du u / b in the chunk, to which the blocks add one after the other.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <numeric>
 #include <thread>
 #include <type_traits>
 
@@ -29,6 +29,7 @@ template <class T>
 struct ReadoutValues {
   int64_t outputs;
   bool squared;  // p = 2
+  bool narrow;  // they, the result and its gradient are bfloat16 values
   const T* values;
   int64_t values_batch;
 };
@@ -36,7 +37,7 @@ struct ReadoutValues {
 template <class In>
 struct ReadoutArguments {
   Features<In> z;
-  Statistics<compute_t<In>> statistics;
+  Statistics<compute_t<In>> statistics;  // filled in
   ReadoutValues<compute_t<In>> v;
   compute_t<In>* result;  // [B, n, T]
 };
@@ -108,9 +109,9 @@ static void round_to(Tensor result, const Tensor& sums) {
 }
 
 template <class T>
-static ReadoutValues<T> values_of(const Tensor& values, int64_t power) {
+static ReadoutValues<T> values_of(const Tensor& values, ScalarType stored, int64_t power) {
   const int64_t d = values.dim(), n = values.size(d - 2), S = values.size(d - 1);
-  return {n, power == 2, const_data<T>(values), d == 3 ? n * S : 0};
+  return {n, power == 2, stored == ScalarType::BFloat16, const_data<T>(values), d == 3 ? n * S : 0};
 }
 
 static MapAndStatistics guided_readout(
@@ -129,9 +130,8 @@ static MapAndStatistics guided_readout(
       using In = decltype(zero);
       using C = compute_t<In>;
       const Features<In> z = features_of<In>(source, target);
-      const auto found = statistics.of<C>(eps);
-      SIMD_DISPATCH(guided_row_max<In>)({z, found, nullptr});
-      SIMD_DISPATCH(guided_readout<In>)({z, found, values_of<C>(values, power), mutable_data<C>(sums)});
+      SIMD_DISPATCH(guided_readout<In>)
+      ({z, statistics.of<C>(eps), values_of<C>(values, values_.scalar_type(), power), mutable_data<C>(sums)});
     });
   }
   round_to(result, sums);
@@ -164,8 +164,9 @@ static std::tuple<Tensor, Tensor, Tensor> guided_readout_backward(
     const bool features = source_wanted || target_wanted;
     Sums<C> beta(features ? B * S : 0);
     const ReadoutBackwardArguments<In> x{
-        features_of<In>(source, target), statistics.of<C>(eps), values_of<C>(values, power), const_data<C>(grad),
-        const_data<C>(result), zeroed<C>(source_sum, source_wanted), zeroed<C>(target_sum, target_wanted),
+        features_of<In>(source, target), statistics.of<C>(eps), 
+        values_of<C>(values, values_.scalar_type(), power), const_data<C>(grad),
+        const_data<C>(result), zeroed<C>(source_sum, source_wanted), data_or_null<C>(target_sum),
         zeroed<C>(values_sum, values_wanted), features ? beta.data() : nullptr};
     if (B > 0) {
       SIMD_DISPATCH(guided_readout_backward<In>)(x);

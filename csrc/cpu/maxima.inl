@@ -8,32 +8,65 @@ SIMD_INLINE vec<T> larger(vec<T> a, vec<T> b) {
   return a > b ? a : b;
 }
 
-// The first target of a segment at which source s has its maximum there. Single rows of the product sum in the same
-// order as tiles do.
+// Where a row's maximum is, the first where there are several: the lane, and what it was marked with, of which a lower
+// one is before a higher one. NaN is the largest value.
 template <class T>
-static int64_t find_in_segment(
-    const T* source_panel, int row, const T* target, int64_t m, int64_t n, int64_t segment) {
+struct Place {
+  T value;
+  int64_t mark, lane;
+};
+
+template <class T>
+static Place<T> best_place(const vec<T> (&top)[kVecs], const ints<T> (&marks)[kVecs]) {
   constexpr int W = simd<T>::width;
-  const int64_t first = segment * kSegment * kCols<T>, last = std::min<int64_t>(first + kSegment * kCols<T>, n);
-  T top = 0;
-  int64_t at = -1;
-  for (int64_t t = first; t < last; t += kCols<T>) {
-    vec<T> c[1][kVecs] = {};
-    multiply_tile<T, 1, kVecs>(m, source_panel + row, 1, kRows, target + t * m, kCols<T>, c);
-    for (int64_t i = 0; i < std::min<int64_t>(kCols<T>, last - t); ++i) {
-      const T value = c[0][i / W][i % W];
-      if (at < 0 || value > top || (value != value && top == top)) {
-        top = value;
-        at = t + i;
-      }
+  Place<T> best{-std::numeric_limits<T>::infinity(), 0, 0};
+  for (int lane = 0; lane < kCols<T>; ++lane) {
+    const T value = top[lane / W][lane % W];
+    const int64_t mark = marks[lane / W][lane % W];
+    const bool as_high = value == best.value || (value != value && best.value != best.value);
+    if (value > best.value || (value != value && best.value == best.value) || (as_high && mark < best.mark)) {
+      best = {value, mark, lane};
     }
   }
-  return at;
+  return best;
 }
 
-// A register tile of C, whose columns from `valid` on are padding and must not win, into the best so far.
+// Keeps the larger of two vectors, the old one where they are equal, and its marks.
 template <bool kMayBeNan, class T>
-SIMD_INLINE void keep_larger(vec<T> (&c)[kRows][kVecs], int64_t valid, vec<T> (&best)[kRows][kVecs]) {
+SIMD_INLINE void keep_marked(vec<T> value, ints<T> mark, vec<T>& top, ints<T>& marks) {
+  ints<T> better = value > top;
+  if constexpr (kMayBeNan) {
+    better |= (value != value) & (top == top);
+  }
+  top = better ? value : top;
+  marks = better ? mark : marks;
+}
+
+// The first target of a segment, of n in all, at which source s has its maximum there.
+template <class T, class Tiles>
+static int64_t find_in_segment(const Tiles& z, int64_t s, int64_t n, int64_t segment) {
+  using lane = typename simd<T>::lane;
+  const int64_t first = segment * kSegment, panels = round_up(n, kCols<T>) / kCols<T>;
+  vec<T> top[kVecs];
+  ints<T> marks[kVecs] = {};
+  std::fill_n(top, kVecs, splat<T>(-std::numeric_limits<T>::infinity()));
+  for (int64_t q = first; q < std::min(panels, first + kSegment); ++q) {
+    vec<T> c[1][kVecs];
+    z.row(s, q, c);
+    for (int j = 0; j < kVecs; ++j) {
+      const ints<T> lanes = lane_numbers<T>() + static_cast<lane>(j * simd<T>::width);
+      const int64_t valid = std::min<int64_t>(kCols<T>, n - q * kCols<T>);
+      const vec<T> value = lanes < static_cast<lane>(valid) ? c[0][j] : splat<T>(-std::numeric_limits<T>::infinity());
+      keep_marked<true, T>(value, ints<T>{} + static_cast<lane>(q - first), top[j], marks[j]);
+    }
+  }
+  const Place<T> best = best_place<T>(top, marks);
+  return (first + best.mark) * kCols<T> + best.lane;
+}
+
+// The columns of a register tile from `valid` on are padding and must not win.
+template <class T>
+SIMD_INLINE void mask_columns(int64_t valid, vec<T> (&c)[kRows][kVecs]) {
   constexpr T kLowest = -std::numeric_limits<T>::infinity();
   using lane = typename simd<T>::lane;
   if (valid < kCols<T>) {
@@ -44,6 +77,12 @@ SIMD_INLINE void keep_larger(vec<T> (&c)[kRows][kVecs], int64_t valid, vec<T> (&
       }
     }
   }
+}
+
+// A register tile of C into the best so far.
+template <bool kMayBeNan, class T>
+SIMD_INLINE void keep_larger(vec<T> (&c)[kRows][kVecs], int64_t valid, vec<T> (&best)[kRows][kVecs]) {
+  mask_columns<T>(valid, c);
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
@@ -58,13 +97,13 @@ SIMD_INLINE void keep_larger(vec<T> (&c)[kRows][kVecs], int64_t valid, vec<T> (&
   }
 }
 
-// The largest magnitude, or NaN where a value is not finite. `count` is a multiple of the vector.
-template <class T>
-static T largest_magnitude(const T* x, int64_t count) {
+// The largest magnitude, or NaN where a value is not finite.
+template <class In, class T = compute_t<In>>
+static T largest_magnitude(const In* x, int64_t count) {
   constexpr int W = simd<T>::width;
   vec<T> most{}, poison{};
   for (int64_t i = 0; i < count; i += W) {
-    const vec<T> value = load(x + i);
+    const vec<T> value = i + W <= count ? load_as(x + i) : load_part(x + i, count - i);
     most = larger<T>(most, larger<T>(value, -value));
     poison += value * T(0);
   }
@@ -75,11 +114,12 @@ static T largest_magnitude(const T* x, int64_t count) {
   return highest + sum_lanes<T>(poison);
 }
 
-// Whether C of these panels may hold a NaN: a sum of products is one only where a feature is not finite, or the sum
-// overflows.
-template <class T>
-static bool may_be_nan(const T* source, int64_t source_size, const T* target, int64_t target_size, int64_t m) {
-  const T bound =
-      largest_magnitude<T>(source, source_size) * largest_magnitude<T>(target, target_size) * static_cast<T>(m);
+// Whether C of all sources and targets may hold a NaN: a sum of products is one only where a feature is not finite, or
+// the sum overflows.
+template <class In>
+static bool may_be_nan(const Features<In>& z) {
+  using T = compute_t<In>;
+  const T bound = largest_magnitude(z.source, z.batch * z.m * z.sources) *
+                  largest_magnitude(z.target, z.batch * z.m * z.targets) * static_cast<T>(z.m);
   return !(bound < std::numeric_limits<T>::max());
 }

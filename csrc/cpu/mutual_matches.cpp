@@ -6,11 +6,13 @@
 // in the segment is kept, and its place is looked for in the end. The order (larger values first, NaN before all, the
 // lower index where they are equal) is total, so that the result does not depend on who found what when.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <type_traits>
 
+#include "cpu/amx.h"
 #include "cpu/memory.h"
 #include "cpu/simd.h"
 #include "matches.h"

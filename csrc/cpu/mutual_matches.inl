@@ -1,7 +1,7 @@
 // Loops of mutual_matches for one instruction set; how they go is at the top of mutual_matches.cpp.
 #include "cpu/matrix.inl"
 #include "cpu/product.inl"
-#include "cpu/soft_mutual.inl"
+#include "cpu/products.inl"
 #include "cpu/maxima.inl"
 
 template <class T>
@@ -155,9 +155,9 @@ SIMD_INLINE void keep_targets(
 }
 
 // All sources against a segment of n targets.
-template <bool kMayBeNan, class T>
+template <bool kMayBeNan, class Tiles, class T>
 static void match_segment(
-    const Products<T>& z, int64_t S, int64_t n, int64_t segment, const BestSources<T>& sources,
+    const Tiles& z, int64_t S, int64_t n, int64_t segment, const BestSources<T>& sources,
     const BestTargets<T>& targets) {
   constexpr T kLowest = -std::numeric_limits<T>::infinity();
   const int64_t first = segment * kSegment, last = std::min(first + kSegment, round_up(n, kCols<T>) / kCols<T>);
@@ -189,11 +189,12 @@ static void write_sources(const MatchArguments<In>& x, int64_t b, int64_t segmen
 }
 
 // From the maxima that tasks have found, those of a sample in a row, to the result.
-template <class In, class T = compute_t<In>>
-static void write_targets(const MatchArguments<In>& x, int64_t slots, int64_t rows, int64_t columns, const T* source,
-                          const T* target, const BestTargets<T>& found) {
-  const int64_t m = x.z.m, S = x.z.sources;
+template <class In, class Packed, class T = compute_t<In>>
+static void write_targets(
+    const MatchArguments<In>& x, int64_t slots, Packed& packed, const BestTargets<T>& found) {
+  const int64_t S = x.z.sources;
   torch::stable::parallel_for(0, x.z.batch * S, 64, [&](int64_t begin, int64_t end) {
+    [[maybe_unused]] const typename Packed::Tiles::Session session;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / S, s = i % S;
       T value = found.values[b * slots * S + s];
@@ -205,28 +206,21 @@ static void write_targets(const MatchArguments<In>& x, int64_t slots, int64_t ro
           segment = found.segments[at];
         }
       }
-      x.targets[i] = find_in_segment<T>(
-          source + (b * rows + s / kRows * kRows) * m, static_cast<int>(s % kRows), target + b * columns * m, m,
-          x.z.targets, segment);
+      x.targets[i] = find_in_segment<T>(packed.at(b), s, x.z.targets, segment);
       x.target_correlations[i] = static_cast<In>(value);
     }
   });
 }
 
-template <class In>
-void match(const MatchArguments<In>& x) {
+template <class In, class Packed>
+static void match_with(const MatchArguments<In>& x) {
   using T = compute_t<In>;
+  using Tiles = typename Packed::Tiles;
   constexpr int64_t kTargets = kSegment * kCols<T>;
   const Features<In>& z = x.z;
-  const int64_t S = z.sources, n = z.targets, rows = round_up(S, kRows), columns = round_up(n, kCols<T>);
-  // Whole vectors, the last one padded with zeros.
-  const int64_t used = z.batch * rows * z.m, source_size = round_up(used, simd<T>::width);
-  const int64_t target_size = z.batch * columns * z.m;
-  Scratch<T> source(source_size), target(target_size);
-  std::fill(source.data() + used, source.data() + source_size, T(0));
-  pack_all_panels(z, rows, columns, source.data(), target.data());
-  const bool careful = may_be_nan<T>(source.data(), source_size, target.data(), target_size, z.m);
-  const auto function = careful ? match_segment<true, T> : match_segment<false, T>;
+  const int64_t S = z.sources, n = z.targets;
+  Packed packed = pack_all<Packed>(z);
+  const auto function = may_be_nan(z) ? match_segment<true, Tiles, T> : match_segment<false, Tiles, T>;
   const int64_t segments = round_up(n, kTargets) / kTargets;
   const int64_t slots = std::clamp<int64_t>((32 + z.batch - 1) / z.batch, 1, segments), tasks = z.batch * slots;
   Scratch<T> target_values(tasks * S), values(count_workers(tasks) * kTargets * x.k);
@@ -235,6 +229,7 @@ void match(const MatchArguments<In>& x) {
   Scratch<int64_t> places(count_workers(tasks) * kTargets * x.k);
   std::fill_n(target_values.data(), tasks * S, -std::numeric_limits<T>::infinity());
   for_each_task(tasks, [&](int64_t worker, int64_t task) {
+    [[maybe_unused]] const typename Tiles::Session session;
     const int64_t b = task / slots, slot = task % slots, first = segments * slot / slots;
     const BestTargets<T> targets{target_values.data() + task * S, target_segments.data() + task * S};
     const BestSources<T> sources{
@@ -243,12 +238,15 @@ void match(const MatchArguments<In>& x) {
     // Where all is minus infinity, the first segment is as good as any.
     std::fill_n(targets.segments, S, static_cast<int32_t>(first));
     for (int64_t segment = first; segment < segments * (slot + 1) / slots; ++segment) {
-      function(
-          {source.data() + b * rows * z.m, target.data() + b * columns * z.m, z.m}, S, n, segment, sources, targets);
+      function(packed.at(b), S, n, segment, sources, targets);
       write_sources(x, b, segment, sources);
     }
   });
-  write_targets(
-      x, slots, rows, columns, source.data(), target.data(),
-      BestTargets<T>{target_values.data(), target_segments.data()});
+  write_targets(x, slots, packed, BestTargets<T>{target_values.data(), target_segments.data()});
+}
+
+template <class In>
+void match(const MatchArguments<In>& x) {
+  const auto function = uses_tiles<In>() ? match_with<In, TilesOrPanels<In>> : match_with<In, PackedProducts<In>>;
+  function(x);
 }

@@ -44,19 +44,6 @@ static void pack_panels(
   });
 }
 
-// Both operands of C for all samples: `rows` and `columns` are padded, the targets those of the band.
-template <class In>
-static void pack_all_panels(
-    const Features<In>& z, int64_t rows, int64_t columns, compute_t<In>* source, compute_t<In>* target) {
-  for (int64_t b = 0; b < z.batch; ++b) {
-    pack_panels(
-        z.source + b * z.m * z.sources, z.m, z.sources, 0, z.sources, rows, kRows, source + b * rows * z.m);
-    pack_panels(
-        z.target + b * z.m * z.targets, z.m, z.targets, z.begin, z.count, columns, kCols<compute_t<In>>,
-        target + b * columns * z.m);
-  }
-}
-
 // The same columns -> rows [padded][row], row >= m, zeros elsewhere.
 template <class In>
 static void pack_rows(

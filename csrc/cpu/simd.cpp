@@ -3,34 +3,43 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 
 #include "common.h"
+#include "cpu/amx.h"
 
 namespace pose_kernels {
 
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "amx"};
+
+// The highest level asked for.
+static SimdLevel wanted_level() {
+  const char* wanted = std::getenv("POSE_KERNELS_SIMD");
+  if (wanted == nullptr || !*wanted) {
+    return SimdLevel::amx;
+  }
+  const auto same = [wanted](const char* name) { return !std::strcmp(wanted, name); };
+  const auto found = std::find_if(std::begin(kNames), std::end(kNames), same);
+  STD_TORCH_CHECK(
+      found != std::end(kNames), "POSE_KERNELS_SIMD: expected baseline, avx2, avx512 or amx, got ", wanted);
+  return static_cast<SimdLevel>(found - kNames);
+}
+
 static SimdLevel detect() {
-  SimdLevel level = SimdLevel::baseline;
+  [[maybe_unused]] const SimdLevel wanted = wanted_level();
 #ifdef SIMD_X86
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-    level = SimdLevel::avx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      level = SimdLevel::avx512;
-    }
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
+    return SimdLevel::baseline;
   }
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
+    return std::min(wanted, SimdLevel::avx2);
+  }
+  // The permission is asked for where it is used only.
+  return wanted == SimdLevel::amx && !amx::available() ? SimdLevel::avx512 : wanted;
 #endif
-  if (const char* wanted = std::getenv("POSE_KERNELS_SIMD")) {
-    if (!std::strcmp(wanted, "baseline")) {
-      level = SimdLevel::baseline;
-    } else if (!std::strcmp(wanted, "avx2")) {
-      level = std::min(level, SimdLevel::avx2);
-    } else {
-      STD_TORCH_CHECK(
-          !std::strcmp(wanted, "avx512") || !*wanted, "POSE_KERNELS_SIMD: expected baseline, avx2 or avx512, got ", wanted);
-    }
-  }
-  return level;
+  return SimdLevel::baseline;
 }
 
 SimdLevel simd_level() {

@@ -14,11 +14,18 @@
 #include <immintrin.h>
 #endif
 
+// Whether system and compiler know of Intel AMX; see amx.h.
+#if defined(SIMD_X86) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define SIMD_AMX 1
+#endif
+
 namespace pose_kernels {
 
-enum class SimdLevel : int64_t { baseline = 0, avx2 = 1, avx512 = 2 };
+// amx: avx512, and products of bfloat16 through amx.h.
+enum class SimdLevel : int64_t { baseline = 0, avx2 = 1, avx512 = 2, amx = 3 };
 
-// What this machine can do, or less where POSE_KERNELS_SIMD=baseline|avx2 asks for it (read once; another word raises).
+// What this machine can do, or less where POSE_KERNELS_SIMD=baseline|avx2|avx512 asks for it (read once; another word
+// raises).
 SimdLevel simd_level();
 
 }  // namespace pose_kernels
@@ -37,7 +44,7 @@ SimdLevel simd_level();
 // Variadic for the commas between template arguments.
 #ifdef SIMD_X86
 #define SIMD_DISPATCH(...)                                                                    \
-  (::pose_kernels::simd_level() == ::pose_kernels::SimdLevel::avx512 ? avx512::__VA_ARGS__    \
+  (::pose_kernels::simd_level() >= ::pose_kernels::SimdLevel::avx512 ? avx512::__VA_ARGS__    \
        : ::pose_kernels::simd_level() == ::pose_kernels::SimdLevel::avx2 ? avx2::__VA_ARGS__  \
                                                                          : baseline::__VA_ARGS__)
 #else

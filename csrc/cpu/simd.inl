@@ -72,11 +72,14 @@ SIMD_INLINE vec<float> load_as(const BFloat16* p) {
   std::memcpy(&narrow, p, sizeof(narrow));
   return reinterpret_cast<vec<float>>(__builtin_convertvector(narrow, u32s) << 16);
 }
-SIMD_INLINE void store_as(BFloat16* p, vec<float> x) {
+SIMD_INLINE u16s narrowed(const BFloat16*, vec<float> x) {
   const u32s bits = reinterpret_cast<u32s>(x);
   const u32s rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const u32s nan = reinterpret_cast<u32s>(x != x);
-  const u16s narrow = __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), u16s);
+  return __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), u16s);
+}
+SIMD_INLINE void store_as(BFloat16* p, vec<float> x) {
+  const u16s narrow = narrowed(p, x);
   std::memcpy(p, &narrow, sizeof(narrow));
 }
 
@@ -93,6 +96,11 @@ SIMD_INLINE vec<float> load_as(const Half* p) {
   return x;
 #endif
 }
+#if defined(SIMD_AVX512)
+SIMD_INLINE u16s narrowed(const Half*, vec<float> x) {
+  return reinterpret_cast<u16s>(_mm512_cvtps_ph(x, 0));
+}
+#endif
 SIMD_INLINE void store_as(Half* p, vec<float> x) {
 #if defined(SIMD_AVX512)
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, 0));
@@ -121,24 +129,34 @@ SIMD_INLINE void store_part(In* p, vec<compute_t<In>> x, int64_t n) {
   }
 }
 
-// Past the caches, for a result that is written once and read much later. p must be aligned to the vector; other
-// storage types than the compute type keep plain stores.
+// Vectors of the compute type in as many bytes of the storage type.
 template <class In>
-SIMD_INLINE void store_streaming(In* p, vec<compute_t<In>> x) {
+constexpr int kPerStore = sizeof(compute_t<In>) / sizeof(In);
+
+// So many, past the caches, for a result that is written once and read much later. p must be aligned to the vector;
+// where the instruction set has no such store, plain ones.
+template <class In>
+SIMD_INLINE void store_streaming(In* p, const vec<compute_t<In>>* x) {
 #if defined(SIMD_AVX512)
   if constexpr (std::is_same_v<In, float>) {
-    return _mm512_stream_ps(p, x);
+    return _mm512_stream_ps(p, *x);
   } else if constexpr (std::is_same_v<In, double>) {
-    return _mm512_stream_pd(p, x);
+    return _mm512_stream_pd(p, *x);
+  } else {
+    const __m512i low = _mm512_castsi256_si512(reinterpret_cast<__m256i>(narrowed(p, x[0])));
+    const __m512i both = _mm512_inserti64x4(low, reinterpret_cast<__m256i>(narrowed(p, x[1])), 1);
+    return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), both);
   }
 #elif defined(SIMD_AVX2)
   if constexpr (std::is_same_v<In, float>) {
-    return _mm256_stream_ps(p, x);
+    return _mm256_stream_ps(p, *x);
   } else if constexpr (std::is_same_v<In, double>) {
-    return _mm256_stream_pd(p, x);
+    return _mm256_stream_pd(p, *x);
   }
 #endif
-  store_as(p, x);
+  for (int i = 0; i < kPerStore<In>; ++i) {
+    store_as(p + i * simd<compute_t<In>>::width, x[i]);
+  }
 }
 
 // acc[i][j] += sum_k a[i * a_row + k * a_step] * b[j-th vector of row k]: the register tile of every product here.

@@ -1,19 +1,6 @@
 // Eqs. 9 and 2 and their gradients over blocks of all sources by some targets, for one instruction set. Where C comes
-// from is a type: `tile(p, q, c)` gives the register tile of source panel p and target panel q. Needs product.inl and
-// matrix.inl.
-
-// C as the product of packed features.
-template <class T>
-struct Products {
-  const T* source;  // panels
-  const T* target;  // panels
-  int64_t m;
-
-  __attribute__((always_inline)) void tile(int64_t p, int64_t q, vec<T> (&c)[kRows][kVecs]) const {
-    correlation_tile<T>(m, source + p * kRows * m, target + q * kCols<T> * m, c);
-  }
-  void prefetch(int64_t, int64_t, int64_t) const {}
-};
+// from is a type: `tile(p, q, c)` gives the register tile of source panel p and target panel q; a thread uses it within
+// a `Session`. Needs product.inl and matrix.inl.
 
 // C read from memory.
 template <class In>
@@ -21,6 +8,8 @@ struct Stored {
   using T = compute_t<In>;
   Matrix<const In> map;
   int64_t S, n;
+
+  struct Session {};
 
   __attribute__((always_inline)) void tile(int64_t p, int64_t q, vec<T> (&c)[kRows][kVecs]) const {
     for (int i = 0; i < kRows; ++i) {
@@ -51,14 +40,16 @@ static void write_rows(
   const bool aligned = reinterpret_cast<uintptr_t>(out) % SIMD_BYTES == 0 && stride * sizeof(Out) % SIMD_BYTES == 0;
   const int64_t whole = valid / W;
   for (int64_t s = 0; s < S; ++s, out += stride, block += width) {
-    if (aligned) {
-      for (int64_t v = 0; v < whole; ++v) {
-        store_streaming(out + v * W, load(block + v * W) * inverse_n[v]);
+    int64_t v = 0;
+    for (; aligned && v + kPerStore<Out> <= whole; v += kPerStore<Out>) {
+      vec<T> scaled[kPerStore<Out>];
+      for (int i = 0; i < kPerStore<Out>; ++i) {
+        scaled[i] = load(block + (v + i) * W) * inverse_n[v + i];
       }
-    } else {
-      for (int64_t v = 0; v < whole; ++v) {
-        store_as(out + v * W, load(block + v * W) * inverse_n[v]);
-      }
+      store_streaming(out + v * W, scaled);
+    }
+    for (; v < whole; ++v) {
+      store_as(out + v * W, load(block + v * W) * inverse_n[v]);
     }
     if (whole * W < valid) {
       store_part(out + whole * W, load(block + whole * W) * inverse_n[whole], valid - whole * W);
@@ -154,6 +145,7 @@ static void normalize_columns(
   const int64_t block_size = rows * per_block * kCols<T>;
   Scratch<T> scratch(count_workers(batch * blocks) * block_size);
   for_each_task(batch * blocks, [&](int64_t worker, int64_t task) {
+    [[maybe_unused]] const typename decltype(tiles_of(task))::Session session;
     const int64_t b = task / blocks, q0 = task % blocks * per_block;
     column_block<Out>(
         tiles_of(b), S, n, q0, std::min(per_block, panels - q0), x.eps, inverse_b.data() + b * rows,

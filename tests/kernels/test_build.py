@@ -15,6 +15,8 @@ from pose_kernels import _dispatch, _library
 needs_cpu_library = pytest.mark.skipif(_library.cpu_reason is not None,
                                        reason=str(_library.cpu_reason))
 
+LEVELS = ("baseline", "avx2", "avx512", "amx")
+
 
 def self_check(*arguments, **environment):
     return subprocess.run([sys.executable, "-m", "pose_kernels", *arguments],
@@ -33,13 +35,14 @@ def test_cuda_library_answers_without_a_gpu():
 
 
 @needs_cpu_library
-@pytest.mark.parametrize("level", ["baseline", "avx2"])
+@pytest.mark.parametrize("level", LEVELS[:-1])
 def test_self_check_at_lower_vector_widths(level):
     """The widest one is what all other tests run on."""
     done = self_check("--json", POSE_KERNELS_SIMD=level)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
-    assert found["simd"] in (level, "baseline") and found["passed"]
+    machine = LEVELS[torch.ops.pose_kernels.simd_level()]
+    assert found["simd"] == min(level, machine, key=LEVELS.index) and found["passed"]
     checked = {(r["op"], r["impl"]) for r in found["implementations"] if r["checks"]}
     assert {(op, "cpp") for op in pose_kernels.implementations()} <= checked
 
@@ -48,7 +51,7 @@ def test_self_check_at_lower_vector_widths(level):
 def test_an_unknown_vector_width_is_an_error():
     done = self_check(POSE_KERNELS_SIMD="avx3")
     assert done.returncode == 1
-    assert "POSE_KERNELS_SIMD: expected baseline, avx2 or avx512, got avx3" in done.stderr
+    assert "POSE_KERNELS_SIMD: expected baseline, avx2, avx512 or amx, got avx3" in done.stderr
 
 
 def assert_fails(says, monkeypatch, capsys):

@@ -1,6 +1,8 @@
 """guided_readout is a product with the guided correlation map."""
 
 import functools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -146,6 +148,40 @@ def test_float32_keeps_its_accuracy_over_many_sources(impl):
     found = value_and_gradients(op(impl), z)
     assert relative_error(found[0], oracle[0]) < 1e-6
     assert all(relative_error(a, b) < 3e-6 for a, b in zip(found[1:], oracle[1:], strict=True))
+
+
+#: Prints the MiB that a call takes beyond inputs and results. The first call is a small one: torch
+#: loads modules for gradients, and threads start.
+MEMORY = """
+import ctypes, torch, pose_kernels
+
+def field(name):
+    return next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith(name))
+
+def extra(side):
+    z = [torch.nn.functional.normalize(torch.randn(1, 35, side, side), dim=1) for _ in range(2)]
+    inputs = [x.requires_grad_() for x in (*z, torch.randn(128, side * side))]
+    G = torch.randn(1, 128, side, side)
+    ctypes.CDLL(None).malloc_trim(0)
+    open("/proc/self/clear_refs", "w").write("5")
+    before = field("VmRSS")
+    out = pose_kernels.guided_readout(*inputs, impl="cpp")
+    gradients = torch.autograd.grad(out, inputs, G)
+    results = sum(x.nbytes for x in (out, *gradients)) / 2**20
+    return (field("VmHWM") - before) / 2**10 - results
+
+torch.set_num_threads(2)
+extra(8)
+print(extra(64))
+"""
+
+
+@pytest.mark.skipif("cpp" not in IMPLS or sys.platform != "linux", reason="of the CPU library")
+def test_memory_is_a_few_blocks():
+    """Where a map has 64 MiB, the packed features 2 and the bar is 8."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 8
 
 
 @pytest.mark.parametrize(("change", "error", "words"), [
