@@ -84,12 +84,12 @@ def parse(words):
     return parser.parse(words)
 
 
-def benchmark_config(name, options, vgg_weights):
+def benchmark_config(name, options, weights_folder):
     """The preset, on generated people and with the adversarial loss from the first step on."""
     config = PRESETS[name]()
     config.device, config.precision = options.device, options.precision
     config.data.kind = "mannequins"
-    config.loss.vgg_weights = str(vgg_weights)
+    config.loss.weights_folder = str(weights_folder)
     config.optim.phase_one = 0.0
     config.optim.batch_size = options.batch or config.optim.batch_size
     return config
@@ -129,10 +129,10 @@ def run(options):
                "rows": []}
     show_header(results)
     with tempfile.TemporaryDirectory() as folder:
-        weights = step_measure.random_vgg19(folder)
+        step_measure.random_vgg19(folder)
         for name in dict.fromkeys(options.presets):
             rows = []
-            preset = benchmark_config(name, options, weights)
+            preset = benchmark_config(name, options, folder)
             for form, config in forms(preset, options).items():
                 job = step_measure.Job(config=config, form=form, steps=options.steps,
                                        seconds=options.seconds, rate=rate)

@@ -266,15 +266,14 @@ def category(event):
 
 
 def random_vgg19(folder):
-    """A file with weights for VGG-19 of random values that keep the size of the signal."""
+    """Write weights for VGG-19 of random values that keep the size of the signal into a folder."""
     torch.manual_seed(0)
     features = make_layers(cfgs["E"])
     for layer in features:
         if isinstance(layer, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    file = Path(folder) / "vgg19-random.pth"
-    torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, file)
-    return file
+    torch.save({f"features.{name}": value for name, value in features.state_dict().items()},
+               Path(folder) / "vgg19-features.pth")
 
 
 def measure_form(job):

@@ -35,8 +35,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--picture", type=Path, metavar="FILE",
                         help="where the sample sheet goes (default: RUN/evaluation.png)")
     parser.add_argument("--lpips", choices=("auto", "none", "alex", "vgg"), default="auto",
-                        help="LPIPS by this net; auto: by the nets of the protocol and alex, as "
-                             "far as their weights are at hand")
+                        help="LPIPS by this net; auto: by both, as far as their weights are at "
+                             "hand")
+    parser.add_argument("--weights", default="", metavar="DIR",
+                        help="folder of published weights, looked into before that of the variable "
+                             "POSEMODEL_WEIGHTS and torch hub's cache (default: the run's)")
     arguments = parser.parse_args(argv)
 
     from posemodel.runtime import distributed
@@ -67,7 +70,7 @@ def evaluate_run(arguments: argparse.Namespace, world) -> int:
     model, checkpoint = load_trained(run, device, log)
     instruments = test_set.instruments_for(
         test_set.protocol_for(arguments.protocol, data.image_size), data, device,
-        lpips=arguments.lpips, log=log)
+        lpips=arguments.lpips, folder=_weights_folder(config, arguments, log), log=log)
     held_out = open_held_out(data, device, data.evaluation_pairs, log=log,
                              positions=config.flow_positions)
     about = test_set.description(
@@ -92,6 +95,15 @@ def _choose_pairs(data, arguments: argparse.Namespace) -> None:
             raise UserError(f"--root {arguments.root}: this run is on mannequins, which no folder "
                             "holds")
         data.root = arguments.root
+
+
+def _weights_folder(config, arguments: argparse.Namespace, log) -> str:
+    """Where published weights are looked for first: as the command says, else where the run did."""
+    own = config.loss.weights_folder
+    if arguments.weights or not own or Path(own).is_dir():
+        return arguments.weights or own
+    log(f"the run's --weights {own} is not there any more; another may be given")
+    return ""
 
 
 def _commit(world) -> str | None:

@@ -37,6 +37,7 @@ def _train(config, argv: list[str], world, interruptions: "Interruptions") -> in
     from posemodel.engine.report import start_panel
     from posemodel.engine.run_folder import kernels_on
     from posemodel.engine.trainer import Trainer
+    from posemodel.evaluation.held_out import instruments_of_run
     from posemodel.runtime.environment import choose_machine
 
     check_seed(config.seed)
@@ -45,8 +46,11 @@ def _train(config, argv: list[str], world, interruptions: "Interruptions") -> in
     # What can be missing, such as the weights of a loss, first: a run that cannot start leaves no
     # folder behind.
     trainer = Trainer(config, machine.device, machine.dtype, world)
+    with world.first_alone():
+        instruments = instruments_of_run(config, machine.device) if world.first else None
     data = open_training_data(config.data, machine.device, trainer.pairs, seed=config.seed)
-    with contextlib.closing(data), _run_folder(config, argv, world) as run:
+    weights = trainer.reconstruction.weights
+    with contextlib.closing(data), _run_folder(config, argv, world, weights) as run:
         start = trainer.restore(run)
         origins = trainer.start_from(config.init) if config.init and start == 0 else []
         if run is not None:
@@ -56,7 +60,7 @@ def _train(config, argv: list[str], world, interruptions: "Interruptions") -> in
             for line in origins:
                 run.log(line)
             data.report_to(run.log)
-        journal = Journal(run, trainer, start)
+        journal = Journal(run, trainer, start, instruments)
         for step in range(start + 1, config.steps + 1):
             _step(step, trainer, data, journal)
             stop = world.agree(interruptions.code)
@@ -69,7 +73,7 @@ def _train(config, argv: list[str], world, interruptions: "Interruptions") -> in
 
 
 @contextlib.contextmanager
-def _run_folder(config, argv: list[str], world):
+def _run_folder(config, argv: list[str], world, weights: dict | None):
     """The run's folder in the first process, None in the others."""
     from posemodel.engine.run_folder import RunFolder
 
@@ -77,7 +81,7 @@ def _run_folder(config, argv: list[str], world):
         run = None
         with world.first_alone():
             if world.first:
-                run = stack.enter_context(RunFolder.open(config, argv, world.size))
+                run = stack.enter_context(RunFolder.open(config, argv, world.size, weights))
         yield run
 
 

@@ -6,6 +6,8 @@ import os
 import pytest
 import torch
 
+import tests.published  # noqa: F401, which keeps real weights away from all tests but one
+
 WORKERS = 2
 
 

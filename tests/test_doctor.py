@@ -13,7 +13,10 @@ import torch
 from posemodel.doctor import __main__ as doctor
 from posemodel.doctor import computation, installation
 from posemodel.doctor.checkup import Checkup, hide_home
+from posemodel.runtime import backbones
 from posemodel.runtime.errors import UserError
+from posemodel.runtime.weights import tensors_sha256
+from tests.published import tensors, without_network, write
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,7 +30,7 @@ def checkup():
 def quick_examinations(monkeypatch):
     """Those that compute are left out."""
     for name in ("torch_and_devices", "kernels", "training_steps", "two_processes", "weights"):
-        monkeypatch.setattr(doctor, name, lambda checkup: None)
+        monkeypatch.setattr(doctor, name, lambda checkup, *folder: None)
 
 
 def told(checkup):
@@ -69,7 +72,7 @@ def test_problems_are_numbered_with_what_to_do(quick_examinations, monkeypatch, 
         raise RuntimeError("gave way\nin two lines")
 
     monkeypatch.setattr(doctor, "kernels", broken)
-    monkeypatch.setattr(doctor, "weights", lambda checkup: checkup.say("still examined"))
+    monkeypatch.setattr(doctor, "weights", lambda checkup, _: checkup.say("still examined"))
     assert doctor.main([]) == 2
     printed = capsys.readouterr().out
     last = printed[printed.index("\nproblems\n"):].splitlines()
@@ -81,7 +84,7 @@ def test_problems_are_numbered_with_what_to_do(quick_examinations, monkeypatch, 
 
 def test_what_does_not_stop_training_is_no_failure(quick_examinations, monkeypatch, capsys):
     monkeypatch.setattr(
-        doctor, "weights", lambda checkup: checkup.problem("damaged", "delete it", stops=False))
+        doctor, "weights", lambda checkup, _: checkup.problem("damaged", "delete it", stops=False))
     assert doctor.main([]) == 0
     assert "1. damaged\n   do: delete it" in capsys.readouterr().out
 
@@ -186,14 +189,35 @@ def test_what_a_pair_answers_is_judged(total, loss, works, checkup, monkeypatch)
 
 
 def test_damaged_weights(checkup, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "vgg19-dcbb9e9d.pth").write_bytes(b"half a file")
+    cache = without_network(monkeypatch, tmp_path)
+    (cache / "vgg19-dcbb9e9d.pth").write_bytes(b"half a file")
     checkup.examine("weights", installation.weights)
     problem, = checkup.problems
-    assert "vgg19-dcbb9e9d.pth is damaged" in problem.what and not problem.stops
+    assert "vgg19-dcbb9e9d.pth" in problem.what and "damaged" in problem.what and not problem.stops
     assert "download.pytorch.org" in problem.remedy
-    assert "no alexnet-owt-7be5be79.pth in" in told(checkup)
+    assert "AlexNet: missing, needed by LPIPS-Alex: no alexnet-owt-7be5be79.pth in" in told(checkup)
+
+
+def test_weights_in_a_folder_of_ones_own(checkup, tmp_path, monkeypatch):
+    without_network(monkeypatch, tmp_path / "hub")
+    write(tmp_path, backbones.ALEXNET)
+    write(tmp_path, backbones.VGG19, backbones.VGG16.plain)
+    checkup.examine("weights", lambda checkup: installation.weights(checkup, str(tmp_path)))
+    digest = tensors_sha256(tensors(backbones.ALEXNET))
+    # A line for each network: one that is right, one that is another, and the rest.
+    right, wrong, *missing = told(checkup).splitlines()
+    assert right == f"AlexNet: {tmp_path}/alexnet-features.pth, SHA-256 of its tensors " \
+                    f"{digest[:12]}, for LPIPS-Alex"
+    assert wrong.startswith(f"PROBLEM: VGG-16: {tmp_path}/vgg16-features.pth: ")
+    assert len(missing) == 5 and all(": missing, needed by " in line for line in missing)
+    problem, = checkup.problems
+    assert not problem.stops and backbones.VGG16.url in problem.remedy
+
+
+def test_a_folder_of_weights_that_is_not_there(quick_examinations, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "weights", installation.weights)
+    assert doctor.main(["--weights", "/nowhere"]) == 2
+    assert "stops training: --weights /nowhere: no such folder" in capsys.readouterr().out
 
 
 def test_data(checkup, tmp_path):

@@ -15,9 +15,13 @@ import torch
 from posemodel.evaluate import main as evaluate_main
 from posemodel.evaluation import fid, measures, records
 from posemodel.evaluation import test_set as protocol_evaluation
+from posemodel.evaluation.lpips import NO_WEIGHTS, NOT_ASKED
 from posemodel.evaluation.test_set import folder_name, protocol_for
+from posemodel.runtime import backbones
 from posemodel.runtime.errors import UserError
+from posemodel.runtime.weights import VARIABLE, tensors_sha256
 from posemodel.train import main as train_main
+from tests.published import tensors, without_network, write
 from tests.small_datasets import make_fashion
 from tests.tiny import FLAGS
 
@@ -38,6 +42,7 @@ def run(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.delenv(VARIABLE, raising=False)
 
 
 def words(run, tmp_path):
@@ -95,9 +100,15 @@ def test_the_protocol_measures_what_the_metrics_do(whole):
 def test_missing_weights_are_one_line_each(run, tmp_path, capsys):
     evaluate(run, tmp_path, "--protocol", "gfla", "--pairs", "2")
     said = capsys.readouterr().out
-    assert said.count("left out") == 2
-    assert "LPIPS-alex left out: " in said and "FID left out: generated people" in said
+    assert said.count("left out") == 3
+    assert "LPIPS-alex left out: " in said and "LPIPS-vgg left out: " in said
+    assert "FID left out: generated people" in said
     assert "protocol gfla, refined image" in said
+    found = json.loads((tmp_path / "numbers.json").read_text())
+    assert found["lpips"] == {"alex": NO_WEIGHTS, "vgg": NO_WEIGHTS}
+    assert found["protocol"]["lpips_weights"] == {}
+    assert not any("lpips_" in name for part in (found, found["measures"]) for name in part)
+    assert said.count("not measured: no weights at hand") == 2
 
 
 def test_an_interruption_changes_no_bit(run, whole, tmp_path, monkeypatch):
@@ -151,18 +162,62 @@ def test_two_processes_give_the_numbers_of_one(run, whole, tmp_path):
 
 def test_lpips_where_it_is_at_hand(run, tmp_path, monkeypatch):
     class Distance:
-        def __init__(self, net, device):
-            self.scale = {"alex": 1, "vgg": 3}[net]
+        def __init__(self, net, device, folder):
+            self.scale, self.record = {"alex": 1, "vgg": 3}[net], {"of": net}
 
         def __call__(self, image, target):
             return self.scale * (image - target).abs().flatten(1).mean(1)
 
-    monkeypatch.setattr("posemodel.evaluation.lpips.missing", lambda net: "")
+        def distances(self, images, target):
+            return [self(image, target) for image in images]
+
+    monkeypatch.setattr("posemodel.evaluation.lpips.missing", lambda net, folder: "")
     monkeypatch.setattr("posemodel.evaluation.lpips.Lpips", Distance)
     found = evaluate(run, tmp_path)
     assert found["measures"]["lpips_vgg"] == pytest.approx(3 * found["measures"]["lpips_alex"])
     assert found["measures"]["lpips_alex"] == pytest.approx(found["warped_l1"] / 127.5, rel=1e-5)
     assert found["copy_lpips_alex"] == pytest.approx(found["copy_l1"] / 127.5, rel=1e-5)
+    for name in ("copy", "warped", "refined"):
+        assert found[f"{name}_lpips_vgg"] == pytest.approx(3 * found[f"{name}_lpips_alex"])
+    records = {"alex": {"of": "alex"}, "vgg": {"of": "vgg"}}
+    assert found["lpips"] == found["protocol"]["lpips_weights"] == records
+    assert "lpips_alex" in found["by_turn"]["0-30"]["measures"]
+    alone = evaluate(run, tmp_path, "--lpips", "vgg")
+    assert alone["values"] != found["values"] and alone["lpips"]["alex"] == NOT_ASKED
+    assert alone["measures"]["lpips_vgg"] == found["measures"]["lpips_vgg"]
+
+
+def test_weights_of_a_folder_are_recorded(run, tmp_path, capsys):
+    write(tmp_path, backbones.ALEXNET)
+    found = evaluate(run, tmp_path, "--weights", str(tmp_path), "--pairs", "2")
+    said = capsys.readouterr().out
+    record = found["protocol"]["lpips_weights"]["alex"]
+    assert record["sha256"] == tensors_sha256(tensors(backbones.ALEXNET))
+    assert found["lpips"] == {"alex": record, "vgg": NO_WEIGHTS}
+    assert found["measures"]["lpips_alex"] == pytest.approx(found["warped_lpips_alex"], rel=1e-4)
+    assert found["measures_refined"]["lpips_alex"] == pytest.approx(found["refined_lpips_alex"],
+                                                                    rel=1e-4)
+    assert "refined image, LPIPS-Alex" in said and "LPIPS-vgg left out" in said
+    # Other weights give other numbers, and those another folder.
+    (tmp_path / "other").mkdir()
+    bias = {"features.10.bias": torch.ones(256)}
+    write(tmp_path / "other", backbones.ALEXNET, **bias)
+    other = evaluate(run, tmp_path, "--weights", str(tmp_path / "other"), "--pairs", "2")
+    assert other["values"] != found["values"]
+    assert other["measures"]["lpips_alex"] != found["measures"]["lpips_alex"]
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--weights", "/nowhere"], "--weights /nowhere: no such folder"),
+    (["--lpips", "vgg"], "LPIPS-vgg needs vgg16-397923af.pth"),
+    (["--weights", "."], "alexnet-features.pth: no file of PyTorch weights")])
+def test_weights_that_cannot_be_had_are_one_line(flags, says, run, tmp_path, monkeypatch):
+    without_network(monkeypatch, tmp_path / "cache")
+    (tmp_path / "alexnet-features.pth").write_text("half a")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        evaluate(run.resolve(), tmp_path, *flags)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_masks_of_the_market_protocol(run, tmp_path):
@@ -181,7 +236,7 @@ def test_fid_of_a_data_set_on_disk(tmp_path, monkeypatch):
     class Colours:
         name, digest = "fid-inception", "colours"
 
-        def __init__(self, name, device):
+        def __init__(self, name, device, folder):
             assert name == "fid-inception"
 
         def __call__(self, images):
@@ -189,11 +244,11 @@ def test_fid_of_a_data_set_on_disk(tmp_path, monkeypatch):
             return images.mean((2, 3))
 
     monkeypatch.setattr(fid, "InceptionFeatures", Colours)
-    monkeypatch.setattr(fid, "missing", lambda name: "")
+    monkeypatch.setattr(fid, "missing", lambda name, folder: "")
     found = evaluate(out, tmp_path, "--protocol", "gfla")
     train = len(list((root / "train").glob("*.jpg")))
     record = found["protocol"]
-    assert record["fid_reference_images"] == train
+    assert record["fid_reference_images"] == train and record["fid_file_sha256"] == "colours"
     assert record["fid_images"] == record["pairs"] == found["pairs"] > 2
     assert math.isfinite(found["measures"]["fid"]) and found["measures"]["fid"] > 0
     assert found["flow"] is None and found["epe_visible"] is None

@@ -57,7 +57,8 @@ MEASURES = {"l1 at 32": "l1_32", "l1": "l1", "SSIM": "ssim", "LPIPS-Alex": "lpip
             "LPIPS-VGG": "lpips_vgg", "flow error, px": "epe", "within 3 px": "within_3px",
             "made up pixels, l1": "invented", "visibility AUC, affine": "auc_affine",
             "visibility AUC, cycle": "auc_cycle", "visibility AUC, correlation": "auc_correlation",
-            "refined l1": "refined_l1", "refined SSIM": "refined_ssim"}
+            "refined l1": "refined_l1", "refined SSIM": "refined_ssim",
+            "refined LPIPS-Alex": "refined_lpips_alex", "refined LPIPS-VGG": "refined_lpips_vgg"}
 
 
 def mean(values: list[float]) -> str:

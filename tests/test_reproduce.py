@@ -19,8 +19,11 @@ from posemodel.reproduce import pictures
 from posemodel.reproduce.results import BETTER, OPEN, WORSE, TableNumbers
 from posemodel.reproduce.runs import Bench, Result
 from posemodel.reproduce.tables import MEASURES, OURS, TABLES, Cell, Table, with_images
+from posemodel.runtime.backbones import ALEXNET
 from posemodel.runtime.errors import UserError
+from posemodel.runtime.weights import tensors_sha256
 from posemodel.train import main as train_main
+from tests.published import tensors, write
 from tests.tiny import FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,6 +201,24 @@ def in_process(monkeypatch):
         monkeypatch.setattr(f"posemodel.{module}.write_samples", lambda *_, **__: None)
     monkeypatch.setenv("TORCH_HOME", "/nowhere")
     return trained
+
+
+def test_weights_are_recorded_in_the_tables(in_process, tmp_path):
+    folder, out = tmp_path / "weights", tmp_path / "out"
+    folder.mkdir()
+    write(folder, ALEXNET)
+    assert command.main(["table3", "--budget", "1", "--pairs", "4", "--out", str(out), "--device",
+                         "cpu", "--weights", str(folder)]) == 0
+    found = json.loads((out / "table3.json").read_text())
+    record = found["protocol"]["lpips_weights"]["alex"]
+    assert record["sha256"] == tensors_sha256(tensors(ALEXNET))
+    ours = found["cells"][0]
+    row = json.loads((out / "runs" / "ours-1-0" / "evaluation.json").read_text())
+    assert ours["values"]["lpips_alex"] == [row["measures"]["lpips_alex"]]
+    assert ours["values"]["refined_lpips_alex"] == [row["measures_refined"]["lpips_alex"]]
+    assert "lpips_vgg" not in ours["values"] and ours["runs"][0]["reconstruction_weights"] is None
+    page = (out / "table3.md").read_text()
+    assert "LPIPS-Alex ↓" in page and "were not at hand: LPIPS-VGG." in page
 
 
 def test_a_table_and_another_one_in_the_same_folder(in_process, tmp_path, monkeypatch, capsys):

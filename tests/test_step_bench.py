@@ -221,9 +221,10 @@ def test_the_grid_of_a_row_is_that_of_the_flow(bench, forms, stride, side):
 
 
 def test_random_weights_are_read_as_vgg19(forms, tmp_path):
-    from posemodel.losses.perceptual import load_perceptual_loss
+    from posemodel.losses.perceptual import VGG19, load_perceptual_loss
 
-    loss = load_perceptual_loss(str(forms.random_vgg19(tmp_path)))
+    forms.random_vgg19(tmp_path)
+    loss = load_perceptual_loss(VGG19, tmp_path)
     assert sum(weight.numel() for weight in loss.parameters()) == 12_944_960  # to relu5_1
 
 
@@ -256,7 +257,7 @@ def test_committed_results_can_be_read(bench, file, capsys):
 
 def test_a_run_is_written_and_read_again(bench, forms, rows, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(forms, "apart", lambda job, **_: next(answers))
-    monkeypatch.setattr(forms, "random_vgg19", lambda folder: "file")
+    monkeypatch.setattr(forms, "random_vgg19", lambda folder: None)
     asked = bench.make_row(tiny_config(), "ours", (None, None))
     measured = {key: value for key, value in rows["joint"][0].items() if key not in asked}
     answers = iter([(measured, None), (None, ("out of memory", "needs more"))])

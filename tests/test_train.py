@@ -7,10 +7,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from posemodel.evaluate import main as evaluate_main
+from posemodel.evaluation.lpips import NO_WEIGHTS
+from posemodel.runtime.backbones import ALEXNET, VGG16
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.weights import tensors_sha256
 from posemodel.train import main as train_main
+from tests.published import tensors, write
 from tests.tiny import FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,11 +108,78 @@ def test_evaluate_repeats_the_numbers_of_training(run, tmp_path, capsys):
     assert evaluate_main([str(run), "--device", "cpu", "--json", str(numbers),
                           "--picture", str(tmp_path / "sheet.png")]) == 0
     found, trained = json.loads(numbers.read_text()), lines(run / "eval.jsonl")[-1]
-    trained.pop("reconstruction_loss")
+    for name in ("reconstruction_loss", "reconstruction_weights"):
+        trained.pop(name)
     # An evaluation by itself measures more, by protocol and by part of the body.
     assert within(trained, found) == trained
     assert "refined image" in capsys.readouterr().out
     assert Image.open(tmp_path / "sheet.png").width > 900
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    for network in (ALEXNET, VGG16):
+        write(folder, network)
+    return folder
+
+
+def test_a_run_says_which_weights_made_its_numbers(published, tmp_path, capsys):
+    out = tmp_path / "vgg16"
+    flags = [*FLAGS, "--steps", "2", "--evaluate-every", "1", "--out", str(out),
+             "--loss.reconstruction", "vgg16", "--weights", str(published)]
+    assert train_main(flags) == 0
+    shown = capsys.readouterr().out
+    assert "pyramid l1 and VGG-16 perceptual, two scales on the refined image" in shown
+    first, last = lines(out / "eval.jsonl")
+    used = {name: value for name, value in tensors(VGG16).items() if int(name.split(".")[1]) < 16}
+    weights = {"network": "vgg16", "layers": ["relu1_2", "relu2_2", "relu3_3"],
+               "sha256": tensors_sha256(used)}
+    assert first["reconstruction_weights"] == last["reconstruction_weights"] == weights
+    assert json.loads((out / "env.json").read_text())["reconstruction_weights"] == weights
+    # By AlexNet every time, by VGG-16, which takes long, at the end.
+    for name in ("copy", "warped", "refined"):
+        assert first[f"{name}_lpips_alex"] > 0 and last[f"{name}_lpips_vgg"] > 0
+        assert f"{name}_lpips_vgg" not in first
+    assert first["lpips"]["vgg"] == "not measured: only at the last step"
+    assert last["lpips"]["vgg"]["sha256"] == tensors_sha256(tensors(VGG16))
+    assert "refined image, LPIPS-VGG" in shown
+    report = (out / "report.html").read_text()
+    assert "refined image, LPIPS-VGG" in report and "LPIPS-Alex" in report
+    # The command for later measures with the same weights, to the same numbers.
+    assert evaluate_main([str(out), "--device", "cpu"]) == 0
+    found = json.loads((out / "evaluation.json").read_text())
+    for name in ("reconstruction_loss", "reconstruction_weights"):
+        last.pop(name)
+    assert within(last, found) == last
+
+
+def test_other_weights_in_the_same_place_are_said(published, tmp_path, capsys):
+    own, out = tmp_path / "own", tmp_path / "run"
+    own.mkdir()
+    flags = [*FLAGS, "--steps", "1", "--out", str(out), "--loss.reconstruction", "vgg16"]
+    assert train_main([*flags, "--weights", str(published)]) == 0
+    write(own, VGG16, **{"features.0.bias": torch.ones(64)})
+    capsys.readouterr()
+    assert train_main([*flags, "--weights", str(own)]) == 0
+    said = capsys.readouterr().out
+    assert "changed since the last start: loss.weights_folder" in said
+    assert "changed since the last start: reconstruction_weights" in said
+
+
+def test_without_weights_the_result_says_so(run):
+    row = lines(run / "eval.jsonl")[-1]
+    assert row["lpips"] == dict.fromkeys(("alex", "vgg"), NO_WEIGHTS)
+    assert not any("lpips_" in name for name in row) and row["reconstruction_weights"] is None
+    assert f"LPIPS-Alex                   {NO_WEIGHTS}" in (run / "log.txt").read_text()
+    assert NO_WEIGHTS in (run / "report.html").read_text()
+
+
+def test_a_damaged_file_is_refused_though_nobody_asked(tmp_path):
+    (tmp_path / ALEXNET.plain).write_bytes(b"half a file")
+    with pytest.raises(UserError, match="alexnet-features.pth: no file of PyTorch weights"):
+        train_main([*FLAGS, "--out", str(tmp_path / "run"), "--weights", str(tmp_path)])
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_command_again_has_nothing_left_to_do(run):
@@ -150,7 +223,8 @@ def test_a_corrupt_checkpoint_is_skipped_by_name_and_the_run_continues(tmp_path,
 @pytest.mark.parametrize(("words", "says"), [
     (["quik"], "did you mean quick"), (["--sedd", "3"], "--seed"),
     (["--steps", "0"], "--steps is 0"), (["--device", "cuda:77"], "--device cuda:77"),
-    (["--loss.reconstruction", "vgg19", "--loss.vgg-weights", "nowhere.pth"], "no such file")])
+    (["--loss.reconstruction", "vgg19", "--weights", "nowhere"],
+     "--weights nowhere: no such folder")])
 def test_a_users_mistake_is_one_line_and_exit_code_2(words, says, tmp_path):
     out = [] if words == ["quik"] else ["--out", str(tmp_path / "run")]
     done = command("posemodel.train", *words, *out)

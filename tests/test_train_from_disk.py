@@ -60,7 +60,7 @@ def test_a_run_on_a_data_set_measures_images_and_nothing_that_needs_the_truth(ki
         assert row[name] > 0, name
     assert {name for name, value in row.items() if value is None} == {
         "epe_zero", "epe_visible", "by_turn", "visibility_auc_affine", "visibility_auc_cycle",
-        "visibility_auc_peak", "visibility_auc_correlation"}
+        "visibility_auc_peak", "visibility_auc_correlation", "reconstruction_weights"}
     report = (runs[kind] / "report.html").read_text()
     assert "visibility found" not in report and "flow error" not in report
     assert Image.open(runs[kind] / "samples" / "step_000006.png").width > 700

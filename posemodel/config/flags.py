@@ -29,6 +29,8 @@ FIRST = frozenset({
     "data.kind", "data.root", "data.image_size", "data.background", "data.evaluation_pairs",
     "data.workers", "model.flow", "loss.reconstruction", "optim.batch_size", "optim.lr",
 })  # and --config, --dry-run
+#: Fields whose flag is another word than section and name: it is the same in every command.
+RENAMED = {"loss.weights_folder": "weights"}
 #: Fields that the presets differ in and no command line needs: a --config file may set them.
 WITHOUT_FLAG = frozenset({
     "data.pairs_per_epoch", "model.stream", "model.discriminator_width",
@@ -142,6 +144,8 @@ def _with_marks(section: type, shown: frozenset[str] | None, prefix: str = "") -
             kind = _with_marks(kind, shown, f"{name}.")
         elif name in WITHOUT_FLAG or (shown is not None and name not in shown):
             kind = Annotated[kind, tyro.conf.Fixed, tyro.conf.Suppress]
+        elif name in RENAMED:
+            kind = Annotated[kind, tyro.conf.arg(name=RENAMED[name], prefix_name=False)]
         fields.append((entry.name, kind, dataclasses.field(default=None)))
     return dataclasses.make_dataclass(section.__name__, fields, bases=(section,), kw_only=True)
 

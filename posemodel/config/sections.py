@@ -181,11 +181,12 @@ class LossConfig:
 
     section = "loss."
 
-    reconstruction: Literal["pyramid", "vgg19"] = "pyramid"
-    """pyramid: l1 at four resolutions, no network; vgg19: the paper's, l1 of VGG-19 features at
-    four resolutions, needs ImageNet weights"""
-    vgg_weights: str = ""
-    """file with torchvision's VGG-19 weights; empty: torch hub's cache, else download"""
+    reconstruction: Literal["pyramid", "vgg16", "vgg19"] = "pyramid"
+    """pyramid: l1 at four resolutions, no network; vgg16: the same plus l1 of VGG-16 features at
+    two; vgg19: the paper's, l1 of VGG-19 features at four. Both need ImageNet weights"""
+    weights_folder: str = ""
+    """folder of published weights, for this loss and LPIPS; looked into before that of the variable
+    POSEMODEL_WEIGHTS, torch hub's cache and a download"""
     reconstruction_weight: float = 1.0
     """weight of the reconstruction loss on the refined image (Eq. 5)"""
     warped_weight: float = 1.0

@@ -1,6 +1,7 @@
 """Configurations as JSON: written, read back, compared."""
 
 import dataclasses
+from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from posemodel.config.sections import Config
@@ -8,7 +9,8 @@ from posemodel.runtime.errors import UserError
 
 # Fields that may differ between a run folder and the command that continues it.
 FREE_ON_RESUME = frozenset({"preset", "out", "device", "compile", "timeout", "evaluate_every",
-                            "checkpoint_every", "log_every", "data.root", "data.workers"})
+                            "checkpoint_every", "log_every", "data.root", "data.workers",
+                            "loss.weights_folder"})
 
 
 def to_dict(config: Config) -> dict:
@@ -17,8 +19,20 @@ def to_dict(config: Config) -> dict:
 
 
 def from_dict(values: dict) -> Config:
-    """The inverse of `to_dict`; unknown or missing keys and wrong types are a `UserError`."""
-    return _build(Config, values, prefix="")
+    """The inverse of `to_dict`, also for a file from before a field got another name; unknown or
+    missing keys and wrong types are a `UserError`."""
+    return _build(Config, _renewed(values), prefix="")
+
+
+def _renewed(values: dict) -> dict:
+    """`loss.vgg_weights` was the path of one file; `loss.weights_folder` is where it lies."""
+    loss = values.get("loss") if isinstance(values, dict) else None
+    if not isinstance(loss, dict) or not isinstance(loss.get("vgg_weights"), str) \
+            or "weights_folder" in loss:
+        return values
+    file = loss["vgg_weights"]
+    rest = {name: value for name, value in loss.items() if name != "vgg_weights"}
+    return {**values, "loss": {**rest, "weights_folder": str(Path(file).parent) if file else ""}}
 
 
 def _build(cls, values: dict, prefix: str):

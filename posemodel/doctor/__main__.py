@@ -26,6 +26,9 @@ def main(argv: list[str]) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=[], metavar="ROOT",
                         help="folders of data sets to check, too")
+    parser.add_argument("--weights", default="", metavar="DIR",
+                        help="folder of published weights, looked into before that of the variable "
+                             "POSEMODEL_WEIGHTS and torch hub's cache")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
     arguments = parser.parse_args(argv)
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
@@ -39,7 +42,8 @@ def main(argv: list[str]) -> int:
         checkup.examine("kernels", kernels)
         checkup.examine("a training step", training_steps)
         checkup.examine("two processes", two_processes)
-        checkup.examine("published weights (none is needed by the preset quick)", weights)
+        checkup.examine("published weights (none is needed by the preset quick)",
+                        lambda checkup: weights(checkup, arguments.weights))
         for root in arguments.data:
             checkup.examine(f"data in {hide_home(root)}",
                             lambda checkup, root=root: data(checkup, root))

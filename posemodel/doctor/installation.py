@@ -20,7 +20,7 @@ _OPTIONAL = {"lpips": "the metric LPIPS (pip install -e '.[eval]')",
              "imageio-ffmpeg": "MP4 films of transfers (pip install -e '.[video]')"}
 # Variables of the environment that change what runs; no others are shown.
 _VARIABLES = ("POSE_KERNELS_IMPL", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
-              "GOMP_SPINCOUNT")
+              "GOMP_SPINCOUNT", "POSEMODEL_WEIGHTS")
 _GIB = 2**30
 _LEAST_DISK = 1 * _GIB
 _LEAST_MEMORY = 2 * _GIB
@@ -114,29 +114,42 @@ def torch_and_devices(checkup: Checkup) -> None:
     checkup.say(f"operators there: {kernels_on(device)}")
 
 
-def weights(checkup: Checkup) -> None:
-    """Whether what others have published is at hand, undamaged."""
-    from posemodel.evaluation import fid
-    from posemodel.evaluation import lpips as lpips_metric
-    from posemodel.losses.perceptual import VGG19
-    from posemodel.runtime.files import sha256
-    from posemodel.runtime.weights import named_hash
+def weights(checkup: Checkup, folder: str = "") -> None:
+    """Whether what others have published is at hand, undamaged: a line for each network.
 
-    files = {"VGG-19, for --loss.reconstruction vgg19 (paper, market, hires)": VGG19,
-             **{f"{net}, for LPIPS": file for net, file in lpips_metric.BACKBONES.items()},
-             **{f"{name}, for FID": file for name, file in fid.FEATURES.items()}}
-    for what, file in files.items():
-        if file.missing():
-            checkup.say(f"{what}: {file.missing()}")
+    Args:
+        folder: of `--weights`, looked into first.
+    """
+    from posemodel.evaluation.fid import FEATURES
+    from posemodel.runtime import backbones
+    from posemodel.runtime.weights import own_folders, read_weights, tensors_sha256
+
+    try:
+        own_folders(folder)
+    except UserError as error:
+        checkup.problem(str(error), "make that folder, or name another one", stops=True)
+        return
+    files = {
+        "AlexNet": (backbones.ALEXNET, "LPIPS-Alex"),
+        "VGG-16": (backbones.VGG16, "LPIPS-VGG and --loss.reconstruction vgg16"),
+        "VGG-19": (backbones.VGG19, "--loss.reconstruction vgg19 (paper, market, hires)"),
+        **{name: (file, "FID") for name, file in FEATURES.items()},
+        **{name: (file, "a re-identification baseline that starts from ImageNet weights")
+           for name, file in backbones.RESNETS.items()}}
+    for name, (file, use) in files.items():
+        if file.missing(folder):
+            checkup.say(f"{name}: missing, needed by {use}: {file.missing(folder)}")
             continue
-        wanted = named_hash(file.path)
-        digest = sha256(file.path)
-        if digest.startswith(wanted):
-            checkup.say(f"{what}: {file.path}, SHA-256 right")
-        else:
-            checkup.problem(f"{what}: {file.path} is damaged: its SHA-256 begins with "
-                            f"{digest[:8]}, not with {wanted}",
-                            f"delete it, and get it again from {file.url}", stops=False)
+        try:
+            path = file.find(folder)
+            tensors = file.load(folder) if isinstance(file, backbones.Backbone) \
+                else read_weights(path)
+        except UserError as error:
+            checkup.problem(f"{name}: {error}", f"get it again from {file.url}, or delete it",
+                            stops=False)
+            continue
+        checkup.say(f"{name}: {path}, SHA-256 of its tensors {tensors_sha256(tensors)[:12]}, for "
+                    f"{use}")
 
 
 def data(checkup: Checkup, root: str) -> None:

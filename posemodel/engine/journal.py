@@ -7,7 +7,8 @@ from posemodel.engine.progress import Progress
 from posemodel.engine.report import end_panel, write_report
 from posemodel.engine.run_folder import RunFolder
 from posemodel.engine.trainer import Trainer
-from posemodel.evaluation.held_out import evaluate
+from posemodel.evaluation.held_out import evaluate, on_the_way
+from posemodel.evaluation.measures import Instruments
 from posemodel.evaluation.samples import write_samples
 
 
@@ -15,8 +16,11 @@ class Journal:
     """Everything that the training loop writes. All processes call it; the first one, which has the
     run folder, does the work, and the others wait where that takes long."""
 
-    def __init__(self, run: RunFolder | None, trainer: Trainer, start: int):
+    def __init__(self, run: RunFolder | None, trainer: Trainer, start: int,
+                 instruments: Instruments | None = None):
+        """`instruments` of the evaluations; None: without networks."""
         self.run, self.trainer, self.world = run, trainer, trainer.world
+        self.instruments = instruments or Instruments()
         self.config = trainer.config
         if run is not None:
             self.progress = Progress(self.config.steps, start, run.log,
@@ -39,10 +43,13 @@ class Journal:
         with self.world.first_alone(), self._pause():
             if self.run is None:
                 return
+            last = step == config.steps
             self.run.append_evaluation({
                 "step": step, "reconstruction_loss": trainer.reconstruction.name,
+                "reconstruction_weights": trainer.reconstruction.weights,
                 **evaluate(trainer.averaged, config, trainer.device, trainer.dtype,
-                           log=self.run.log)})
+                           log=self.run.log, instruments=self.instruments if last
+                           else on_the_way(self.instruments))})
             with self.run.writing():
                 write_samples(trainer.averaged, config, trainer.device, trainer.dtype,
                               self.run.sample_path(step), title=f"step {step}")

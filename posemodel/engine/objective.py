@@ -24,7 +24,7 @@ from posemodel.losses.adversarial import (
 )
 from posemodel.losses.affine import affine_loss
 from posemodel.losses.joint import joint_loss
-from posemodel.losses.perceptual import load_perceptual_loss
+from posemodel.losses.perceptual import FORMS, load_perceptual_loss
 from posemodel.losses.pyramid import PyramidLoss
 from posemodel.model.discriminator import Discriminator
 from posemodel.poses.limb_maps import body_map
@@ -49,8 +49,9 @@ def weights(loss: LossConfig) -> dict[str, float]:
 
 def load_reconstruction(loss: LossConfig) -> nn.Module:
     """The loss of Eq. 5. Raises: `UserError` where its network cannot be had."""
-    return load_perceptual_loss(loss.vgg_weights) if loss.reconstruction == "vgg19" \
-        else PyramidLoss()
+    if loss.reconstruction not in FORMS:
+        return PyramidLoss()
+    return load_perceptual_loss(FORMS[loss.reconstruction], loss.weights_folder)
 
 
 @dataclass

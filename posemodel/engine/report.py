@@ -86,7 +86,8 @@ def _content(run: RunFolder) -> dict:
     steps = [row["step"] for row in (*metrics, *evaluations) if is_number(row.get("step"))]
     return {"name": run.path.resolve().name, "config": run.config, "done": run.is_done,
             "step": max(steps, default=0), "last": last, "errors": tables.errors(last),
-            "ssim": tables.similarity(last), "scores": SCORES,
+            "ssim": tables.similarity(last), "perceptual": tables.perceptual(last),
+            "not_measured": tables.not_measured(last), "scores": SCORES,
             "visibility": tables.visibility(last) if tables.of_mannequins(last) else {},
             "turns": [("all", last), *tables.by_turn(last).items()],
             "training_charts": _training_charts(metrics),
@@ -123,6 +124,8 @@ def _evaluation_charts(evaluations: list[dict]) -> list[tuple[str, str, list]]:
         ("flow error where visible, px",
          {"epe_visible": ("flow", "s0"), "epe_zero": ("no motion", "s2")}),
         ("SSIM", {"ssim_warped": warped, "ssim": refined, "ssim_copy": unmoved}),
+        ("LPIPS-Alex", {f"{name}_lpips_alex": line for name, line in
+                        (("warped", warped), ("refined", refined), ("copy", unmoved))}),
         ("visibility found, AUC",
          {f"visibility_auc_{score}": (score, f"s{index}") for index, score in enumerate(SCORES)})):
         series = [(name, css, points(evaluations, key)) for key, (name, css) in lines.items()]

@@ -45,8 +45,13 @@ class RunFolder:
         self._lock = lock
 
     @classmethod
-    def open(cls, config: Config, argv: list[str], processes: int = 1) -> "RunFolder":
+    def open(cls, config: Config, argv: list[str], processes: int = 1,
+             weights: dict | None = None) -> "RunFolder":
         """Make the folder `config.out`, or continue the run that is in it, by so many processes.
+
+        Args:
+            weights: what the reconstruction loss says of published weights that it uses.
+
         Raises: `UserError` when that is not possible; an existing folder is then as it was."""
         path = Path(config.out)
         own = run_folder(path)
@@ -57,7 +62,7 @@ class RunFolder:
                 if saved is not None:
                     _refuse_drift(path, saved, config)
                 run = cls(path, config, resumed=saved is not None, lock=lock)
-                run._start(saved, argv, processes)
+                run._start(saved, argv, processes, weights)
                 until_open.pop_all()
             return run
         except OSError as error:
@@ -70,7 +75,8 @@ class RunFolder:
         path = Path(path)
         return cls(path, _read_config(path), resumed=True)
 
-    def _start(self, saved: Config | None, argv: list[str], processes: int) -> None:
+    def _start(self, saved: Config | None, argv: list[str], processes: int,
+               weights: dict | None) -> None:
         # config.json comes first: with it the folder is a run and can be continued.
         run_folder(self.path).write(to_dict(self.config))
         for folder in ("samples", "checkpoints"):
@@ -78,7 +84,8 @@ class RunFolder:
         before = self.read_environment()
         kernels = {op: {name: entry.reason or "available" for name, entry in table.items()}
                    for op, table in pose_kernels.implementations().items()}
-        now = environment.collect(processes) | {"pose_kernels": kernels}
+        now = environment.collect(processes) | {"pose_kernels": kernels,
+                                                "reconstruction_weights": weights}
         write_aside(self.path / "env.json", json.dumps(now, indent=2) + "\n")
         command = f"{shlex.join(['python', '-m', 'posemodel.train', *argv])}  # {_now()}"
         _append(self.path / "command.txt", command)

@@ -39,17 +39,19 @@ _AT_ONCE = 32
 class InceptionFeatures:
     """The 2048 features of an Inception network before its classifier."""
 
-    def __init__(self, name: str, device: torch.device, weights: str | Path | None = None):
+    def __init__(self, name: str, device: torch.device, weights: str | Path | None = None, *,
+                 folder: str | Path = ""):
         """
         Args:
             name: a key of `FEATURES`.
-            weights: file with weights of that network, of any value; None takes the published ones
-                from torch hub's cache, else downloads them there.
+            weights: file with weights of that network, of any value; None takes the published
+                ones.
+            folder: of `--weights`, where published ones may lie, see `PublishedWeights`.
 
         Raises: `UserError`, one line, when neither package nor weights can be had.
         """
         self.name, self.device = name, device
-        path = FEATURES[name].find() if weights is None else Path(weights)
+        path = FEATURES[name].find(folder) if weights is None else Path(weights)
         # torch-fidelity reads the file again, by itself and with code allowed: this read shows that
         # there is none in it.
         state = read_weights(path)
@@ -149,12 +151,12 @@ def reference_statistics(paths: Sequence[Path], network: InceptionFeatures, prot
     return statistics
 
 
-def missing(name: str) -> str:
+def missing(name: str, folder: str | Path = "") -> str:
     """Why FID by this network cannot be had without a download, and where its weights belong; empty
-    if it can."""
+    if it can. `folder` is that of `--weights`."""
     if importlib.util.find_spec("torch_fidelity") is None:
         return _NO_PACKAGE
-    return FEATURES[name].missing()
+    return FEATURES[name].missing(folder)
 
 
 def _reference_digest(paths: Sequence[Path], network: InceptionFeatures, protocol: Protocol) -> str:

@@ -1,6 +1,7 @@
 """Evaluation on held-out pairs; on mannequins also of flow and visibility, which are known."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from posemodel.config.sections import Config
 from posemodel.data.source import held_out_batches
+from posemodel.evaluation import lpips as lpips_metric
 from posemodel.evaluation import records
 from posemodel.evaluation.mannequin_metrics import TURNS, turned_by
 from posemodel.evaluation.measures import Instruments, Totals, measure_batch
@@ -20,30 +22,52 @@ _ABSENT = dict.fromkeys(("epe_zero", "epe_visible", *(
     f"visibility_auc_{score}" for score in ("affine", "cycle", "peak", "correlation"))))
 # Columns of the records that are no measures.
 _NOT_MEASURED = ("pair", "person", "turn")
+# LPIPS by VGG-16 takes many times as long as by AlexNet.
+_ONLY_AT_THE_END = "vgg"
+
+
+def instruments_of_run(config: Config, device: torch.device) -> Instruments:
+    """What a run measures its held-out pairs with: LPIPS as far as its weights are at hand.
+    Raises: `UserError` for weights that are damaged, or of another network."""
+    found = lpips_metric.networks("auto", device, config.loss.weights_folder, log=lambda line: None)
+    return Instruments(lpips=found, lpips_records=lpips_metric.records(found, "auto"))
+
+
+def on_the_way(instruments: Instruments) -> Instruments:
+    """Those of the evaluations before the last one, without what takes long."""
+    net = _ONLY_AT_THE_END
+    if net not in instruments.lpips:
+        return instruments
+    return replace(
+        instruments, lpips={name: each for name, each in instruments.lpips.items() if name != net},
+        lpips_records={**instruments.lpips_records, net: "not measured: only at the last step"})
 
 
 @torch.no_grad()
 def evaluate(model: PoseTransfer, config: Config, device: torch.device, dtype: torch.dtype,
-             log: Callable[[str], None] = print) -> dict:
+             log: Callable[[str], None] = print, instruments: Instruments | None = None) -> dict:
     """All metrics on the held-out pairs; of mannequins also by how far the body turns.
 
     Args:
         log: is given a line for each held-out image that cannot be read.
+        instruments: None: without networks.
 
     Returns the row of eval.jsonl without its step; values that do not exist are None.
     """
+    instruments = instruments or Instruments()
     model.eval()
     columns: dict[str, list[Tensor]] = {}
     totals = Totals()
     for batch in held_out_batches(config.data, device, config.data.evaluation_pairs,
                                   positions=config.flow_positions, log=log):
-        for name, values in measure_batch(model, batch, dtype, Instruments(), totals).items():
+        for name, values in measure_batch(model, batch, dtype, instruments, totals).items():
             columns.setdefault(name, []).append(values.double().cpu())
     table = {name: torch.cat(values).numpy() for name, values in columns.items()}
-    return evaluation_row(config.data.kind, table, totals)
+    return evaluation_row(config.data.kind, table, totals, instruments)
 
 
-def evaluation_row(kind: str, table: dict[str, np.ndarray], totals: Totals) -> dict:
+def evaluation_row(kind: str, table: dict[str, np.ndarray], totals: Totals,
+                   instruments: Instruments) -> dict:
     """The numbers of an evaluation: means of what was measured of each pair, and what was pooled.
 
     Args:
@@ -52,8 +76,9 @@ def evaluation_row(kind: str, table: dict[str, np.ndarray], totals: Totals) -> d
 
     Raises: `UserError` for a table without pairs.
 
-    Returns: `data`, the mean of each column, `visibility_auc_SCORE`, `pairs`, and `by_turn`, on
-        mannequins the same of each turn, else None; values that do not exist are None.
+    Returns: `data`, the mean of each column, `visibility_auc_SCORE`, `pairs`, `lpips`, by net what
+        its values depend on or why there are none, and `by_turn`, on mannequins the same of each
+        turn, else None; values that do not exist are None.
     """
     if not table or not len(table["copy_l1"]):
         raise UserError("no held-out pair has readable images; check the data set with "
@@ -70,4 +95,4 @@ def evaluation_row(kind: str, table: dict[str, np.ndarray], totals: Totals) -> d
         by_turn = {f"{low}-{high}": part(turned_by(table["turn"], low, high),
                                          truth.aucs((low, high))) for low, high in TURNS}
     return {"data": kind, **part(np.ones(len(table["copy_l1"]), bool), truth.aucs()),
-            "by_turn": by_turn}
+            "lpips": dict(instruments.lpips_records), "by_turn": by_turn}

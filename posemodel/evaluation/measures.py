@@ -17,8 +17,8 @@ from posemodel.evaluation import metrics
 from posemodel.evaluation.accumulators import Group
 from posemodel.evaluation.fid import FeatureStatistics, InceptionFeatures
 from posemodel.evaluation.inspection import Inspection, has_truth, inspect
+from posemodel.evaluation.lpips import Lpips
 from posemodel.evaluation.mannequin_metrics import MannequinTotals, pair_aucs, pair_metrics
-from posemodel.evaluation.metrics import ImageDistance
 from posemodel.evaluation.protocols import Protocol, compare, prepare
 from posemodel.model.pose_transfer import PoseTransfer
 from posemodel.poses.joints import normalized_to_pixels
@@ -43,8 +43,10 @@ class Instruments:
 
     protocol: Protocol | None = None
     """None: images as they are, and nothing else"""
-    lpips: Mapping[str, ImageDistance] = field(default_factory=dict)
+    lpips: Mapping[str, Lpips] = field(default_factory=dict)
     """networks by their net"""
+    lpips_records: Mapping[str, dict | str] = field(default_factory=dict)
+    """`lpips.records` of them"""
     inception: InceptionFeatures | None = None
     """of the protocol's FID"""
 
@@ -100,12 +102,13 @@ def _flow_errors(batch: Batch, seen: Inspection, instruments: Instruments) -> Co
 
 
 def _image_metrics(batch: Batch, seen: Inspection, instruments: Instruments) -> Columns:
-    distances = dict(metrics.IMAGE_METRICS)
-    if "alex" in instruments.lpips:
-        distances["lpips_alex"] = instruments.lpips["alex"]
-    return {f"{name}_{metric}": distance(image, batch["target"])
-            for name, image in _images(batch, seen).items()
-            for metric, distance in distances.items()}
+    images, target = _images(batch, seen), batch["target"]
+    columns = {f"{name}_{metric}": distance(image, target) for name, image in images.items()
+               for metric, distance in metrics.IMAGE_METRICS.items()}
+    for net, network in instruments.lpips.items():
+        names = [f"{name}_lpips_{net}" for name in images]
+        columns |= zip(names, network.distances(list(images.values()), target), strict=True)
+    return columns
 
 
 def _turn(batch: Batch, seen: Inspection, instruments: Instruments) -> Columns:

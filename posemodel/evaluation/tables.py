@@ -7,6 +7,7 @@ from posemodel.pictures.curves import is_number
 
 SCORES = ("affine", "cycle", "correlation", "peak")
 """of visibility, in the order in which they are best read"""
+_NETS = {"alex": "Alex", "vgg": "VGG"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,21 @@ def similarity(row: dict) -> Line:
                 "structural similarity with the target; 1 is identical")
 
 
+def perceptual(row: dict) -> list[Line]:
+    """The LPIPS of an evaluation, where it was measured; less of it is better."""
+    return [Line(f"{name} image, LPIPS-{_NETS[net]}", row[f"{name}_lpips_{net}"],
+                 row[f"copy_lpips_{net}"], "0: identical",
+                 f"distance of the features of {network} (LPIPS), against the source as it is")
+            for net, network in (("alex", "AlexNet"), ("vgg", "VGG-16"))
+            for name in ("warped", "refined") if is_number(row.get(f"{name}_lpips_{net}"))]
+
+
+def not_measured(row: dict) -> list[tuple[str, str]]:
+    """The name of each LPIPS that an evaluation lacks, and why."""
+    return [(f"LPIPS-{_NETS[net]}", record) for net, record in (row.get("lpips") or {}).items()
+            if isinstance(record, str)]
+
+
 def visibility(row: dict) -> dict[str, float | None]:
     """How well each of `SCORES` tells what the source shows: the area under its ROC curve."""
     return {score: row.get(f"visibility_auc_{score}") for score in SCORES}
@@ -60,6 +76,9 @@ def evaluation_table(row: dict) -> str:
     ssim = similarity(row)
     lines.append(f"{ssim.name:<29}{number(ssim.value, 3):>9}{number(ssim.baseline, 3):>10}"
                  f"{'':>12}{ssim.unit}")
+    lines += [f"{line.name:<29}{number(line.value, 3):>9}{number(line.baseline, 3):>10}"
+              f"{percent(line.share):>9}   {line.unit}" for line in perceptual(row)]
+    lines += [f"{name:<29}{why}" for name, why in not_measured(row)]
     if of_mannequins(row):
         areas = "  ".join(f"{score} {number(area)}" for score, area in visibility(row).items())
         lines.append(f"{'visible found, AUC':<20}{areas}")

@@ -49,32 +49,28 @@ def protocol_for(name: str, size: tuple[int, int]) -> Protocol:
 
 
 def instruments_for(protocol: Protocol, data: DataConfig, device: torch.device, *, lpips: str,
-                    log: Callable[[str], None] = print) -> Instruments:
+                    folder: str | Path = "", log: Callable[[str], None] = print) -> Instruments:
     """The protocol, and the networks of its metrics as far as they are at hand.
 
     Args:
-        lpips: "alex" or "vgg", that network alone; "none"; or "auto", those of the protocol and
-            alex whose weights are at hand.
+        lpips: "alex" or "vgg", that network alone; "none"; or "auto", those whose weights are at
+            hand.
+        folder: of `--weights`, see `PublishedWeights`.
         log: is given a line for each metric that is left out.
 
-    Raises: `UserError` for a network that is asked for by name and cannot be had.
+    Raises: `UserError` for a network that is asked for by name and cannot be had, and for a file
+        with other weights than its name says.
     """
-    networks, inception = {}, None
-    auto = sorted({"alex", *protocol.lpips})
-    for net in {"auto": auto, "none": ()}.get(lpips, (lpips,)):
-        why = lpips_metric.missing(net) if lpips == "auto" else ""
-        if why:
-            log(f"LPIPS-{net} left out: {why}")
-        else:
-            networks[net] = lpips_metric.Lpips(net, device)
+    networks, inception = lpips_metric.networks(lpips, device, folder, log), None
     if protocol.fid_weights is not None:
         why = "generated people have no list of training images to compare with" \
-            if data.kind == "mannequins" else fid.missing(protocol.fid_weights)
+            if data.kind == "mannequins" else fid.missing(protocol.fid_weights, folder)
         if why:
             log(f"FID left out: {why}")
         else:
-            inception = fid.InceptionFeatures(protocol.fid_weights, device)
-    return Instruments(protocol=protocol, lpips=networks, inception=inception)
+            inception = fid.InceptionFeatures(protocol.fid_weights, device, folder=folder)
+    return Instruments(protocol=protocol, lpips=networks, inception=inception,
+                       lpips_records=lpips_metric.records(networks, lpips))
 
 
 def description(instruments: Instruments, held_out: HeldOut, data: DataConfig, *, step: int,
@@ -90,12 +86,14 @@ def description(instruments: Instruments, held_out: HeldOut, data: DataConfig, *
     return {
         # What "auto" chooses depends on the machine, and the images on what it chose.
         "protocol": {**record, "device": device.type,
-                     "precision": str(dtype).removeprefix("torch.")},
+                     "precision": str(dtype).removeprefix("torch."),
+                     "lpips_weights": {net: network.record
+                                       for net, network in instruments.lpips.items()},
+                     "fid_file_sha256": inception.digest if inception is not None else None},
         "step": step, "weights": weights,
         "data": {name: value for name, value in vars(data).items()
                  if name not in ("root", "workers")},
-        "list": held_out.fingerprint(), "lpips": sorted(instruments.lpips),
-        "fid": inception.digest if inception is not None else None}
+        "list": held_out.fingerprint()}
 
 
 def folder_name(about: dict) -> str:
@@ -156,7 +154,7 @@ def _row(instruments: Instruments, data: DataConfig, folder: Path, about: dict,
     totals, protocol = Totals(), dict(about["protocol"])
     for state in states:
         totals.merge(Totals().load(state))
-    row = evaluation_row(data.kind, table, totals)
+    row = evaluation_row(data.kind, table, totals, instruments)
     # What belongs to the protocol gets a place of its own.
     for part in (row, *(row["by_turn"] or {}).values()):
         part |= {kind: {name.removeprefix(prefix): part.pop(name) for name in list(part)

@@ -1,7 +1,9 @@
-"""The multi-resolution perceptual loss on VGG-19 (Eq. 5)."""
+"""Multi-resolution perceptual losses (Eq. 5): the paper's on VGG-19, and VGG-16 beside the pyramid.
+"""
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,44 +11,86 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from posemodel.runtime.errors import UserError
-from posemodel.runtime.weights import PublishedWeights, check_hash, read_weights
+from posemodel.losses.pyramid import PyramidLoss
+from posemodel.runtime import backbones
+from posemodel.runtime.backbones import Backbone
+from posemodel.runtime.weights import tensors_sha256
 
-VGG19 = PublishedWeights(
-    what="the perceptual loss", url="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
-    otherwise="put the file there, name it by --loss.vgg-weights, or train with "
-              "--loss.reconstruction pyramid")
 
-# torchvision's `vgg19().features` up to and including relu1_1, relu2_1, relu3_1, relu4_1, relu5_1.
-_LAYER_ENDS = (2, 7, 12, 21, 30)
-_SCALES = (1.0, 0.5, 0.25, 0.125)
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """Which features are compared, and how much that counts."""
+
+    name: str
+    """for people"""
+    network: Backbone
+    layers: dict[str, int]
+    """names of the layers, and where each ends in torchvision's `features`"""
+    scales: tuple[float, ...]
+    """of the images"""
+    weight: float
+    """of each layer at each scale"""
+    pyramid: bool
+    """whether `PyramidLoss` is added"""
+
+
+def _network(network: Backbone) -> Backbone:
+    return replace(network, what="the perceptual loss",
+                   otherwise="train with --loss.reconstruction pyramid, which needs none")
+
+
+VGG19 = Form(name="VGG-19 perceptual, four scales", network=_network(backbones.VGG19),
+             layers={"relu1_1": 2, "relu2_1": 7, "relu3_1": 12, "relu4_1": 21, "relu5_1": 30},
+             scales=(1.0, 0.5, 0.25, 0.125), weight=1.0, pyramid=False)
+"""The structure of FOMM and its family, which weigh each term by 10."""
+VGG16 = Form(name="pyramid l1 and VGG-16 perceptual, two scales", network=_network(backbones.VGG16),
+             layers={"relu1_2": 4, "relu2_2": 9, "relu3_3": 16},
+             scales=(1.0, 0.5), weight=0.03, pyramid=True)
+"""Half as many convolutions at half as many scales. What it does not see, the coarse scales, the
+pyramid does; the two parts are of about the same size (`docs/training.md`), so that weights which
+suit the pyramid suit it."""
+FORMS = {"vgg16": VGG16, "vgg19": VGG19}
+"""by their names in `loss.reconstruction`"""
 
 
 class PerceptualLoss(nn.Module):
-    """l1 between VGG-19 features of images and target, five layers at four resolutions.
+    """l1 between VGG features of images and target, summed over the layers and scales of a form.
 
-    The structure of FOMM and its family: sum over scales and layers of the mean absolute
-    difference (they weigh each term by 10, here 1). Frozen, in evaluation mode, target features
-    computed once and without a graph. The convolutions follow autocast; normalisation, scaling and
-    the sums are float32.
+    Each term is a mean absolute difference. The network is frozen, in evaluation mode; target
+    features are computed once and without a graph. The convolutions follow autocast; normalisation,
+    scaling and the sums are float32.
     """
 
-    name = "VGG-19 perceptual, four scales"
-
-    def __init__(self, features: nn.Sequential):
+    def __init__(self, features: nn.Sequential, form: Form = VGG19):
+        """
+        Args:
+            features: torchvision's, at least as far as the form's last layer.
+        """
         super().__init__()
-        ends = (0, *_LAYER_ENDS)
+        self.form, self.name = form, form.name
         self.slices = nn.ModuleList(
-            nn.Sequential(*features[start:end]) for start, end in itertools.pairwise(ends))
+            nn.Sequential(*features[start:end])
+            for start, end in itertools.pairwise((0, *form.layers.values())))
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        self.weights: dict | None = None
+        """the network, its layers and the SHA-256 of its tensors, where they are published ones"""
+        self.pyramid = PyramidLoss() if form.pyramid else None
         self.requires_grad_(False)
         self.to(memory_format=torch.channels_last)
         self.eval()
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """relu1_1 to relu5_1 of an image in [-1, 1]; layers that a small image has no room for are
-        left out (each layer halves it)."""
+        """Maps of an image in [-1, 1], for methods that compare them: the form's layers, and where
+        those end at a quarter of the resolution, the last one also at an eighth, by averaging."""
+        maps = self.maps(image)
+        if len(self.slices) == 3:
+            maps.append(F.avg_pool2d(maps[-1], 2))
+        return maps
+
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """The form's layers of an image in [-1, 1], `[B, c, H / 2^n, W / 2^n]` for the n-th; those
+        that a small image has no room for are left out."""
         x = ((image.float() + 1) / 2 - self.mean) / self.std
         x = x.contiguous(memory_format=torch.channels_last)
         maps = []
@@ -59,13 +103,16 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, images: Sequence[Tensor], target: Tensor) -> list[Tensor]:
         """Images and their one target, `[B, 3, H, W]` in [-1, 1] -> a scalar for each image."""
-        losses = [image.new_zeros((), dtype=torch.float32) for image in images]
-        for scale in _SCALES:
+        if self.pyramid is None:
+            losses = [image.new_zeros((), dtype=torch.float32) for image in images]
+        else:
+            losses = self.pyramid(images, target)
+        for scale in self.form.scales:
             with torch.no_grad():
-                wanted = self.features(_resize(target, scale))
+                wanted = self.maps(_resize(target, scale))
             for index, image in enumerate(images):
-                for got, want in zip(self.features(_resize(image, scale)), wanted, strict=True):
-                    losses[index] = losses[index] + mean_distance(got, want)
+                for got, want in zip(self.maps(_resize(image, scale)), wanted, strict=True):
+                    losses[index] = losses[index] + self.form.weight * mean_distance(got, want)
         return losses
 
 
@@ -102,32 +149,20 @@ def _resize(image: Tensor, scale: float) -> Tensor:
     return F.interpolate(image.float(), scale_factor=scale, mode="bilinear", antialias=True)
 
 
-def load_perceptual_loss(weights: str = "") -> PerceptualLoss:
-    """VGG-19 with ImageNet weights from a file, else torch hub's cache, else torchvision's server.
+def load_perceptual_loss(form: Form, folder: str | Path = "") -> PerceptualLoss:
+    """A form with ImageNet weights, of which no more layers are made than it compares.
 
-    A file named as torchvision names it, `vgg19-dcbb9e9d.pth`, has to have that SHA-256.
+    Args:
+        folder: of `--weights`, see `PublishedWeights`.
 
-    Raises: `UserError`, one line, when none of them has the weights, or the file is damaged.
+    Raises: `UserError`, one line, when the weights cannot be had, or are not those of the network.
     """
-    from torchvision.models import vgg19
-
-    if weights:
-        path, origin = Path(weights), f"--loss.vgg-weights {weights}"
-        if not path.is_file():
-            raise UserError(f"{origin}: no such file")
-        check_hash(path, origin)
-    else:
-        path = VGG19.find()
-        origin = str(path)
-    # On "meta", since a random start for 144 million weights would take seconds.
-    with torch.device("meta"):
-        features = vgg19().features
-    try:
-        # Only the convolutions are used; files without the classifier are fine.
-        state = {name.removeprefix("features."): value
-                 for name, value in read_weights(path).items() if name.startswith("features.")}
-        features.load_state_dict(state, assign=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{origin}: not torchvision's VGG-19 weights ({reason})") from error
-    return PerceptualLoss(features)
+    tensors = form.network.load(folder)
+    features = form.network.layers()[:max(form.layers.values())]
+    used = {f"features.{name}": tensors[f"features.{name}"] for name in features.state_dict()}
+    features.load_state_dict({name.removeprefix("features."): tensor
+                              for name, tensor in used.items()}, assign=True)
+    loss = PerceptualLoss(features, form)
+    loss.weights = {"network": form.network.constructor, "layers": list(form.layers),
+                    "sha256": tensors_sha256(used)}
+    return loss

@@ -18,6 +18,8 @@ class PyramidLoss(nn.Module):
 
     name = "pyramid l1 (no perceptual network)"
     levels = 4
+    weights = None
+    """of a network: it has none"""
 
     def forward(self, images: Sequence[Tensor], target: Tensor) -> list[Tensor]:
         """Images and their one target, `[B, 3, H, W]` in [-1, 1] -> a scalar for each image."""

@@ -25,8 +25,9 @@ class ReidConfig:
     root: str
     augmented: str = _flag("", "DIR", "folder of augment; none: real images only")
     backbone: str = _flag("resnet50", "NAME", "resnet50, resnet18, or resnet10 for a CPU")
-    weights: str = _flag("auto", "FILE", "ImageNet weights of the backbone; auto: from torch hub's "
-                         "cache, if there; none: from scratch")
+    weights: str = _flag("auto", "DIR|FILE", "ImageNet weights of the backbone, in a folder or a "
+                         "file; auto: from the folder of the variable POSEMODEL_WEIGHTS or torch "
+                         "hub's cache, if there; none: from scratch")
     image_size: tuple[int, int] = _flag((256, 128), ("HEIGHT", "WIDTH"), "")
     batch_identities: int = _flag(16, "P", "")
     batch_images: int = _flag(4, "K", "of each identity of a batch")

@@ -8,18 +8,13 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from posemodel.runtime.backbones import RESNETS
 from posemodel.runtime.errors import UserError
-from posemodel.runtime.weights import PublishedWeights, read_weights
+from posemodel.runtime.weights import check_hash, read_weights, tensors_sha256
 
 # Blocks of each backbone. resnet10 is for experiments on a CPU; it has no published weights.
 _BLOCKS = {"resnet50": (Bottleneck, [3, 4, 6, 3]), "resnet18": (BasicBlock, [2, 2, 2, 2]),
            "resnet10": (BasicBlock, [1, 1, 1, 1])}
-
-PUBLISHED = {
-    name: PublishedWeights(what=f"--backbone {name}",
-                           url=f"https://download.pytorch.org/models/{name}-{digest}.pth")
-    for name, digest in (("resnet50", "11ad3fa6"), ("resnet18", "f37072fd"))
-}
 
 # Of the images that the published weights were trained on.
 MEAN = (0.485, 0.456, 0.406)
@@ -65,24 +60,30 @@ def load_imagenet(network: ReidNetwork, backbone: str, weights: str) -> str:
     """Start from ImageNet weights.
 
     Args:
-        weights: "auto": from torch hub's cache, if they are there; "none"; else a file of
-            torchvision's weights of this backbone.
+        weights: "auto": from the folder of `POSEMODEL_WEIGHTS` or torch hub's cache, if they are
+            there; "none"; else a folder to look into first, or a file of torchvision's weights of
+            this backbone.
 
     Returns: what was done, a line to print.
 
-    Raises: `UserError` for a file with other weights.
+    Raises: `UserError` for a file with other weights, or a folder without them.
     """
     if weights == "none":
         return "from scratch, as asked"
-    if weights == "auto":
-        if backbone not in PUBLISHED:
+    if weights == "auto" or Path(weights).is_dir():
+        folder = "" if weights == "auto" else weights
+        if backbone not in RESNETS:
             return f"from scratch: {backbone} has no published weights"
-        missing = PUBLISHED[backbone].missing()
+        missing = RESNETS[backbone].missing(folder)
+        if missing and folder:
+            raise UserError(f"--weights {folder}: {missing}")
         if missing:
             return f"from scratch: {missing}"
-        path = PUBLISHED[backbone].find()
+        path = RESNETS[backbone].find(folder)
     else:
         path = Path(weights)
+        if path.is_file():
+            check_hash(path, str(path))
     state = {name: tensor for name, tensor in read_weights(path).items()
              if not name.startswith("fc.")}
     try:
@@ -90,7 +91,8 @@ def load_imagenet(network: ReidNetwork, backbone: str, weights: str) -> str:
     except RuntimeError as error:
         raise UserError(f"{path}: not torchvision's weights of {backbone} "
                         f"({str(error).splitlines()[-1].strip()})") from error
-    return f"from the ImageNet weights {path} (torchvision {torchvision.__version__})"
+    return (f"from the ImageNet weights {path} (SHA-256 of their tensors "
+            f"{tensors_sha256(state)}; torchvision {torchvision.__version__})")
 
 
 def batch_hard_triplet(features: Tensor, persons: Tensor, margin: float) -> Tensor:

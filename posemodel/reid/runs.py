@@ -175,7 +175,8 @@ def _train_seed(config: ReidConfig, real: Crops, generated: Crops | None, seed: 
     torch.manual_seed(seed)
     batches = Batches(real, generated, config, seed=seed, workers=workers)
     network = ReidNetwork(backbone=config.backbone, identities=len(batches.persons))
-    say(f"seed {seed}: {load_imagenet(network, config.backbone, config.weights)}")
+    began = load_imagenet(network, config.backbone, config.weights)
+    say(f"seed {seed}: {began}")
     network.to(device, memory_format=torch.channels_last).train()
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config.lr, weight_decay=_WEIGHT_DECAY)
@@ -210,4 +211,5 @@ def _train_seed(config: ReidConfig, real: Crops, generated: Crops | None, seed: 
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     safetensors.torch.save_file(weights, folder / "weights.safetensors",
-                                metadata={"config": json.dumps({**asdict(config), "seed": seed})})
+                                metadata={"config": json.dumps({**asdict(config), "seed": seed,
+                                                                "start": began})})

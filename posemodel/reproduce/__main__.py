@@ -55,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR",
                         help="folder for tables and runs (default: runs/reproduce)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--weights", default="", metavar="DIR",
+                        help="folder of published weights, for LPIPS and perceptual losses, looked "
+                             "into before that of the variable POSEMODEL_WEIGHTS and torch hub's "
+                             "cache")
     parser.add_argument("--jobs", type=int, default=1, metavar="N",
                         help="runs side by side, which share the cores (default: 1)")
     parser.add_argument("--dry-run", action="store_true",
@@ -77,7 +81,7 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> int:
         flags += ("--data.image-size", *map(str, arguments.image_size))
     bench = Bench(out=arguments.out, preset=arguments.preset, flags=flags, steps=steps,
                   minutes=arguments.minutes, pairs=arguments.pairs, device=arguments.device,
-                  jobs=arguments.jobs)
+                  jobs=arguments.jobs, weights=arguments.weights)
     if arguments.dry_run:
         print(_forecast(bench, table.trained, arguments.seeds))
         return 0

@@ -95,7 +95,9 @@ class TableNumbers:
         for cell in self.table.cells:
             runs = [] if cell.key == "copy" else [
                 {"run": str(result.run.path), "seed": result.run.config.seed,
-                 "steps": result.run.config.steps} for result in self.results[cell.key]]
+                 "steps": result.run.config.steps,
+                 "reconstruction_weights": result.run.read_environment().get(
+                     "reconstruction_weights")} for result in self.results[cell.key]]
             values = {name: self.values(cell, measure) for name, measure in self.measures.items()}
             against = {name: {**asdict(verdict.comparison), "significant": verdict.significant,
                               "seeds_apart": verdict.seeds_apart, "says": verdict.says}

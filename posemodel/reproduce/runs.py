@@ -55,6 +55,8 @@ class Bench:
     device: str
     jobs: int
     """runs side by side, which share the cores"""
+    weights: str = ""
+    """folder of published weights"""
     log: Callable[[str], None] = print
     _running: set = field(default_factory=set)
 
@@ -112,7 +114,8 @@ class Bench:
         self._train(cell, path, "training", "--steps", steps, "--seed", seed, "--evaluate-every",
                     every, "--checkpoint-every", every)
         self._command("posemodel.evaluate", path, "--protocol", "paper", "--device", self.device,
-                      *(() if self.pairs is None else ("--pairs", self.pairs)))
+                      *(() if self.pairs is None else ("--pairs", self.pairs)),
+                      *self._weights_flag())
         row = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))
         self.log(f"measured {path.name}: warped l1 {row['measures']['l1']:.2f}, source unmoved "
                  f"{row['measures_copy']['l1']:.2f}")
@@ -120,7 +123,7 @@ class Bench:
 
     def _train(self, cell: Cell, path: Path, doing: str, *flags) -> None:
         words = [str(word) for word in (self.preset, *self.flags, *cell.flags, "--device",
-                                        self.device, "--out", path, *flags)]
+                                        self.device, *self._weights_flag(), "--out", path, *flags)]
         if (path / "DONE").exists():
             changed = drift(RunFolder.open_existing(path).config, parse_train(words).config)
             if changed:
@@ -129,6 +132,9 @@ class Bench:
             return
         self.log(f"{doing} {path.name}")
         self._command("posemodel.train", *words)
+
+    def _weights_flag(self) -> tuple[str, ...]:
+        return ("--weights", self.weights) if self.weights else ()
 
     def _command(self, module: str, *words) -> None:
         """Raises: `UserError` with what the command says of its end."""

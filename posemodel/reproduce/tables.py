@@ -74,7 +74,10 @@ OTHER_MEASURES = (
               pooled=f"visibility_auc_{score}", column=f"pair_auc_{score}", higher=True)
       for score in ("affine", "cycle", "correlation")),
     Measure(name="refined_l1", title="refined l1", column="refined_protocol_l1"),
-    Measure(name="refined_ssim", title="refined SSIM", column="refined_protocol_ssim", higher=True))
+    Measure(name="refined_ssim", title="refined SSIM", column="refined_protocol_ssim", higher=True),
+    *(Measure(name=f"refined_lpips_{net}", title=f"refined LPIPS-{title}",
+              column=f"refined_protocol_lpips_{net}")
+      for net, title in (("alex", "Alex"), ("vgg", "VGG"))))
 """of the flow, where it is known, and of the refined image"""
 MEASURES = {measure.name: measure for measure in (*IMAGE_MEASURES, *OTHER_MEASURES)}
 

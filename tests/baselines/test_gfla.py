@@ -6,6 +6,7 @@ from torch.autograd import gradcheck
 
 import pose_kernels
 from posemodel.baselines.gfla import affine_regularization, sampling_correctness
+from posemodel.losses.perceptual import VGG16, VGG19, PerceptualLoss
 from posemodel.losses.pyramid import PyramidLoss
 from posemodel.runtime.errors import UserError
 from tests.tiny import random_poses as poses
@@ -150,6 +151,15 @@ def test_losses_compare_each_flow_at_its_own_resolution():
     torch.testing.assert_close(found["correctness"], 2 * expected)
     bend = affine_regularization(motion.flows[0], 3) + affine_regularization(motion.flows[1], 5)
     torch.testing.assert_close(found["regularization"], 0.5 * bend)
+
+
+@pytest.mark.parametrize("form", [VGG16, VGG19], ids=["vgg16", "vgg19"])
+def test_every_reconstruction_loss_has_maps_of_both_resolutions(form):
+    features = PerceptualLoss(form.network.layers().to_empty(device="cpu"), form).features
+    model = small("gfla64").eval()
+    batch = {name: torch.rand(2, 3, 32, 32) * 2 - 1 for name in ("source", "target")}
+    found = model.losses(model(poses(2), poses(2, seed=1)), batch, features)
+    assert set(found) == {"correctness", "regularization"}
 
 
 @pytest.mark.parametrize("size", [(48, 40), (16, 32)])

@@ -78,6 +78,21 @@ def test_unknown_and_missing_fields_are_named():
         from_dict(values)
 
 
+@pytest.mark.parametrize("file, folder", [("", ""), ("vgg19-dcbb9e9d.pth", "."),
+                                          ("/data/own/vgg19-dcbb9e9d.pth", "/data/own")])
+def test_a_file_from_before_the_folder_of_weights(file, folder):
+    wanted = quick()
+    wanted.loss.weights_folder = folder
+    values = to_dict(wanted)
+    del values["loss"]["weights_folder"]
+    values["loss"]["vgg_weights"] = file
+    assert from_dict(values) == wanted
+    assert drift(from_dict(values), quick()) == []
+    values["loss"]["weights_folder"] = "both"
+    with pytest.raises(UserError, match=r"unknown \['vgg_weights'\]"):
+        from_dict(values)
+
+
 def test_drift_names_what_may_not_change():
     saved, wanted = quick(), quick()
     saved.steps = 900

@@ -29,7 +29,7 @@ FLAGS = """
 --model.encoder-channels --model.feature-channels --model.feature-norm --model.flow-depth
 --model.flow-channels --model.head-kernel --model.flow-parametrization --model.refine
 --model.refine-width --model.refine-downsamplings --model.skip
---loss.reconstruction --loss.vgg-weights --loss.warped-weight --loss.affine-weight
+--loss.reconstruction --weights --loss.warped-weight --loss.affine-weight
 --loss.joint-weight --loss.affine-background --loss.adversarial --loss.adversarial-weight
 --loss.feature-matching-weight --loss.r1-weight
 --optim.batch-size --optim.accumulate --optim.tasks --optim.lr --optim.schedule
@@ -112,6 +112,11 @@ def test_help_shows_the_flags_that_people_use_first(capsys):
     assert len(shown) == 20 and set(shown) < set(FLAGS)
     assert {name.replace("_", "-") for name in FIRST} == \
         {flag.removeprefix("--") for flag in shown} - {"config", "dry-run"}
+
+
+def test_the_folder_of_weights_is_one_flag_without_its_section():
+    loss = parse_train(["--weights", "my/weights", "--loss.reconstruction", "vgg16"]).config.loss
+    assert (loss.weights_folder, loss.reconstruction) == ("my/weights", "vgg16")
 
 
 def test_a_field_without_a_flag_is_set_by_a_file(tmp_path, capsys):

@@ -23,7 +23,7 @@ def vgg():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains_in_both_phases(name, vgg, monkeypatch):
-    monkeypatch.setattr(objective, "load_perceptual_loss", lambda _: vgg)
+    monkeypatch.setattr(objective, "load_perceptual_loss", lambda form, folder: vgg)
     config = PRESETS[name]()
     height, width = config.data.image_size
     config.steps, config.optim.batch_size = 4, 2

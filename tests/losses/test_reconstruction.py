@@ -1,12 +1,23 @@
-import hashlib
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from posemodel.losses.perceptual import PerceptualLoss, load_perceptual_loss, mean_distance
+import pose_kernels
+from posemodel.config.sections import DataConfig
+from posemodel.data.source import mannequins
+from posemodel.losses.perceptual import (
+    VGG16,
+    VGG19,
+    PerceptualLoss,
+    load_perceptual_loss,
+    mean_distance,
+)
 from posemodel.losses.pyramid import PyramidLoss
 from posemodel.runtime.errors import UserError
+from posemodel.runtime.weights import VARIABLE, tensors_sha256
+from tests.published import REAL, tensors, without_network, write
 
 
 def test_pyramid_is_the_mean_of_l1_over_four_sizes():
@@ -17,16 +28,25 @@ def test_pyramid_is_the_mean_of_l1_over_four_sizes():
     assert zero == 0
 
 
-@pytest.fixture(scope="module")
-def vgg():
-    """The convolutions of VGG-19 with random weights that keep the size of the signal."""
+def random_features(letter):
+    """The convolutions of a VGG with random weights that keep the size of the signal."""
     from torchvision.models.vgg import cfgs, make_layers
     torch.manual_seed(0)
-    features = make_layers(cfgs["E"])
+    features = make_layers(cfgs[letter])
     for layer in features:
         if isinstance(layer, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(layer.weight)
     return features
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    return random_features("E")
+
+
+@pytest.fixture(scope="module")
+def vgg16():
+    return random_features("D")
 
 
 def test_perceptual_is_zero_for_equal_images_and_leaves_the_network_alone(vgg):
@@ -107,63 +127,109 @@ def test_perceptual_uses_relu1_1_to_relu5_1(vgg):
     assert all((f >= 0).all() for f in found)
 
 
+def test_vgg16_is_the_pyramid_and_its_layers_at_two_scales(vgg16):
+    loss = PerceptualLoss(vgg16, VGG16)
+    a, b, target = (torch.rand(2, 3, 48, 32) * 2 - 1 for _ in range(3))
+    expected = [float(value) for value in PyramidLoss()([a, b], target)]
+    for number, image in enumerate((a, b)):
+        for scale in (1, 2):
+            small = [F.interpolate(x, (48 // scale, 32 // scale), mode="bilinear", antialias=True)
+                     for x in (image, target)]
+            x, y = ((s / 2 + 0.5 - loss.mean) / loss.std for s in small)
+            for index, layer in enumerate(vgg16[:16]):
+                x, y = layer(x), layer(y)
+                if index in (3, 8, 15):  # relu1_2, relu2_2, relu3_3
+                    expected[number] += VGG16.weight * float((x - y).abs().mean())
+    assert [float(x) for x in loss([a, b], target)] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.skipif(not REAL, reason=f"{VARIABLE} names no folder")
+def test_the_two_parts_of_vgg16_are_of_about_the_same_size():
+    if VGG16.network.look(REAL) is None:
+        pytest.skip(f"{REAL} has no weights of VGG-16")
+    loss = load_perceptual_loss(VGG16, REAL)
+    pairs = mannequins(DataConfig(), seed=0, device=torch.device("cpu")).pairs(range(16))
+    moved = pose_kernels.flow_sample(pairs["source"], pairs["flow"])
+    for image in (pairs["source"], moved):
+        pixels, = PyramidLoss()([image], pairs["target"])
+        whole, = loss([image], pairs["target"])
+        assert 1.8 < whole / pixels < 2.5
+
+
+@pytest.mark.parametrize("form, letter", [(VGG16, "D"), (VGG19, "E")])
+def test_layers_are_what_their_names_say(form, letter):
+    from torchvision.models.vgg import cfgs, make_layers
+
+    block, number, names = 1, 0, {}
+    for end, layer in enumerate(make_layers(cfgs[letter]), 1):
+        number += isinstance(layer, torch.nn.Conv2d)
+        if isinstance(layer, torch.nn.ReLU):
+            names[f"relu{block}_{number}"] = end
+        if isinstance(layer, torch.nn.MaxPool2d):
+            block, number = block + 1, 0
+    assert form.layers.items() <= names.items()
+
+
+def test_the_gradient_of_vgg16_is_that_of_its_parts(vgg16):
+    loss = PerceptualLoss(vgg16, VGG16)
+    image, target = torch.rand(1, 3, 32, 32, requires_grad=True), torch.rand(1, 3, 32, 32)
+    loss([image], target)[0].backward()
+    found, image.grad = image.grad, None
+    total, = PyramidLoss()([image], target)
+    for scale in (1, 2):
+        maps = [loss.maps(F.interpolate(x, 32 // scale, mode="bilinear", antialias=True))
+                for x in (image, target)]
+        for got, want in zip(*maps, strict=True):
+            total = total + VGG16.weight * (got - want).abs().mean()
+    total.backward()
+    torch.testing.assert_close(found, image.grad, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("form, shapes", [
+    (VGG16, [(64, 64), (128, 32), (256, 16), (256, 8)]),
+    (VGG19, [(64, 64), (128, 32), (256, 16), (512, 8), (512, 4)])])
+def test_methods_find_maps_of_a_quarter_and_an_eighth(form, shapes, vgg, vgg16):
+    loss = PerceptualLoss({VGG16.name: vgg16, VGG19.name: vgg}[form.name], form)
+    found = loss.features(torch.rand(1, 3, 64, 64))
+    assert [tuple(x.shape[1:3]) for x in found] == shapes
+
+
 @pytest.fixture
-def vgg_file(vgg, tmp_path):
-    torch.save({f"features.{k}": v for k, v in vgg.state_dict().items()}, tmp_path / "vgg.pth")
-    return tmp_path / "vgg.pth"
+def folder(tmp_path, monkeypatch):
+    """One of one's own, beside an empty cache."""
+    without_network(monkeypatch, tmp_path / "hub")
+    (tmp_path / "own").mkdir()
+    return tmp_path / "own"
 
 
-def test_weights_from_a_file(vgg, vgg_file):
-    loss = load_perceptual_loss(str(vgg_file))
+@pytest.mark.parametrize("form", [VGG16, VGG19], ids=["vgg16", "vgg19"])
+def test_weights_from_a_folder_and_no_layer_too_many(form, folder):
+    write(folder, form.network)
+    loss = load_perceptual_loss(form, folder)
+    values = tensors(form.network)
+    features = form.network.layers().to_empty(device="cpu")
+    features.load_state_dict({name.removeprefix("features."): value
+                              for name, value in values.items()})
     a, b = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
-    assert torch.equal(loss([a], b)[0], PerceptualLoss(vgg)([a], b)[0])
-    assert not any(p.is_meta for p in [*loss.parameters(), *loss.buffers()])
+    assert torch.equal(loss([a], b)[0], PerceptualLoss(features, form)([a], b)[0])
+    assert not any(p.is_meta or p.requires_grad for p in [*loss.parameters(), *loss.buffers()])
+    used = {name: value for name, value in values.items()
+            if int(name.split(".")[1]) < max(form.layers.values())}
+    assert sum(p.numel() for p in loss.parameters()) == sum(x.numel() for x in used.values())
+    assert loss.weights == {"network": form.network.constructor, "layers": list(form.layers),
+                            "sha256": tensors_sha256(used)}
+    assert len(used) == {"vgg16": 14, "vgg19": 26}[form.network.constructor]
+    assert all(begin < end for begin, end in pairwise(form.layers.values()))
 
 
-def test_a_name_with_a_hash_is_held_to_it(vgg_file):
-    digest = hashlib.sha256(vgg_file.read_bytes()).hexdigest()
-    right = vgg_file.rename(vgg_file.with_name(f"vgg19-{digest[:8]}.pth"))
-    load_perceptual_loss(str(right))
-    with right.open("ab") as handle:
-        handle.write(b"more")
-    with pytest.raises(UserError, match="SHA-256 begins with .* delete it and fetch it again"):
-        load_perceptual_loss(str(right))
-
-
-def test_missing_and_wrong_weight_files_are_one_line(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        load_perceptual_loss(str(tmp_path / "nothing.pth"))
-    wrong = tmp_path / "wrong.pth"
-    wrong.write_text("<html>not found</html>")
-    with pytest.raises(UserError, match="not torchvision's VGG-19 weights"):
-        load_perceptual_loss(str(wrong))
-
-
-def test_no_cache_and_no_network_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-
-    def offline(*_, **__):
-        raise OSError("no network")
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(UserError, match="no network.* --loss.reconstruction pyramid"):
-        load_perceptual_loss()
-
-
-def test_the_download_goes_to_the_cache_with_its_hash(vgg, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    asked = []
-
-    def download(url, path, hash_prefix):
-        asked.append((url, path, hash_prefix))
-        # What a server sends whose file is not the one of that name.
-        torch.save({}, path)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    for _ in range(2):  # the second time it lies in the cache
-        with pytest.raises(UserError, match=r"vgg19-dcbb9e9d\.pth: its SHA-256 begins with"):
-            load_perceptual_loss()
-    name = "vgg19-dcbb9e9d.pth"
-    path = str(tmp_path / "checkpoints" / name)
-    assert asked == [(f"https://download.pytorch.org/models/{name}", path, "dcbb9e9d")]
+@pytest.mark.parametrize("form", [VGG16, VGG19], ids=["vgg16", "vgg19"])
+def test_without_weights_it_is_said_what_to_do(form, folder):
+    with pytest.raises(UserError, match="no network.* --loss.reconstruction pyramid") as caught:
+        load_perceptual_loss(form, folder)
+    assert str(folder) in str(caught.value) and form.network.plain in str(caught.value)
+    write(folder, form.network, **{"features.0.bias": None})
+    with pytest.raises(UserError, match="it has no features.0.bias"):
+        load_perceptual_loss(form, folder)
 
 
 def test_pixel_features_are_the_pixels_and_their_complement():

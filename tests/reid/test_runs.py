@@ -18,6 +18,8 @@ from posemodel.reid.market import open_split
 from posemodel.reid.network import ReidNetwork, batch_hard_triplet, load_imagenet
 from posemodel.reid.runs import evaluate, extract, load_network, rate, read_config, training_crops
 from posemodel.reid.table import table
+from posemodel.runtime.weights import VARIABLE, tensors_sha256
+from tests.published import without_network
 from tests.small_datasets import refused
 
 TRAIN = ("--steps 2 --backbone resnet10 --image-size 32 32 --batch-identities 2 --batch-images 2 "
@@ -208,3 +210,18 @@ def test_without_weights_it_is_said(tmp_path, monkeypatch):
     network = ReidNetwork(backbone="resnet18", identities=3)
     assert load_imagenet(network, "resnet18", "auto").startswith("from scratch: no resnet18")
     assert "no published weights" in load_imagenet(network, "resnet10", "auto")
+
+
+def test_weights_from_a_folder(tmp_path, monkeypatch):
+    without_network(monkeypatch, tmp_path / "hub")
+    network = ReidNetwork(backbone="resnet18", identities=3)
+    refused(f"--weights {tmp_path}: no resnet18-f37072fd.pth in {tmp_path}", load_imagenet, network,
+            "resnet18", str(tmp_path))
+    state = {**network.backbone.state_dict(), "fc.weight": torch.zeros(1000, 512)}
+    torch.save(state, tmp_path / "resnet18-f37072fd.pth")
+    for weights in (str(tmp_path), str(tmp_path / "resnet18-f37072fd.pth"), "auto"):
+        monkeypatch.setenv(VARIABLE, str(tmp_path))
+        refused("its SHA-256 begins with", load_imagenet, network, "resnet18", weights)
+    (tmp_path / "resnet18-f37072fd.pth").rename(tmp_path / "mine.pth")
+    del state["fc.weight"]
+    assert tensors_sha256(state) in load_imagenet(network, "resnet18", str(tmp_path / "mine.pth"))
