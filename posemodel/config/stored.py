@@ -25,14 +25,22 @@ def from_dict(values: dict) -> Config:
 
 
 def _renewed(values: dict) -> dict:
-    """`loss.vgg_weights` was the path of one file; `loss.weights_folder` is where it lies."""
-    loss = values.get("loss") if isinstance(values, dict) else None
-    if not isinstance(loss, dict) or not isinstance(loss.get("vgg_weights"), str) \
-            or "weights_folder" in loss:
+    """The same with the names of today, as far as the values say what they were before."""
+    if not isinstance(values, dict):
         return values
-    file = loss["vgg_weights"]
-    rest = {name: value for name, value in loss.items() if name != "vgg_weights"}
-    return {**values, "loss": {**rest, "weights_folder": str(Path(file).parent) if file else ""}}
+    values = {name: dict(value) if isinstance(value, dict) else value
+              for name, value in values.items()}
+    loss, model = values.get("loss"), values.get("model")
+    # The path of one file; weights_folder is where it lies.
+    if isinstance(loss, dict) and isinstance(loss.get("vgg_weights"), str) \
+            and "weights_folder" not in loss:
+        file = loss.pop("vgg_weights")
+        loss["weights_folder"] = str(Path(file).parent) if file else ""
+    # There was the paper's R, or none, and no run started from weights.
+    if isinstance(model, dict) and isinstance(model.get("refine"), bool):
+        model["refine"] = "paper" if model["refine"] else "none"
+        values.setdefault("init", "")
+    return values
 
 
 def _build(cls, values: dict, prefix: str):

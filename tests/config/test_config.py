@@ -93,6 +93,17 @@ def test_a_file_from_before_the_folder_of_weights(file, folder):
         from_dict(values)
 
 
+@pytest.mark.parametrize(("before", "now"), [(True, "paper"), (False, "none")])
+def test_a_file_from_before_r_had_several_forms_is_read(before, now):
+    wanted = quick()
+    wanted.model.refine = now
+    values = to_dict(wanted)
+    values["model"]["refine"] = before
+    del values["init"]
+    assert from_dict(values) == wanted
+    assert values["model"]["refine"] is before, "the caller's own values stay as they are"
+
+
 def test_drift_names_what_may_not_change():
     saved, wanted = quick(), quick()
     saved.steps = 900
