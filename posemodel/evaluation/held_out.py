@@ -19,6 +19,7 @@ from posemodel.runtime.errors import UserError
 # Only generated people have these; those of visibility are pooled over pixels, all others are means
 # over pairs.
 _ABSENT = dict.fromkeys(("epe_zero", "epe_visible", *(
+    f"{image}_background_off" for image in ("copy", "warped", "refined")), *(
     f"visibility_auc_{score}" for score in ("affine", "cycle", "peak", "correlation"))))
 # Columns of the records that are no measures.
 _NOT_MEASURED = ("pair", "person", "turn")

@@ -17,6 +17,7 @@ from posemodel.evaluation.roc import RocAccumulator
 from posemodel.mannequins.pairs import PART_NAMES
 
 WITHIN = (1, 3, 5)  # pixels
+OFF = 16  # of 255
 TURNS = ((0, 30), (30, 60), (60, 180))
 """degrees that a body turns by, from one to below the other"""
 _PART_LIMIT = 1 << 14
@@ -57,6 +58,14 @@ def pixel_values(batch: dict[str, Tensor], flow: Tensor) -> dict[str, tuple[Tens
             "invented_l1_copy": (color_distance(source), invented),
             "invented_same_part": ((part == batch["target_part"][:, 0]).float(), invented),
             "invented_background": ((part == 0).float(), invented)}
+
+
+@torch.no_grad()
+def background_off(image: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """The share of the pixels behind the target's person in which a colour of the image,
+    `[B, 3, H, W]` in [-1, 1], is off by more than `OFF` of 255; `[B]`."""
+    off = (image.clamp(-1, 1) - batch["target"]).abs().amax(1) * 127.5 > OFF
+    return metrics.masked_mean(off.float(), ~batch["target_foreground"][:, 0])
 
 
 @torch.no_grad()

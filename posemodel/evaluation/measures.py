@@ -18,7 +18,12 @@ from posemodel.evaluation.accumulators import Group
 from posemodel.evaluation.fid import FeatureStatistics, InceptionFeatures
 from posemodel.evaluation.inspection import Inspection, has_truth, inspect
 from posemodel.evaluation.lpips import Lpips
-from posemodel.evaluation.mannequin_metrics import MannequinTotals, pair_aucs, pair_metrics
+from posemodel.evaluation.mannequin_metrics import (
+    MannequinTotals,
+    background_off,
+    pair_aucs,
+    pair_metrics,
+)
 from posemodel.evaluation.protocols import Protocol, compare, prepare
 from posemodel.model.pose_transfer import PoseTransfer
 from posemodel.poses.joints import normalized_to_pixels
@@ -111,6 +116,14 @@ def _image_metrics(batch: Batch, seen: Inspection, instruments: Instruments) -> 
     return columns
 
 
+def _backgrounds(batch: Batch, seen: Inspection, instruments: Instruments) -> Columns:
+    """How much of what lies behind the person is not as it should be, where it is known."""
+    if not has_truth(batch):
+        return {}
+    return {f"{name}_background_off": background_off(image, batch)
+            for name, image in _images(batch, seen).items()}
+
+
 def _turn(batch: Batch, seen: Inspection, instruments: Instruments) -> Columns:
     """By how many degrees each body turns, where it is known."""
     return {"turn": batch["turn"]} if has_truth(batch) else {}
@@ -136,7 +149,7 @@ def _mannequin_means(batch: Batch, seen: Inspection, instruments: Instruments) -
 
 
 MEASURES: tuple[Callable[[Batch, Inspection, Instruments], Columns], ...] = (
-    _similarities, _flow_errors, _image_metrics, _turn)
+    _similarities, _flow_errors, _image_metrics, _backgrounds, _turn)
 """of every evaluation; their order is that of the columns"""
 PROTOCOL_MEASURES = (_under_protocol, _mannequin_means)
 """of an evaluation under a protocol, besides"""

@@ -81,7 +81,9 @@ def test_without_the_truth_the_images_are_measured_all_the_same(batch):
     assert torch.equal(seen.scores["affine"], known.scores["affine"])
     all_values = measure(batch, known, Instruments())
     values = measure(photographs, seen, Instruments())
-    assert all_values.keys() - values.keys() == {"epe_zero", "epe_visible", "turn"}
+    assert all_values.keys() - values.keys() == {
+        "epe_zero", "epe_visible", "turn", "copy_background_off", "warped_background_off",
+        "refined_background_off"}
     assert all(torch.equal(value, all_values[name]) for name, value in values.items())
 
 

@@ -6,6 +6,7 @@ import torch
 import pose_kernels
 from posemodel.evaluation.mannequin_metrics import (
     MannequinTotals,
+    background_off,
     pair_aucs,
     pair_metrics,
     part_sums,
@@ -32,6 +33,20 @@ def test_the_true_flow_is_within_every_limit(batch):
     two = pair_metrics(batch, shifted(batch, 2.0))
     assert torch.allclose(two["epe"], torch.full((4,), 2.0), atol=1e-3)
     assert two["within_1px"].max() == 0 and two["within_3px"].min() == 1
+
+
+def test_a_background_is_off_where_a_colour_is(batch):
+    behind = ~batch["target_foreground"]
+    image = batch["target"].clone()
+    assert background_off(image, batch).max() == 0
+    image[:, 1] -= 16.4 / 127.5 * behind[:, 0]                 # of one colour, and all over
+    assert background_off(image, batch).min() == 1
+    image[:, 1] += 0.8 / 127.5 * behind[:, 0]
+    assert background_off(image, batch).max() == 0
+    half = batch["target"].clone()
+    half[..., :24] = -1                                        # the person there does not count
+    left = behind[..., :24].sum((1, 2, 3)) / behind.sum((1, 2, 3))
+    assert torch.allclose(background_off(half, batch), left)
 
 
 def test_invented_pixels_are_those_that_the_source_does_not_show(batch):
