@@ -2,8 +2,12 @@
 
     python benchmarks/experiments.py                         # every variant, one seed
     python benchmarks/experiments.py default affine-0 --seeds 3
+    python benchmarks/experiments.py refine-paper+head-3 head-3+steps-400 --json docs/NAME.json
+    python benchmarks/experiments.py --read docs/NAME.json
 
 Each run is an ordinary run folder under --out; the same command again goes on where it stopped.
+Variants joined by + are one run with the flags of all. --json keeps every run's last evaluation,
+and what made it.
 """
 
 import argparse
@@ -57,73 +61,130 @@ VARIANTS = {
     "depth-1": "--model.flow-depth 1",
     "depth-3": "--model.flow-depth 3",
     "encoder-wide": "--model.encoder-channels 32 64 64 64 64 64 64",
-    "refine-quarter": "--model.refine-downsamplings 2",
-    "refine-wide": "--model.refine-width 32",
+    "head-3": "--model.head-kernel 3",
+    "refine-paper": "--model.refine paper --model.refine-downsamplings 1",
+    "refine-narrow": "--model.refine-width 8",
+    "refine-wide": "--model.refine-width 24",
+    "refine-half": "--model.refine-downsamplings 1",
+    "vgg16": "--loss.reconstruction vgg16",
+    "background-0": "--loss.affine-background 0",
+    "background-0.3": "--loss.affine-background 0.3",
+    "pixels-128": "--data.image-size 128 128",
+    "still": "--data.background still",
     "gan-0": "--loss.adversarial-weight 0",
     "gan-0.1": "--loss.adversarial-weight 0.1 --optim.phase-one 0.6",
 }
 
+STEPS = "steps-"
+"""steps-N is a variant too"""
+
 COLUMNS = {
-    "warped / copy": lambda row: row["warped_l1"] / row["copy_l1"],
-    "refined / copy": lambda row: row["refined_l1"] / row["copy_l1"],
-    "EPE / zero": lambda row: row["epe_visible"] / row["epe_zero"],
-    "SSIM": lambda row: row["ssim"],
-    "AUC affine": lambda row: row["visibility_auc_affine"],
-    "AUC cycle": lambda row: row["visibility_auc_cycle"],
-    "AUC correlation": lambda row: row["visibility_auc_correlation"],
-    "AUC peak": lambda row: row["visibility_auc_peak"],
+    "warped l1": ("warped_l1", 2), "refined l1": ("refined_l1", 2), "SSIM": ("ssim", 3),
+    "flow error, px": ("epe_visible", 2), "LPIPS-Alex, warped": ("warped_lpips_alex", 3),
+    "LPIPS-Alex, refined": ("refined_lpips_alex", 3),
+    "background off, warped": ("warped_background_off", 4),
+    "background off, refined": ("refined_background_off", 4),
+    "AUC affine": ("visibility_auc_affine", 3), "AUC cycle": ("visibility_auc_cycle", 3),
+    "AUC correlation": ("visibility_auc_correlation", 3),
 }
+"""title -> key of an evaluation, digits"""
+
+
+def flags_of(name: str, steps: int) -> list[str]:
+    """The flags of `posemodel.train` of a variant, or of several joined by +.
+    Raises: `ValueError` for one that does not exist."""
+    flags, count = [], str(steps)
+    for part in name.split("+"):
+        if part.startswith(STEPS) and part.removeprefix(STEPS).isdigit():
+            words = ["--steps", part.removeprefix(STEPS)]
+        elif part in VARIANTS:
+            words = VARIANTS[part].format(twice=2 * steps, half=steps // 2).split()
+        else:
+            raise ValueError(f"no variant is called {part}; variants: {', '.join(VARIANTS)}, "
+                             f"{STEPS}N")
+        if "--steps" in words:
+            at = words.index("--steps")
+            count = words[at + 1]
+            del words[at : at + 2]
+        flags += words
+    return [*flags, "--steps", count]
 
 
 def train(name: str, seed: int, arguments: argparse.Namespace) -> dict:
-    """One run; returns its last evaluation."""
-    steps = arguments.steps
-    out = Path(arguments.out) / f"{name}-{steps}-{seed}"
-    flags = VARIANTS[name].format(twice=2 * steps, half=steps // 2).split()
-    if "--steps" not in flags:
-        flags += ["--steps", str(steps)]
-    command = [sys.executable, "-m", "posemodel.train", arguments.preset, *flags, "--seed",
-               str(seed), "--out", str(out)]
+    """One run; returns its row: variant, seed, command, last evaluation."""
+    flags = [arguments.preset, *flags_of(name, arguments.steps), "--seed", str(seed)]
+    out = Path(arguments.out) / f"{name}-{arguments.steps}-{seed}"
+    places = ["--weights", arguments.weights] if arguments.weights else []
+    command = [sys.executable, "-m", "posemodel.train", *flags, *places, "--out", str(out)]
     # Several single-threaded runs side by side finish sooner than one after the other.
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr}")
-    return json.loads((out / "eval.jsonl").read_text().splitlines()[-1])
+    row = json.loads((out / "eval.jsonl").read_text().splitlines()[-1])
+    return {"variant": name, "seed": seed,
+            "command": " ".join(["python -m posemodel.train", *flags]), "evaluation": row}
 
 
 def line(name: str, rows: list[dict]) -> str:
     """A row of the Markdown table: the mean over seeds, and the spread where there are several."""
     cells = []
-    for value in COLUMNS.values():
-        values = [value(row) for row in rows]
-        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-        cells.append(f"{statistics.mean(values):.3f}{spread}")
-    flags = VARIANTS[name].replace("{twice}", "2 x").replace("{half}", "1/2 x")
-    return f"| {name} | {f'`{flags}`' if flags else ''} | " + " | ".join(cells) + " |"
+    for key, digits in COLUMNS.values():
+        values = [row["evaluation"].get(key) for row in rows]
+        if None in values:
+            cells.append("")
+            continue
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.fmean(values):.{digits}f}{spread}")
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def show(rows: list[dict]) -> None:
+    """The table of what --json kept."""
+    print(HEAD)
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        print(line(name, [row for row in rows if row["variant"] == name]))
+
+
+HEAD = "| variant | " + " | ".join(COLUMNS) + " |\n" + "|---" * (1 + len(COLUMNS)) + "|"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("variants", nargs="*", help=f"of {', '.join(VARIANTS)} (default: all)")
+    parser.add_argument("variants", nargs="*", help=f"of {', '.join(VARIANTS)}, {STEPS}N, or "
+                        "several joined by + (default: each of them alone)")
     parser.add_argument("--preset", default="quick")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=320)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
+    parser.add_argument("--weights", default="", help="folder of published weights, for LPIPS")
     parser.add_argument("--out", default="runs/experiments")
+    parser.add_argument("--json", type=Path, help="write every run's last evaluation")
+    parser.add_argument("--read", type=Path, help="show what --json wrote; train nothing")
     arguments = parser.parse_args()
+    if arguments.read:
+        show(json.loads(arguments.read.read_text())["rows"])
+        return
+    if arguments.json and arguments.json.exists():
+        parser.error(f"{arguments.json} exists; remove it, or give another name")
     names = arguments.variants or list(VARIANTS)
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        parser.error(f"no variant is called {', '.join(unknown)}; variants: {', '.join(VARIANTS)}")
-    print("| variant | flags | " + " | ".join(COLUMNS) + " |")
-    print("|---" * (2 + len(COLUMNS)) + "|", flush=True)
+    try:
+        for name in names:
+            flags_of(name, arguments.steps)
+    except ValueError as error:
+        parser.error(str(error))
+    print(HEAD, flush=True)
+    made = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
         runs = {name: [pool.submit(train, name, seed, arguments)
                        for seed in range(arguments.seeds)] for name in names}
         for name, futures in runs.items():
-            print(line(name, [future.result() for future in futures]), flush=True)
+            rows = [future.result() for future in futures]
+            made += rows
+            print(line(name, rows), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rows": made}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def paper() -> Config:
                         hidden_joints="drop"),
         model=ModelConfig(flow_stride=4, pose_sigma=6.0, limb_sigma=0.0,
                           encoder_channels=(64, 128, 128, 128, 128, 128, 128, 128, 128, 128),
-                          feature_channels=35, flow_channels=(128, 128, 96, 64, 32),
+                          feature_channels=35, flow_channels=(128, 128, 96, 64, 32), head_kernel=3,
                           flow_parametrization="residual", refine="paper", refine_width=64,
                           refine_downsamplings=2, refine_blocks=6,
                           discriminator_width=64, discriminator_layers=4),

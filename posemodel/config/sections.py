@@ -126,9 +126,9 @@ class ModelConfig:
     flow_channels: tuple[int, ...] = (32, 32, 32, 32, 32)
     """C_l: widths of the hidden layers, the last flow_depth - 1 of which are used (128, 128, 96,
     64, 32 in the paper)"""
-    head_kernel: Literal[1, 3] = 3
+    head_kernel: Literal[1, 3] = 1
     """C_l: rows and columns of the window of its first layer; with 1 it reads of the map what is
-    said of its own position alone, with a ninth of the products (the paper does not say)"""
+    said of its own position alone, with a ninth of the products of 3 (the paper does not say)"""
     flow_parametrization: Literal["residual", "absolute", "matching"] = "matching"
     """what is added to C_l's output: the identity, nothing, or the expected match under Qhat"""
     stream: Literal["auto", "always", "never"] = "auto"
