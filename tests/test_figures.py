@@ -2,11 +2,12 @@
 
 Tables are read from the pages cell by cell; a cell that was changed by hand, or a file that was
 replaced without its page, is a failure here. `docs/experiments.md` has figures without a file, and
-says so at its top.
+says so at its top; `EXPERIMENTS` are those that have one.
 """
 
 import json
 import re
+import runpy
 import statistics
 from pathlib import Path
 
@@ -162,6 +163,22 @@ def test_the_default_run_by_turn():
                             ("epe_visible", "epe_zero")))] for turn, row in parts.items()]
 
 
+def test_the_shipped_model():
+    row = read(DOCS / "mannequin-128.json")
+    labels = {"l1 on 0..255": ("l1", 2), "LPIPS-Alex": ("lpips_alex", 3),
+              "LPIPS-VGG": ("lpips_vgg", 3)}
+    expected = [[label, *(f"{row[f'{image}_{key}']:.{digits}f}"
+                          for image in ("copy", "warped", "refined"))]
+                for label, (key, digits) in labels.items()]
+    expected += [["SSIM", *(f"{row[key]:.3f}" for key in ("ssim_copy", "ssim_warped", "ssim"))],
+                 ["background off by more than 16", *(
+                     f"{100 * row[f'{image}_background_off']:.1f} %"
+                     for image in ("copy", "warped", "refined"))]]
+    assert table(DOCS / "guide.md", "From a photograph to another pose")[1:] == expected
+    assert f"off by {row['epe_visible']:.2f} pixels, no motion by {row['epe_zero']:.2f}" \
+        in squeezed((DOCS / "guide.md").read_text())
+
+
 def test_visibility_in_the_default_run():
     row = read(DOCS / "quick.json")
     assert [cells[1] for cells in table(DOCS / "results.md", "The default run", "AUC")[1:]] \
@@ -169,20 +186,29 @@ def test_visibility_in_the_default_run():
             for score in ("affine", "cycle", "correlation", "peak")]
 
 
-def test_the_first_layer_of_c_l():
-    rows = read(DOCS / "head-kernel.json")["rows"]
-    columns = {"warped l1": ("warped_l1", 2), "refined l1": ("refined_l1", 2), "SSIM": ("ssim", 3),
-               "flow error, px": ("epe_visible", 2),
-               **{f"AUC {x}": (f"visibility_auc_{x}", 3) for x in ("affine", "cycle",
-                                                                   "correlation")}}
-    head, *found = table(DOCS / "experiments.md", "A first layer of 1 x 1")
-    for (_, *cells), kernel in zip(found, (3, 1), strict=True):
+#: Section of docs/experiments.md -> its rows, by the variant of benchmarks/experiments.py.
+EXPERIMENTS = {
+    "A first layer of 1 x 1": {"3 x 3": "head-3", "1 x 1": "default",
+                               "1 x 1, 420 steps": "default+steps-420"},
+    "A refinement that corrects the warped image": {"of the paper's form": "refine-paper",
+                                                    "of the presets": "default"}}
+
+
+@pytest.mark.parametrize("section", EXPERIMENTS)
+def test_experiments(section):
+    rows = read(DOCS / "experiments.json")["rows"]
+    columns = runpy.run_path(str(ROOT / "benchmarks" / "experiments.py"))["COLUMNS"]
+    head, *found = table(DOCS / "experiments.md", section)
+    assert [row[0] for row in found] == list(EXPERIMENTS[section])
+    for label, *cells in found:
+        variant = EXPERIMENTS[section][label]
+        seeds = [row["evaluation"] for row in rows if row["variant"] == variant]
+        assert len(seeds) == 3
         for title, cell in zip(head[1:], cells, strict=True):
-            name, digits = columns[title]
-            values = [row[name] for row in rows if row["head_kernel"] == kernel]
-            assert len(values) == 3
+            key, digits = columns[title]
+            values = [seed[key] for seed in seeds]
             assert cell == (f"{statistics.fmean(values):.{digits}f} ± "
-                            f"{statistics.stdev(values):.{digits}f}")
+                            f"{statistics.stdev(values):.{digits}f}"), (label, title)
 
 
 # --- the operators --------------------------------------------------------------------------------
