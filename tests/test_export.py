@@ -162,7 +162,8 @@ def test_weights_carry_the_configuration_but_no_paths(run, tmp_path):
     metadata = metadata_of(out)
     config = json.loads(metadata["config"])
     assert config["model"]["feature_channels"] == 6 and config["steps"] == 20
-    assert config["out"] == config["data"]["root"] == ""
+    assert config["out"] == config["init"] == config["data"]["root"] == ""
+    assert config["loss"]["weights_folder"] == ""
     assert str(run.parent) not in json.dumps(config)
     assert metadata_of(export(out, tmp_path / "again.safetensors")) == metadata
 

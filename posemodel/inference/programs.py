@@ -53,7 +53,8 @@ def write_weights(model: PoseTransferModel, path: Path, *, about: str, half: boo
         half: float16; whoever reads the file computes in float32 again.
     """
     config = json.loads(model.metadata["config"])
-    config["out"] = config["data"]["root"] = ""
+    config["out"] = config["init"] = config["data"]["root"] = ""
+    config["loss"]["weights_folder"] = ""
     metadata = {"config": json.dumps(config), "step": str(model.step), "about": about}
     weights = {name: (tensor.half() if half and tensor.is_floating_point() else tensor)
                .cpu().contiguous() for name, tensor in model.generator.state_dict().items()}
