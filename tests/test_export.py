@@ -79,7 +79,7 @@ def test_our_operators_are_inside(program):
     graph = torch.export.load(program).graph
     targets = {str(node.target) for node in graph.nodes if "pose_kernels" in str(node.target)}
     assert any("flow_sample" in name for name in targets)
-    assert any("guided_correlation" in name for name in targets)
+    assert any("guided_readout" in name for name in targets)
 
 
 def test_program_needs_nothing_but_torch_and_the_operators(program, tmp_path):

@@ -292,8 +292,8 @@ def test_training_steps_of_quick():
     ours, eager, other, fomm = read(RESULTS / "xeon-amx-2cpu-quick-step.json")["rows"]
     assert (ours["head_kernel"], other["head_kernel"], fomm["form"]) == (1, 3, "fomm")
     assert (f"FOMM's step takes {fomm['ms']:.0f} ms and ours {ours['ms']:.0f}, "
-            f"{fomm['ours_ratio']:.1f} times as long; with a first layer of 3 x 3 in C_l ours takes "
-            f"{other['ms']:.0f}, with eager operators {eager['ms']:.0f}."
+            f"{fomm['ours_ratio']:.1f} times as long; with a first layer of 3 x 3 in C_l ours "
+            f"takes {other['ms']:.0f}, with eager operators {eager['ms']:.0f}."
             ) in squeezed((RESULTS / "README.md").read_text())
 
 

@@ -51,7 +51,7 @@ def test_every_preset_trains_in_both_phases(name, vgg, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "grid", "streams"), [
-    ("quick", (32, 32), False), ("paper", (64, 64), True), ("paper-fast", (64, 64), True),
+    ("quick", (32, 32), True), ("paper", (64, 64), True), ("paper-fast", (64, 64), True),
     ("market", (32, 16), False), ("hires", (128, 128), True), ("hires-fast", (128, 128), True)])
 def test_grids_and_what_is_stored(name, grid, streams):
     config = PRESETS[name]()

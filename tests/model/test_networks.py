@@ -187,8 +187,10 @@ def test_expected_match_is_the_mean_place_under_the_squared_map(eps):
                                                ((256, 256), True), ((512, 512), True)])
 def test_auto_streams_from_the_papers_grid_on(size, streams):
     with torch.device("meta"):
-        model = build_generator(ModelConfig(**SMALL), size)
+        model, read_out = (build_generator(ModelConfig(**SMALL, head_kernel=kernel), size)
+                           for kernel in (3, 1))
     assert model.warping.head.stream is streams
+    assert read_out.warping.head.stream, "one of 1 x 1 never needs the map"
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6])
@@ -336,7 +338,7 @@ def test_what_inductor_makes_of_the_encoder_and_its_warp():
     came out as NaN: bfloat16 on a CPU with AVX-512, torch 2.14."""
     # Some sums of these gradients nearly cancel: the bound below is for one draw of the weights.
     encoder = small((64, 64), refine_width=16, refine_downsamplings=1,
-                    limb_sigma=0.0).refinement.encoder.train()
+                    limb_sigma=0.0, head_kernel=3).refinement.encoder.train()
     source = torch.rand(8, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     flow = pose_kernels.identity_flow(16, 16).repeat(8, 1, 1, 1)
     upstream = torch.randn(8, 32, 32, 32)
