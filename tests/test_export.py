@@ -157,6 +157,16 @@ def test_weights_load_without_the_training_code(run, tmp_path):
     assert (step, about, size) == (7, "mannequins only", [32, 32]) and max(largest) == 0
 
 
+def test_no_path_of_the_training_is_left(run, tmp_path):
+    model = PoseTransferModel.from_run(run, "cpu")
+    config = json.loads(model.metadata["config"])
+    config["out"] = config["init"] = config["data"]["root"] = "/somewhere"
+    config["loss"]["weights_folder"] = "/somewhere"
+    model.metadata["config"] = json.dumps(config)
+    programs.write_weights(model, tmp_path / "model.safetensors", about="")
+    assert "/somewhere" not in metadata_of(tmp_path / "model.safetensors")["config"]
+
+
 def test_weights_carry_the_configuration_but_no_paths(run, tmp_path):
     out = export(run, tmp_path / "model.safetensors")
     metadata = metadata_of(out)

@@ -1,5 +1,6 @@
 """Weights to start a new run from: those of another run, or of a file."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,19 +14,18 @@ from posemodel.runtime.errors import UserError
 from posemodel.runtime.folder import run_folder
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, log: Callable[[str], None]) -> dict[str, Tensor]:
     """The averaged weights of a run folder's newest valid checkpoint, or those of a file of
-    `posemodel.export`; by name, float32. Raises: `UserError`."""
-    if not path.is_file():
+    `posemodel.export`; by name, float32. `log` is given a line for each damaged checkpoint.
+    Raises: `UserError`."""
+    if path.is_file():
+        try:
+            weights = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"--init {path}: no readable safetensors file ({error})") from error
+    else:
         run_folder(path).require()
-        newest = checkpoint.load_latest(path / "checkpoints")
-        if newest is None:
-            raise UserError(f"--init {path} has no checkpoint yet; train it first")
-        path = newest.path / "averaged.safetensors"
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"--init {path}: no readable safetensors file ({error})") from error
+        weights = checkpoint.newest(path, log).weights["averaged"]
     return {name: value.float() if value.is_floating_point() else value
             for name, value in weights.items()}
 

@@ -8,7 +8,6 @@ from posemodel.build import build_generator
 from posemodel.engine.run_folder import RunFolder
 from posemodel.model.pose_transfer import PoseTransfer
 from posemodel.runtime import checkpoint
-from posemodel.runtime.errors import UserError
 
 
 def load_trained(run: RunFolder, device: torch.device, log: Callable[[str], None] = print,
@@ -17,11 +16,7 @@ def load_trained(run: RunFolder, device: torch.device, log: Callable[[str], None
 
     Raises: `UserError` for a run that has none.
     """
-    saved = checkpoint.load_latest(run.checkpoints)
-    if saved is None:
-        raise UserError(f"{run.path} has no checkpoint yet; train it first")
-    for line in saved.skipped:
-        log(f"warning: {line}")
+    saved = checkpoint.newest(run.path, log)
     model = build_generator(run.config.model, run.config.data.image_size).to(device)
     model.load_state_dict(saved.weights["averaged"])
     return model.eval(), saved

@@ -248,7 +248,9 @@ class Trainer:
     def start_from(self, path: str) -> list[str]:
         """The weights of another run or of a file as those of step 0; returns what became of each
         network, for people. All processes call this. Raises: `UserError` when none fits."""
-        lines = start_from(self.generator, read_weights(Path(path)), path)
+        lines: list[str] = []
+        weights = read_weights(Path(path), lines.append)
+        lines += start_from(self.generator, weights, path)
         self.averaged.load_state_dict(self.generator.state_dict())
         return lines
 

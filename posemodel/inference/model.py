@@ -88,11 +88,7 @@ class PoseTransferModel:
         """
         path = Path(path)
         run_folder(path).require()
-        newest = checkpoint.load_latest(path / "checkpoints")
-        if newest is None:
-            raise UserError(f"{path} has no checkpoint yet; train it first")
-        for line in newest.skipped:
-            print(f"warning: {line}", file=sys.stderr)
+        newest = checkpoint.newest(path, lambda line: print(line, file=sys.stderr))
         model = cls.from_file(newest.path / "averaged.safetensors", device)
         model.name = str(path)
         return model

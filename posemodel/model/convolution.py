@@ -47,7 +47,7 @@ def network_dtype(device: torch.device) -> torch.dtype:
 def planes(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`[B, C, H, W]` in channels-last from convolutions, in planes and in `dtype` for operators
     that read those; the gradient goes back as it was left. Without that it stays in planes, and
-    BatchNorm's backward takes ten times as long for the two layouts."""
+    BatchNorm's backward takes many times as long for the two layouts."""
     return _Planes.apply(x, dtype)
 
 

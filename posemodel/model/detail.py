@@ -7,12 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pose_kernels
-from posemodel.model.convolution import normalized
-
-
-def _conv(before: int, width: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(*normalized(
-        nn.Conv2d(before, width, kernel, stride, padding=kernel // 2, bias=False)))
+from posemodel.model.refinement import conv, in_range
 
 
 class DetailEncoder(nn.Module):
@@ -23,8 +18,8 @@ class DetailEncoder(nn.Module):
         super().__init__()
         widths = [width * 2**level for level in range(downsamplings + 1)]
         self.scales = nn.ModuleList([
-            _conv(3, width, kernel=5),
-            *(_conv(before, after, stride=2) for before, after in itertools.pairwise(widths))])
+            conv(3, width, kernel=5),
+            *(conv(before, after, stride=2) for before, after in itertools.pairwise(widths))])
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """`[B, 3, H, W]` -> n of `[B, width 2^n, H / 2^n, W / 2^n]`."""
@@ -47,10 +42,10 @@ class DetailDecoder(nn.Module):
     def __init__(self, *, width: int, downsamplings: int, blocks: int):
         super().__init__()
         widths = [width * 2**level for level in range(downsamplings + 1)]
-        self.coarsest = nn.Sequential(*(_conv(widths[-1], widths[-1]) for _ in range(blocks)))
+        self.coarsest = nn.Sequential(*(conv(widths[-1], widths[-1]) for _ in range(blocks)))
         self.scales = nn.ModuleList(
-            nn.Sequential(_conv(coarse + fine + (3 if fine == width else 0), fine),
-                          _conv(fine, fine))
+            nn.Sequential(conv(coarse + fine + (3 if fine == width else 0), fine),
+                          conv(fine, fine))
             for fine, coarse in reversed(list(itertools.pairwise(widths))))
         self.last = nn.Conv2d(width, 3, 3, padding=1)
         nn.init.zeros_(self.last.weight)
@@ -86,7 +81,4 @@ class DetailRefinement(nn.Module):
         [-1, 1] (in training mode with a slope of 0.1 outside)."""
         warped = pose_kernels.flow_sample(source, flow).float()
         features = [pose_kernels.flow_sample(x, flow.to(x.dtype)) for x in self.encoder(source)]
-        image = warped + self.decoder(features, warped)
-        clamped = image.clamp(-1, 1)
-        # In training the clamp leaks, so that a pixel that is too bright can still be darkened.
-        return clamped.lerp(image, 0.1) if self.training else clamped
+        return in_range(warped + self.decoder(features, warped), leaking=self.training)

@@ -10,7 +10,8 @@ import pose_kernels
 from posemodel.model.convolution import Conv2d, ConvTranspose2d, normalized
 
 
-def _conv(width_in: int, width: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+def conv(width_in: int, width: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """A layer of R: convolution, BatchNorm, ReLU."""
     return nn.Sequential(*normalized(
         Conv2d(width_in, width, kernel, stride=stride, padding=kernel // 2, bias=False)))
 
@@ -21,12 +22,19 @@ def _up(width_in: int, width: int) -> nn.Sequential:
         ConvTranspose2d(width_in, width, 4, stride=2, padding=1, bias=False)))
 
 
+def in_range(image: Tensor, *, leaking: bool) -> Tensor:
+    """Clamped to [-1, 1]; leaking, as in training, with a slope of 0.1 outside, so that a pixel
+    that is too bright can still be darkened."""
+    clamped = image.clamp(-1, 1)
+    return clamped.lerp(image, 0.1) if leaking else clamped
+
+
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions with BatchNorm, added to their input."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.layers = nn.Sequential(_conv(width, width),
+        self.layers = nn.Sequential(conv(width, width),
                                     Conv2d(width, width, 3, padding=1, bias=False),
                                     nn.BatchNorm2d(width))
         # The block starts as the identity and grows from there.
@@ -42,8 +50,8 @@ class RefinementEncoder(nn.Module):
     def __init__(self, *, width: int, downsamplings: int):
         super().__init__()
         widths = [width * 2**level for level in range(downsamplings + 1)]
-        downs = (_conv(before, after, stride=2) for before, after in itertools.pairwise(widths))
-        self.layers = nn.Sequential(_conv(3, width, kernel=7), *downs)
+        downs = (conv(before, after, stride=2) for before, after in itertools.pairwise(widths))
+        self.layers = nn.Sequential(conv(3, width, kernel=7), *downs)
 
     def forward(self, image: Tensor) -> Tensor:
         """`[B, 3, H, W]` -> `[B, width 2^n, H / 2^n, W / 2^n]` with n down-samplings."""
@@ -72,10 +80,7 @@ class RefinementDecoder(nn.Module):
         x = self.blocks(features.contiguous(memory_format=torch.channels_last))
         for up in self.up:
             x = up(self._joined(x, warped))
-        image = self.last(self._joined(x, warped)).float()
-        clamped = image.clamp(-1, 1)
-        # In training the clamp leaks, so that a pixel that is too bright can still be darkened.
-        return clamped.lerp(image, 0.1) if self.training else clamped
+        return in_range(self.last(self._joined(x, warped)).float(), leaking=self.training)
 
     def _joined(self, x: Tensor, warped: Tensor | None) -> Tensor:
         if not self.skip:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 #: Least exponent of an envelope. Further down lie numbers that are not normal, with which a CPU
-#: takes ten times as long, and nothing that could be told from zero.
+#: takes many times as long, and nothing that could be told from zero.
 LEAST = -40.0
 
 

@@ -19,6 +19,7 @@ import pickle
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,6 +124,17 @@ def load_latest(directory: str | Path) -> Checkpoint | None:
         raise UserError(f"no checkpoint in {directory} can be used ({skipped[0]}); nothing was "
                         "deleted; choose another --out, or remove the folder to start anew")
     return None
+
+
+def newest(run: Path, log: Callable[[str], None]) -> Checkpoint:
+    """That of a run folder, which has to have one; `log` is given a line for each that is damaged.
+    Raises: `UserError`."""
+    saved = load_latest(run / "checkpoints")
+    if saved is None:
+        raise UserError(f"{run} has no checkpoint yet; train it first")
+    for line in saved.skipped:
+        log(f"warning: {line}")
+    return saved
 
 
 def _state_bytes(state: dict) -> bytes:

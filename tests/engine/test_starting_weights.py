@@ -7,6 +7,7 @@ from posemodel.engine.starting_weights import read_weights, start_from
 from posemodel.engine.trainer import Trainer
 from posemodel.inference import PoseTransferModel
 from posemodel.inference.programs import write_weights
+from posemodel.runtime import checkpoint
 from posemodel.runtime.errors import UserError
 from posemodel.train import main
 from tests.small_runs import tiny_generator, write_tiny_run
@@ -35,7 +36,7 @@ def test_every_network_starts_from_a_run_and_is_averaged_from_there(run):
 def test_a_network_of_other_shapes_starts_anew_and_is_named(run):
     generator = tiny_generator(model_refine_width=6)
     before = {name: value.clone() for name, value in generator.state_dict().items()}
-    lines = start_from(generator, read_weights(run), "it")
+    lines = start_from(generator, read_weights(run, print), "it")
     assert lines[:2] == ["M starts from it", "C_l starts from it"]
     assert lines[2].startswith("R starts anew: ") and "other shapes" in lines[2]
     after = generator.state_dict()
@@ -45,7 +46,7 @@ def test_a_network_of_other_shapes_starts_anew_and_is_named(run):
 def test_a_file_in_16_bits_is_read_in_32(run, tmp_path):
     file = tmp_path / "half.safetensors"
     write_weights(PoseTransferModel.from_run(run, "cpu"), file, about="", half=True)
-    weights = read_weights(file)
+    weights = read_weights(file, print)
     assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
     lines = start_from(tiny_generator(), weights, "it")
     assert all("starts from it" in line for line in lines)
@@ -55,7 +56,7 @@ def test_where_nothing_fits_it_is_refused(run):
     with pytest.raises(UserError, match="none of these networks"):
         start_from(tiny_generator(model_encoder_channels=(6, 6, 6), model_feature_channels=5,
                                   model_flow_channels=(6,) * 5, model_refine_width=6),
-                   read_weights(run), "it")
+                   read_weights(run, print), "it")
 
 
 @pytest.mark.parametrize(("content", "says"), [(None, "."), (b"no", "safetensors")])
@@ -64,8 +65,19 @@ def test_unusable_origins(tmp_path, content, says):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=says) as error:
-        read_weights(path)
+        read_weights(path, print)
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path):
+    run = write_tiny_run(tmp_path / "run")
+    weights = {"averaged": tiny_generator(model_refine_width=6).state_dict()}
+    checkpoint.save(run / "checkpoints", 8, weights=weights, state={}, config={})
+    (run / "checkpoints" / "step_000008" / "averaged.safetensors").write_bytes(b"cut short")
+    trainer = Trainer(tiny_config(), torch.device("cpu"), torch.float32)
+    first, *others = trainer.start_from(str(run))
+    assert first.startswith("warning: checkpoint step_000008 skipped") and len(others) == 3
+    assert equal([trainer.generator.state_dict(), tiny_generator().state_dict()])
 
 
 def test_the_command_starts_from_weights_once_and_then_continues(run, tmp_path, capsys):

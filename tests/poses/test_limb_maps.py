@@ -96,7 +96,7 @@ def test_no_pose_gives_no_maps():
 
 
 def test_no_number_below_the_normal_ones():
-    """With those a CPU takes ten times as long."""
+    """With those a CPU takes many times as long."""
     envelope, along, across = maps_of(limb_between((-0.9, -0.9), (-0.8, -0.9)), (256, 256), 3.0)
     for kind in (envelope, along, across):
         assert ((kind[LIMB] == 0) | (kind[LIMB].abs() >= torch.finfo(torch.float32).tiny)).all()

@@ -43,7 +43,7 @@ def test_a_dot_is_the_nearest_pixel_also_at_the_edge(x, column):
 
 
 def test_no_number_below_the_normal_ones():
-    """With those a CPU takes ten times as long."""
+    """With those a CPU takes many times as long."""
     maps = pose_maps(pose_at(-0.9, -0.9), (256, 256), 3.0)
     assert (maps[0, 4] >= torch.finfo(torch.float32).tiny).all()
     assert maps[0, 4, -1, -1] < 1e-30
