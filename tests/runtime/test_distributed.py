@@ -23,9 +23,10 @@ SMALL_STEPS = ["--optim.lr", "1e-6", "--optim.lr-discriminator", "1e-6", "--opti
 # An odd batch: two processes get three and two pairs.
 JOINT = [*FLAGS, *SMALL_STEPS, "--optim.batch-size", "5", "--steps", "50", "--evaluate-every", "50",
          "--checkpoint-every", "25", "--optim.phase-one", "0.1", "--loss.adversarial-weight", "0.1",
-         "--loss.feature-matching-weight", "0.5", "--loss.r1-weight", "1"]
-# From 6e-7 in the first of these steps: BatchNorm of few values makes more of it.
-ROUNDING = 5e-5
+         "--loss.feature-matching-weight", "0.5", "--loss.r1-weight", "1",
+         # R of three scales has so few values at the coarsest one that over 50 steps BatchNorm
+         # makes more of the rounding; the runs of 10 steps below have it.
+         "--model.refine", "paper", "--model.refine-downsamplings", "1"]
 ALTERNATING = [*FLAGS, *SMALL_STEPS, "--optim.batch-size", "9", "--optim.accumulate", "2",
                "--optim.tasks", "alternate",
                "--steps", "10", "--evaluate-every", "10", "--checkpoint-every", "10"]
@@ -82,7 +83,7 @@ def joint(tmp_path_factory):
 def test_two_processes_have_the_losses_of_one(joint):
     assert len(losses(joint / "1")) == 50
     assert {"loss_r1", "loss_feature_matching"} < set(losses(joint / "1")[-3])
-    assert 0 < difference(joint / "1", joint / "2") < ROUNDING
+    assert 0 < difference(joint / "1", joint / "2") < 1e-5
     first, *_, last = losses(joint / "1")
     assert abs(first["loss_reconstruction"] - last["loss_reconstruction"]) > 3e-4  # it did learn
     require_same_state(joint / "1", joint / "2")
@@ -105,7 +106,7 @@ def test_another_number_of_processes_continues(joint, tmp_path):
     assert ranks.run(flags, size=2, log=tmp_path / "log") == [0, 0]
     said = (tmp_path / "log.0").read_text()
     assert "processes: 1 -> 2" in said and "equal to within rounding" in said
-    assert "training starts at step 26" in said and difference(joint / "1", run) < ROUNDING
+    assert "training starts at step 26" in said and difference(joint / "1", run) < 1e-5
 
 
 def test_alternating_tasks_and_parts_of_a_batch(tmp_path):
