@@ -60,6 +60,7 @@ class Mannequins:
         Args:
             size: (H, W) of the images.
             turn: each body faces within this many degrees of the camera; 180 is any direction.
+                Beyond 60, two pairs of three stay within 60 degrees of each other.
             background: "white", "cluttered" (another one in each view) or "still" (the same
                 clutter in both views of a pair, plain white in every fourth pair).
             hidden_joints: "keep", or "drop" joints that the body hides, as an estimator would.

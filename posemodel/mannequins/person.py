@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # Uniform numbers drawn per sample; every sample uses the same ones for the same purpose.
-DRAWS = 320
+DRAWS = 352
 
 SKIN = np.array([[0.98, 0.85, 0.75], [0.95, 0.78, 0.66], [0.88, 0.69, 0.54], [0.78, 0.58, 0.43],
                  [0.64, 0.45, 0.32], [0.50, 0.34, 0.24], [0.38, 0.26, 0.19]])

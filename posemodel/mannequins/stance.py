@@ -49,6 +49,8 @@ _LEG_ODDS = (3.0, 1.6, 2.0, 2.4, 0.9, 0.8)
 _NARROWER, _NARROW_FLEXION, _NARROW_KNEE = 0.6, (-12.0, 15.0), 28.0
 
 _BOWED = 0.12  # share of views in which the body is bowed far
+_APART = 60.0  # degrees between two facings that show the same side
+_ONE_SIDE = 2 / 3  # share of pairs that do, of bodies that may face further from the camera
 _HALF_WAY = (0.4, 0.45)  # how much of the chest's twist and bending the abdomen follows
 # In head sizes: the skull's centre from the top of the neck and, from there, the hair and the face.
 _NECK_OVERLAP = 0.006  # of the body's height
@@ -104,7 +106,8 @@ class _Angles:
 
 
 def draw_stance(draws: Draws, person: Person, turn: float) -> Stance:
-    """Two stances of each person, each facing within `turn` degrees of the camera."""
+    """Two stances of each person, each facing within `turn` degrees of the camera; beyond 60, two
+    of three pairs within 60 of each other."""
     angles = _draw_angles(draws, person, turn)
     batch, count = len(person.height), len(PARTS)
     stance = Stance(rotation=np.zeros((batch, 2, count, 3, 3)), facing=angles.facing,
@@ -120,6 +123,11 @@ def draw_stance(draws: Draws, person: Person, turn: float) -> Stance:
 
 def _draw_angles(draws: Draws, person: Person, turn: float) -> _Angles:
     facing = draws.uniform(-turn, turn, 2)
+    if turn > _APART:
+        # A film shows its person from one side: most people stay on the one they are seen from.
+        near = draws.uniform(0.0, 1.0) < _ONE_SIDE
+        beside = np.clip(facing[:, 0] + draws.uniform(-_APART, _APART), -turn, turn)
+        facing[:, 1] = np.where(near, beside, facing[:, 1])
     lead = np.sign(draws.uniform(-1.0, 1.0, 2))
     bow = draws.uniform(-5.0, 9.0, 2) \
         + np.where(draws.uniform(0, 1, 2) < _BOWED, draws.uniform(5, 25, 2), 0.0)
