@@ -64,7 +64,7 @@ class DataConfig:
     """each body faces the camera to within this many degrees (180: any direction)"""
     background: Literal["white", "cluttered", "still"] = "white"
     """what stands behind the mannequins: white; cluttered, another in each view; still, clutter or
-    white that is the same in both views"""
+    white that is the same in both views, and the moved person is laid over it"""
     hidden_joints: Literal["keep", "drop"] = "keep"
     """drop: occluded joints are missing, as a pose estimator would miss them"""
     evaluation_pairs: int = 256

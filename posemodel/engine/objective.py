@@ -27,6 +27,7 @@ from posemodel.losses.joint import joint_loss
 from posemodel.losses.perceptual import FORMS, load_perceptual_loss
 from posemodel.losses.pyramid import PyramidLoss
 from posemodel.model.discriminator import Discriminator
+from posemodel.model.scene import scene_of_batch
 from posemodel.poses.limb_maps import body_map
 
 # Of the body's envelope in the affine task, in pixels of an image 256 pixels high.
@@ -119,10 +120,14 @@ class Objective:
     def _task_2(self, flow: Tensor, part: Part, *, adversarial: bool) -> dict[str, Tensor]:
         """Transfer to the target pose and compare (Eq. 5, 6)."""
         loss, batch = self.loss, part.batch
+        scene = scene_of_batch(batch)
         part.image = self.refinement(batch["source"], flow)
+        if scene is not None:
+            part.image = scene.under(part.image, flow)
         compared = {"loss_reconstruction": part.image}
         if loss.warped_weight:
-            compared["loss_warped"] = pose_kernels.flow_sample(batch["source"], flow)
+            warped = pose_kernels.flow_sample(batch["source"], flow)
+            compared["loss_warped"] = warped if scene is None else scene.under(warped, flow)
         distances = self.reconstruction(list(compared.values()), batch["target"])
         values = dict(zip(compared, distances, strict=True))
         if loss.joint_weight and not self.estimator.has_own_losses:

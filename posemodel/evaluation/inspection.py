@@ -8,6 +8,7 @@ from torch import Tensor
 import pose_kernels
 from posemodel.flow import visibility
 from posemodel.model.pose_transfer import PoseTransfer
+from posemodel.model.scene import scene_of_batch
 
 
 @dataclass
@@ -46,7 +47,7 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
                              "correlation": visibility.correlation_score(*features)}
         else:
             flow = model.flow(source, *poses)
-        image = model.refinement(source, flow)
+        image, _, warped = model.transfer(source, flow, scene_of_batch(batch))
         if has_truth(batch):
             # The way back starts from the image that was made: the target is what nobody has.
             backward = model.flow(image, *reversed(poses))
@@ -57,4 +58,4 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
               for name, score in coarse_scores.items()}
     if has_truth(batch):
         scores["cycle"] = visibility.cycle_score(fine, pose_kernels.resize_flow(backward, size))
-    return Inspection(image.clamp(-1, 1), pose_kernels.flow_sample(source, flow), fine, scores)
+    return Inspection(image.clamp(-1, 1), warped, fine, scores)

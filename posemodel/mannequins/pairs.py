@@ -30,7 +30,7 @@ HIDDEN_JOINTS = ("keep", "drop")
 CLOSE_CROPS = 0.15  # share of views in which the legs leave the frame
 _SAME_SURFACE = 0.004  # metres of depth within which two rays have met the same surface point
 _BLOBS = 7
-_PLAIN = 4  # a background that stays is plain white in one pair of so many
+_PLAIN = 3  # a background that stays is plain white in one pair of so many
 # A CPU is fastest on pieces whose memory its allocator keeps, a GPU on large ones.
 _RAYS_AT_ONCE = {"cpu": 150_000, "cuda": 4_000_000}
 
@@ -62,7 +62,7 @@ class Mannequins:
             turn: each body faces within this many degrees of the camera; 180 is any direction.
                 Beyond 60, two pairs of three stay within 60 degrees of each other.
             background: "white", "cluttered" (another one in each view) or "still" (the same
-                clutter in both views of a pair, plain white in every fourth pair).
+                clutter in both views of a pair, plain white in every third pair).
             hidden_joints: "keep", or "drop" joints that the body hides, as an estimator would.
                 Joints outside the frame are missing either way.
             seed: 0 <= seed < 2^64.
@@ -107,17 +107,21 @@ class Mannequins:
             - `source_foreground`, `target_foreground` [B, 1, H, W] bool;
             - `source_part`, `target_part` [B, 1, H, W] int64, indices into PART_NAMES (0
               background);
-            - `turn` [B], degrees between the two facings, 0..180.
+            - `turn` [B], degrees between the two facings, 0..180;
+            - where the background is still, `source_mask` [B, 1, H, W], how much of each pixel of
+              the source the person covers, 0 to 1; before plain white, where nobody needs a
+              mask, 1 everywhere.
         """
         draws = Draws(self.seed, _words("index", indices))
         people = self._draw_people(draws, persons)
         clutter = self._draw_backgrounds(draws, scenes)
+        plain = np.array([index % _PLAIN == 0 for index in indices], dtype=bool)
         if self.background == "still":
-            plain = np.array([index % _PLAIN == 0 for index in indices], dtype=bool)
             clutter[0::2][plain] = _plain(clutter.shape[1])
             clutter[1::2] = clutter[0::2]
         canvas, part, flow, visible = self._paint(people.bodies, people.wardrobe)
-        images = self._expose(canvas, clutter)
+        people_on_black = self._expose(canvas)
+        images = self._before(people_on_black, clutter)
         if self.background == "still":
             visible |= (part[0::2] == 0) & (part[1::2] == 0)
 
@@ -130,6 +134,10 @@ class Mannequins:
                       f"{name}_pose": poses[view::2].contiguous(),
                       f"{name}_foreground": part[view::2] > 0,
                       f"{name}_part": part[view::2].contiguous()}
+        if self.background == "still":
+            mask = people_on_black[0::2, 3:].contiguous()
+            mask[torch.from_numpy(plain).to(self.device)] = 1.0
+            batch["source_mask"] = mask
         return batch
 
     def _draw_people(self, draws: Draws, persons: Sequence[int] | None) -> _People:
@@ -209,15 +217,19 @@ class Mannequins:
                 flow.view(2, views // 2, height, width).transpose(0, 1).contiguous(),
                 visible.view(views // 2, 1, height, width))
 
-    def _expose(self, canvas: torch.Tensor, clutter: np.ndarray) -> torch.Tensor:
-        """Images `[V, 3, H, W]` in [-1, 1].
+    @staticmethod
+    def _expose(canvas: torch.Tensor) -> torch.Tensor:
+        """Colour times coverage, and coverage, of the pixels, `[V, 4, H, W]`.
 
         A pixel weighs its samples 1 2 1 across and 1 2 1 down: a tent as wide as two pixels.
         """
         down = canvas[..., 0:-1:2, :] + canvas[..., 2::2, :] + 2.0 * canvas[..., 1::2, :]
         pixels = (down[..., 0:-1:2] + down[..., 2::2] + 2.0 * down[..., 1::2]) / 16.0
-        pixels = pixels.transpose(0, 1)
-        color, cover = pixels[:, :3], pixels[:, 3:]
+        return pixels.transpose(0, 1)
+
+    def _before(self, people: torch.Tensor, clutter: np.ndarray) -> torch.Tensor:
+        """Images `[V, 3, H, W]` in [-1, 1] of people on black, as `_expose` gives them."""
+        color, cover = people[:, :3], people[:, 3:]
         if self.background == "white":
             behind = 1.0
         else:

@@ -8,6 +8,7 @@ import pose_kernels
 from posemodel.flow.estimator import FlowEstimator
 from posemodel.model.detail import DetailRefinement
 from posemodel.model.refinement import NoRefinement, RefinementNetwork
+from posemodel.model.scene import Scene
 
 Refinement = DetailRefinement | RefinementNetwork | NoRefinement
 
@@ -33,20 +34,26 @@ class PoseTransfer(nn.Module):
         super().__init__()
         self.warping, self.refinement = warping, refinement
 
-    def forward(self, source: Tensor, source_pose: Tensor, target_pose: Tensor) -> Transfer:
+    def forward(self, source: Tensor, source_pose: Tensor, target_pose: Tensor,
+                scene: Scene | None = None) -> Transfer:
         """A person in a new pose.
 
         Args:
             source: image `[B, 3, H, W]` in [-1, 1].
             source_pose, target_pose: `[B, 18, 3]`, (x, y, presence), normalised coordinates.
+            scene: of the source, where its background stays; None: the flow moves all there is.
         """
-        return self.transfer(source, self.flow(source, source_pose, target_pose))
+        return self.transfer(source, self.flow(source, source_pose, target_pose), scene)
 
     def flow(self, source: Tensor, source_pose: Tensor, target_pose: Tensor) -> Tensor:
         """The flow, target -> source, `[B, 2, h, w]`; W itself does not look at the image."""
         image = source if self.warping.uses_image else None
         return self.warping(source_pose, target_pose, image).flow
 
-    def transfer(self, source: Tensor, flow: Tensor) -> Transfer:
-        """What R makes of an image and a flow, and the image sampled at it."""
-        return Transfer(self.refinement(source, flow), flow, pose_kernels.flow_sample(source, flow))
+    def transfer(self, source: Tensor, flow: Tensor, scene: Scene | None = None) -> Transfer:
+        """What R makes of an image and a flow, and the image sampled at it; over the background
+        where there is a scene."""
+        image, warped = self.refinement(source, flow), pose_kernels.flow_sample(source, flow)
+        if scene is not None:
+            image, warped = scene.under(image, flow), scene.under(warped, flow)
+        return Transfer(image, flow, warped)

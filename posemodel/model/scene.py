@@ -1,0 +1,74 @@
+"""A person before a background that stays: the moved person is laid over what was behind them."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pose_kernels
+
+# Pixels around the mask of an image 128 pixels high that are no background yet: the mask of an
+# estimator ends inside of the person, and the camera blurs what is left.
+_SEAM = 3
+_PERSON = 0.3  # a mask of at least this much is no background either
+
+
+class Scene(NamedTuple):
+    """What is known of a source image whose background stays where it is."""
+
+    mask: Tensor
+    """the person in the source, `[B, 1, H, W]` float32, 0 to 1"""
+    behind: Tensor
+    """the source without the person, `[B, 3, H, W]`"""
+
+    def under(self, image: Tensor, flow: Tensor) -> Tensor:
+        """The moved person over the background.
+
+        Args:
+            image: `[B, 3, H, W]`, warped or refined.
+            flow: `[B, 2, h, w]`, target -> source, which also moves the mask.
+        """
+        cover = pose_kernels.flow_sample(self.mask, flow.float(), tuple(image.shape[-2:]))
+        return torch.lerp(self.behind.float(), image.float(), cover)
+
+
+def scene_of(source: Tensor, mask: Tensor) -> Scene:
+    """The scene of a source image.
+
+    Args:
+        source: `[B, 3, H, W]`.
+        mask: where the person stands, `[B, 1, H, W]` float32, 0 to 1.
+    """
+    seam = max(1, round(_SEAM * source.shape[-2] / 128))
+    hole = F.max_pool2d((mask >= _PERSON).to(source.dtype), 2 * seam + 1, 1, seam)
+    return Scene(mask, fill(source, hole))
+
+
+def scene_of_batch(batch: dict[str, Tensor]) -> Scene | None:
+    """The scenes of some pairs; None where nobody says which pixels are the person's."""
+    mask = batch.get("source_mask")
+    return None if mask is None else scene_of(batch["source"], mask)
+
+
+def fill(image: Tensor, hole: Tensor) -> Tensor:
+    """An image whose hole is filled from its rim: by pull and push, means over ever coarser cells
+    wherever nothing finer is known (Gortler et al., The Lumigraph, 1996).
+
+    Args:
+        image: `[B, C, H, W]`.
+        hole: `[B, 1, H, W]`, 1 where nothing is known, else 0.
+
+    Returns: `[B, C, H, W]`, equal to the image outside of the hole; 0 where all is hole.
+    """
+    known = 1 - hole.to(image.dtype)
+    levels = [(image * known, known)]
+    while max(levels[-1][0].shape[-2:]) > 1:
+        total, weight = (F.avg_pool2d(part, 2, ceil_mode=True) for part in levels[-1])
+        found = (weight > 0).to(weight.dtype)
+        levels.append((total / weight.clamp_min(1e-6) * found, found))
+    filled = levels[-1][0]
+    for values, found in reversed(levels[:-1]):
+        coarse = F.interpolate(filled, values.shape[-2:], mode="bilinear", align_corners=False)
+        filled = torch.where(found > 0, values, coarse)
+    return filled
