@@ -23,10 +23,12 @@ from posemodel.config.sections import Config
 from posemodel.config.stored import from_dict, to_dict
 from posemodel.data.layouts.deepfashion import DEEPFASHION
 from posemodel.flow import visibility as visibility_scores
+from posemodel.inference.background import behind_person, checked_mask, scene_of_views
 from posemodel.inference.crop import Crop, find_crop
 from posemodel.inference.result import TransferResult
 from posemodel.model.pose_transfer import PoseTransfer, Transfer
 from posemodel.model.warping import guided_column
+from posemodel.model.scene import Scene
 from posemodel.pictures.pixels import resized, to_pictures, to_tensor
 from posemodel.poses.joints import JOINTS
 from posemodel.runtime import checkpoint
@@ -175,6 +177,7 @@ class PoseTransferModel:
     def transfer(self, image: np.ndarray, source_pose: np.ndarray,
                  target_poses: Sequence[np.ndarray] | np.ndarray, *,
                  target_size: tuple[int, int] | None = None, fit: str = "person",
+                 mask: np.ndarray | None = None, background: str = "keep",
                  measures: Sequence[str] = ("affine",), batch_size: int = 8) -> "TransferResult":
         """One person in new poses.
 
@@ -184,13 +187,19 @@ class PoseTransferModel:
             target_poses: `[N, 18, 3]` in pixels of the target frame.
             target_size: (H, W) of the target frame; None: as the image.
             fit: "person" or "frame", see `find_crop`; each pose has a crop of its own.
+            mask: how much of each pixel of `image` is the person, `[H, W]`, 0 to 1 (bool and uint8
+                up to 255 as well). With it the person alone is moved and laid over a background;
+                None: the flow moves all there is.
+            background: with a mask: "keep", that of `image`, the hole behind the person filled;
+                or "white".
             measures: of visibility, any of "affine", "cycle", "peak", "correlation"
                 (`posemodel.flow.visibility`). The first costs nothing; the last two exist where
                 there is a correlation (`has_correlation`).
             batch_size: poses that are worked on at a time.
 
-        Raises: `UserError` for a pose without a joint in its picture; `ValueError` for arrays of
-            the wrong shape or type.
+        Raises: `UserError` for a pose without a joint in its picture, and where the background of
+            `image` is to be kept in a frame of another size; `ValueError` for arrays of the wrong
+            shape or type.
         """
         clock = _Clock(self.device)
         _check_image(image)
@@ -201,15 +210,24 @@ class PoseTransferModel:
         crops, seen = self._crops(poses, [source_frame, *[frame] * len(target_poses)], fit)
         source = crops[0].cut(image)
         view = resized(source, self.size)
+        behind = None
+        if mask is not None:
+            mask = checked_mask(mask, source_frame)
+            behind = behind_person(image, mask, crops[0], frame, background)
+            mask = crops[0].cut(mask)
         clock.stop("prepare")
-        parts = [self._batch(to_tensor(view, self.device), seen[0], batch, measures, clock)
-                 for batch in seen[1:].split(batch_size)]
+        view_on_device, parts = to_tensor(view, self.device), []
+        for first in range(1, len(crops), batch_size):
+            some = slice(first, first + batch_size)
+            scene = None if mask is None else scene_of_views(mask, behind, crops[some], self.size,
+                                                             self.device)
+            parts.append(self._batch(view_on_device, seen[0], seen[some], scene, measures, clock))
         seconds = clock.seconds | {"total": clock.total()}
         refined, warped, flow, *visibility = map(np.concatenate, zip(*parts, strict=True))
         return TransferResult(
             frame=frame, source_frame=source_frame, source=source, source_crop=crops[0],
             target_crops=crops[1:], source_view=view, refined_view=refined, warped_view=warped,
-            coarse_flow=flow, visibility=dict(zip(measures, visibility, strict=True)),
+            coarse_flow=flow, mask=mask, behind=behind, visibility=dict(zip(measures, visibility, strict=True)),
             source_pose=seen[0], target_poses=seen[1:], seconds=seconds)
 
     @torch.inference_mode()
@@ -265,15 +283,15 @@ class PoseTransferModel:
                 raise UserError(f"{who} has no joint inside of its picture")
         return crops, seen
 
-    def _batch(self, view: Tensor, source_pose: Tensor, targets: Tensor, measures: Sequence[str],
-               clock: "_Clock") -> list[np.ndarray]:
+    def _batch(self, view: Tensor, source_pose: Tensor, targets: Tensor, scene: Scene | None,
+               measures: Sequence[str], clock: "_Clock") -> list[np.ndarray]:
         """Refined and warped views, coarse flow and each measure of visibility of some targets."""
         targets = targets.to(self.device)
         source_pose = source_pose.to(self.device).expand_as(targets)
         view = view.expand(len(targets), -1, -1, -1)
         flow = self.generator.flow(view, source_pose, targets)
         clock.stop("flow")
-        transfer = self.generator.transfer(view, flow)
+        transfer = self.generator.transfer(view, flow, scene)
         refined, warped = to_pictures(transfer.image), to_pictures(transfer.warped)
         clock.stop("refine")
         scores = self._visibility(transfer, source_pose, targets, measures)

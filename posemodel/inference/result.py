@@ -9,13 +9,15 @@ from torch import Tensor
 
 import pose_kernels
 from posemodel.inference.crop import Crop
+from posemodel.model.scene import Scene
 from posemodel.pictures.pixels import resized, to_pictures, to_tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TransferResult:
     """One person in N poses. What ends in `_view` is as the model saw or made it; `refined`,
-    `warped` and `locations` give the same in the pixels of the target frame."""
+    `warped` and `locations` give the same in the pixels of the target frame. Where there is a mask,
+    the pictures show the person alone before `behind`."""
 
     frame: tuple[int, int]
     """(H, W) of the target frame"""
@@ -36,6 +38,10 @@ class TransferResult:
     source view, normalised, pixel centres"""
     visibility: dict[str, np.ndarray]
     """`[N, H, W]` float32 by measure, 0 (invented) to 1 (visible in the source)"""
+    mask: np.ndarray | None
+    """`[h, w]` float32 beside `source`, 0 to 1: the person; None: the flow moves all there is"""
+    behind: np.ndarray | None
+    """`[H, W, 3]` uint8, of the target frame: what the person is laid over; with `mask`"""
     source_pose: Tensor
     """`[18, 3]` in the source view, normalised"""
     target_poses: Tensor
@@ -84,17 +90,25 @@ class TransferResult:
 
     def _moved(self, index: int, size: tuple[int, int]) -> Tensor:
         flow = torch.from_numpy(self.coarse_flow[index : index + 1])
-        return pose_kernels.flow_sample(to_tensor(self.source, torch.device("cpu")), flow, size)
+        cpu = torch.device("cpu")
+        moved = pose_kernels.flow_sample(to_tensor(self.source, cpu), flow, size)
+        if self.mask is None:
+            return moved
+        behind = resized(self.target_crops[index].cut(self.behind), size)
+        scene = Scene(torch.from_numpy(self.mask)[None, None], to_tensor(behind, cpu))
+        return scene.under(moved, flow)
 
     def in_frame(self, index: int, view: np.ndarray) -> np.ndarray:
         """A picture of the size of the view `[H, W, 3]` uint8, brought back to its crop of the
-        target frame. Outside of the crop, where nothing was estimated, the frame is white."""
+        target frame. Outside of the crop, where nothing was estimated, the frame is white or, where
+        there is a mask, as `behind`."""
         crop = self.target_crops[index]
         return self.placed(index, resized(view, (crop.height, crop.width)))
 
     def placed(self, index: int, part: np.ndarray) -> np.ndarray:
         """The same of a picture of the size of the crop."""
-        frame = np.full((*self.frame, 3), 255, np.uint8)
+        frame = np.full((*self.frame, 3), 255, np.uint8) if self.behind is None \
+            else self.behind.copy()
         self.target_crops[index].place(part, frame)
         return frame
 

@@ -21,6 +21,8 @@ class Scene(NamedTuple):
     """the person in the source, `[B, 1, H, W]` float32, 0 to 1"""
     behind: Tensor
     """the source without the person, `[B, 3, H, W]`"""
+    hole: Tensor | None = None
+    """`[B, 1, H, W]`: 1 where `behind` is made up, else 0; where somebody asks"""
 
     def under(self, image: Tensor, flow: Tensor) -> Tensor:
         """The moved person over the background.
@@ -33,16 +35,17 @@ class Scene(NamedTuple):
         return torch.lerp(self.behind.float(), image.float(), cover)
 
 
-def scene_of(source: Tensor, mask: Tensor) -> Scene:
+def scene_of(source: Tensor, mask: Tensor, *, rows: float | None = None) -> Scene:
     """The scene of a source image.
 
     Args:
         source: `[B, 3, H, W]`.
         mask: where the person stands, `[B, 1, H, W]` float32, 0 to 1.
+        rows: of the part of the image that the person fills; None: all of it.
     """
-    seam = max(1, round(_SEAM * source.shape[-2] / 128))
+    seam = max(1, round(_SEAM * (rows or source.shape[-2]) / 128))
     hole = F.max_pool2d((mask >= _PERSON).to(source.dtype), 2 * seam + 1, 1, seam)
-    return Scene(mask, fill(source, hole))
+    return Scene(mask, fill(source, hole), hole)
 
 
 def scene_of_batch(batch: dict[str, Tensor]) -> Scene | None:

@@ -1,0 +1,80 @@
+"""What a moved person is laid over, where the mask of the person is known."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from posemodel.inference.crop import Crop
+from posemodel.model.scene import Scene, scene_of
+from posemodel.pictures.pixels import resized, to_images, to_pictures, to_tensor
+from posemodel.runtime.errors import UserError
+
+BACKGROUNDS = ("keep", "white")
+# A hole is filled smoothly: nothing finer than this many rows of a crop is to be seen in it.
+_FILLED_ROWS = 512
+
+
+def checked_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask as float32 0 to 1. Raises: `ValueError` for one of another size (H, W), or with other
+    values."""
+    mask = np.asarray(mask)
+    if mask.shape != tuple(size) or mask.dtype.kind not in "buif":
+        raise ValueError(f"mask: expected numbers [{size[0]}, {size[1]}], found {mask.shape} "
+                         f"{mask.dtype}")
+    values = mask.astype(np.float32) / (255.0 if mask.dtype == np.uint8 else 1.0)
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError("mask: expected values from 0 to 1, found some from "
+                         f"{values.min():g} to {values.max():g}")
+    return values
+
+
+def behind_person(image: np.ndarray, mask: np.ndarray, crop: Crop, frame: tuple[int, int],
+                  background: str) -> np.ndarray:
+    """The background of a target frame, `[H, W, 3]` uint8.
+
+    Args:
+        image: the source, `[H, W, 3]` uint8.
+        mask: of the person in it, `[H, W]` float32.
+        crop: what the model sees of it.
+        frame: (H, W) of the target.
+        background: of `BACKGROUNDS`.
+
+    Raises: `UserError` where the source's background does not fit the frame.
+    """
+    if background not in BACKGROUNDS:
+        raise ValueError(f"background {background!r}: expected {' or '.join(BACKGROUNDS)}")
+    if background == "white":
+        return np.full((*frame, 3), 255, np.uint8)
+    if image.shape[:2] != tuple(frame):
+        raise UserError("the background can be kept where the target poses belong to a picture of "
+                        f"the source's size, {image.shape[1]} x {image.shape[0]}; theirs is "
+                        f"{frame[1]} x {frame[0]}")
+    # The person may stand partly outside of the crop; all of them goes.
+    scale = min(1.0, _FILLED_ROWS / crop.height)
+    size = tuple(max(1, round(side * scale)) for side in frame)
+    small = F.interpolate(torch.from_numpy(mask)[None, None], size, mode="bilinear",
+                          antialias=True, align_corners=False)
+    scene = scene_of(to_tensor(resized(image, size), torch.device("cpu")), small,
+                     rows=crop.height * scale)
+    filled = resized(to_pictures(scene.behind)[0], frame)
+    hole = F.interpolate(scene.hole, frame, mode="nearest")[0, 0].numpy() > 0
+    return np.where(hole[..., None], filled, image)
+
+
+def scene_of_views(mask: np.ndarray, behind: np.ndarray, crops: Sequence[Crop],
+                   size: tuple[int, int], device: torch.device) -> Scene:
+    """The scene of some targets in their views.
+
+    Args:
+        mask: of the source's crop, `[h, w]` float32.
+        behind: background of the target frame, `[H, W, 3]` uint8.
+        crops: of the targets.
+        size: (H, W) of a view.
+    """
+    views = np.stack([resized(crop.cut(behind), size) for crop in crops])
+    small = F.interpolate(torch.from_numpy(mask)[None, None], size, mode="bilinear",
+                          antialias=True, align_corners=False)
+    return Scene(small.to(device).expand(len(crops), -1, -1, -1),
+                 to_images(torch.from_numpy(views).to(device)))
