@@ -61,6 +61,8 @@ def _train(config, argv: list[str], world, interruptions: "Interruptions") -> in
                 run.log(line)
             data.report_to(run.log)
         journal = Journal(run, trainer, start, instruments)
+        if origins:
+            journal.evaluate(0)  # what there is to get better than
         for step in range(start + 1, config.steps + 1):
             _step(step, trainer, data, journal)
             stop = world.agree(interruptions.code)

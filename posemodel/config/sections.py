@@ -14,7 +14,7 @@ from posemodel.runtime.errors import UserError
 #: Kinds of data set: generated people, and those on disk (`data.layouts` has a file on each), of
 #: which some have images with white borders.
 GENERATED = "mannequins"
-ON_DISK = ("deepfashion", "market")
+ON_DISK = ("deepfashion", "market", "film")
 WITH_BORDERS = ("deepfashion",)
 KINDS = (GENERATED, *ON_DISK)
 
@@ -269,7 +269,7 @@ class Config:
     """run folder; empty: runs/<preset>. The same command again continues the run"""
     init: str = ""
     """run folder, or file of posemodel.export, whose weights a new run starts from: M, C_l and R,
-    each where its shapes are the same; empty: random ones"""
+    each where its shapes are the same; shipped: the package's model; empty: random ones"""
     steps: int = 320
     """training steps"""
     seed: int = 0

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from posemodel.data.layouts import FILE_WIDTHS, LAYOUTS
+from posemodel.data.layouts import FILE_WIDTHS, LAYOUTS, PUBLISHED
 from posemodel.runtime.main import run_main
 from posemodel.runtime.progress_bar import ProgressBar
 
@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
     _add_check(commands)
     _add_prepare(commands)
     _add_synthesize(commands)
+    _add_film(commands)
     commands.add_parser("pose", add_help=False, help="poses of images: see `pose --help`")
     arguments = parser.parse_args(argv)
     return arguments.command(arguments)
@@ -52,7 +53,7 @@ def _add_prepare(commands) -> None:
     parser.set_defaults(command=_prepare)
     parser.add_argument("raw", type=Path, help="unpacked download, folder with its zip, or the zip")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--kind", choices=tuple(LAYOUTS), required=True)
+    parser.add_argument("--kind", choices=PUBLISHED, required=True)
     parser.add_argument("--annotations", type=Path, metavar="DIR",
                         help="folder of the csv and lst files (default: where the download is)")
     parser.add_argument("--password", help="of DeepFashion's zip")
@@ -65,7 +66,7 @@ def _add_synthesize(commands) -> None:
         description="Write generated people as a data set. The same command again continues.")
     parser.set_defaults(command=_synthesize)
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--layout", choices=tuple(LAYOUTS), required=True)
+    parser.add_argument("--layout", choices=PUBLISHED, required=True)
     parser.add_argument("--pairs", type=int, default=200, metavar="N",
                         help="training pairs (default: 200)")
     parser.add_argument("--test-pairs", type=int, default=20, metavar="N",
@@ -77,6 +78,22 @@ def _add_synthesize(commands) -> None:
                              f"or of {whole} with white borders (default: {inner})")
     parser.add_argument("--image-rows", type=int, default=0, metavar="ROWS",
                         help="height of the image files (default: 256 or, of market, 128)")
+
+
+def _add_film(commands) -> None:
+    parser = commands.add_parser(
+        "film", help="from films of a person to a data set of frames",
+        description="Find joints and masks in films and write them as a data set, one fixed square "
+                    "for each shot; --data.kind film trains on it.")
+    parser.set_defaults(command=_film)
+    parser.add_argument("clips", type=Path, nargs="+", metavar="CLIP",
+                        help="films: MP4, MOV, WebM, MKV, AVI, GIF")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="folder to write; new")
+    parser.add_argument("--frames", type=int, default=400, metavar="N",
+                        help="most frames of a clip to look at, evenly spread (default: 400)")
+    parser.add_argument("--weights", default="", metavar="DIR",
+                        help="folder with the pose estimator's model file")
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -115,6 +132,25 @@ def _synthesize(arguments: argparse.Namespace) -> int:
         new = synthesize(arguments.out, plan,
                          progress=lambda done, total: bar("pairs", done, total))
     return _say_done(arguments.out, new)
+
+
+def _film(arguments: argparse.Namespace) -> int:
+    from posemodel.data.film import make_film_data
+    from posemodel.poses.estimator import pose_estimator
+    from posemodel.runtime.errors import UserError
+    from posemodel.runtime.files import refuse_existing
+
+    if arguments.frames < 1:
+        raise UserError(f"--frames {arguments.frames}: expected at least 1")
+    refuse_existing(arguments.out)
+    with pose_estimator(arguments.weights) as estimator, ProgressBar() as bar:
+        reports = make_film_data(arguments.clips, arguments.out, estimator,
+                                 most=arguments.frames, progress=bar)
+    for report in reports:
+        print(report.line())
+    print(f"written: {arguments.out}")
+    print(f"next: python -m posemodel.train person --data.root {arguments.out}")
+    return 0
 
 
 def _say_done(out: Path, new: bool) -> int:

@@ -24,7 +24,7 @@ class Augmentation:
     """How far a training pair may be moved.
 
     A mirrored pair is mirrored as a whole, or its two images would show two people. The affine maps
-    of source and target are drawn one by one.
+    of source and target are drawn one by one; where the background stays, both have the source's.
     """
 
     flip: bool = False
@@ -68,18 +68,29 @@ def augment(batch: dict[str, Tensor], moves: Moves) -> dict[str, Tensor]:
     """The pairs, mirrored and then moved; the batch itself is left as it is.
 
     Args:
-        batch: `source`, `target` `[B, 3, H, W]`, `source_pose`, `target_pose` `[B, 18, 3]`.
+        batch: `source`, `target` `[B, 3, H, W]`, `source_pose`, `target_pose` `[B, 18, 3]`, and
+            where there are masks `source_mask`, `target_mask` `[B, 1, H, W]`, 0 to 1.
     """
     augmented = dict(batch)
+    stays = "source_mask" in batch
     for index, name in enumerate(("source", "target")):
+        which = 0 if stays else index
         image, pose = batch[name], batch[f"{name}_pose"]
         if moves.flip.any():
             mirrored = moves.flip.to(image.device)
             image = torch.where(mirrored.view(-1, 1, 1, 1), image.flip(-1), image)
             pose = torch.where(mirrored.view(-1, 1, 1), flip_pose(pose), pose)
         if moves.affine is not None:
-            image, pose = move(image, pose, moves.affine[:, index])
+            image, pose = move(image, pose, moves.affine[:, which])
         augmented[name], augmented[f"{name}_pose"] = image, pose
+        if f"{name}_mask" in batch:
+            mask = batch[f"{name}_mask"]
+            if moves.flip.any():
+                mask = torch.where(mirrored.view(-1, 1, 1, 1), mask.flip(-1), mask)
+            if moves.affine is not None:
+                # What comes in is white, and nobody's.
+                mask = _resampled(mask, moves.affine[:, which])
+            augmented[f"{name}_mask"] = mask
     return augmented
 
 
@@ -91,9 +102,14 @@ def move(image: Tensor, pose: Tensor, affine: Tensor) -> tuple[Tensor, Tensor]:
         pose: `[B, 18, 3]`, (x, y, presence), normalised.
         affine: `[B, 2, 3]`, normalised coordinates, on the CPU or beside the image.
     """
+    # The sampler can put zeros outside, and white is the zero of `image - 1`.
+    moved = _resampled(image - 1, affine) + 1
+    return moved, transform_pose(pose, affine.to(pose.device))
+
+
+def _resampled(image: Tensor, affine: Tensor) -> Tensor:
+    """What was at x appears at `A x + b`; zeros come in."""
     linear = torch.linalg.inv(affine[:, :, :2])
     inverse = torch.cat([linear, -linear @ affine[:, :, 2:]], dim=-1)
     flow = affine_flow(inverse, 2, 2).to(image.device)
-    # The sampler can put zeros outside, and white is the zero of `image - 1`.
-    moved = pose_kernels.flow_sample(image - 1, flow, padding_mode="zeros") + 1
-    return moved, transform_pose(pose, affine.to(pose.device))
+    return pose_kernels.flow_sample(image, flow, padding_mode="zeros")

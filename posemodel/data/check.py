@@ -81,7 +81,7 @@ def check(root: Path, *, kind: str | None = None, frame: int | None = None,
         _check_list(dataset, split, findings)
         _check_place(reading, findings)
         _check_sample(reading, sample, digests, findings)
-        if expected is not None:
+        if expected:
             _compare(layout, split, expected[split], findings)
     _check_overlap(layout, names, findings)
     return findings

@@ -11,6 +11,7 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -84,6 +85,10 @@ class View:
         return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, (first, 0, last, height)))
 
 
+Sample = tuple[int, np.ndarray, np.ndarray | None]
+"""the index of a pair, its images `[2, H, W, 3]` uint8, their masks `[2, H, W]` uint8"""
+
+
 class PairImages(Dataset):
     """The images of pairs, decoded; what a worker process holds."""
 
@@ -95,8 +100,9 @@ class PairImages(Dataset):
     def __getitem__(self, wanted: np.ndarray) -> dict:
         """The pairs with these indices.
 
-        Returns: `images` `[B, 2, H, W, 3]` uint8, `pairs` `[B]` the indices that they really have,
-        `problems` a line for each bad image, `failure` a line if no other pair could be found.
+        Returns: `images` `[B, 2, H, W, 3]` uint8, `masks` `[B, 2, H, W]` uint8 where the
+        set has masks, `pairs` `[B]` the indices that they really have, `problems` a line for
+        each bad image, `failure` a line if no other pair could be found.
         """
         samples, problems, failure = [], [], ""
         try:
@@ -104,12 +110,17 @@ class PairImages(Dataset):
                        if (sample := self._read_or_replace(int(index), problems)) is not None]
         except ImageError as error:
             failure = str(error)  # an exception that leaves a worker comes out as its traceback
-        images = np.array([image for _, image in samples], np.uint8)
-        return {"images": torch.from_numpy(images.reshape(-1, 2, *self.view.image_size, 3)),
-                "pairs": torch.tensor([index for index, _ in samples], dtype=torch.long),
+        size = self.view.image_size
+        images = np.array([image for _, image, _ in samples], np.uint8).reshape(-1, 2, *size, 3)
+        part = {"images": torch.from_numpy(images),
+                "pairs": torch.tensor([index for index, *_ in samples], dtype=torch.long),
                 "problems": problems, "failure": failure}
+        if self.pairs.layout.masks:
+            masks = np.array([mask for *_, mask in samples], np.uint8).reshape(-1, 2, *size)
+            part["masks"] = torch.from_numpy(masks)
+        return part
 
-    def _read_or_replace(self, index: int, problems: list[str]) -> tuple[int, np.ndarray] | None:
+    def _read_or_replace(self, index: int, problems: list[str]) -> Sample | None:
         if self.replace:
             sample, bad = read_or_substitute(self._read, index, count=len(self.pairs.pairs),
                                              seed=self.seed)
@@ -121,11 +132,15 @@ class PairImages(Dataset):
             problems.append(str(error))
             return None
 
-    def _read(self, index: int) -> tuple[int, np.ndarray]:
-        return index, np.stack([self._picture(image) for image in self.pairs.pairs[index]])
+    def _read(self, index: int) -> Sample:
+        images = self.pairs.pairs[index]
+        pictures = np.stack([self._picture(self.pairs.path(image)) for image in images])
+        masks = [self.pairs.mask(image) for image in images]
+        if None in masks:
+            return index, pictures, None
+        return index, pictures, np.stack([self._picture(mask)[..., 0] for mask in masks])
 
-    def _picture(self, image: int) -> np.ndarray:
-        path = self.pairs.path(image)
+    def _picture(self, path: Path) -> np.ndarray:
         pixels = read_image(path)
         picture = self.view.picture(pixels)
         if picture is None:
@@ -197,7 +212,8 @@ class PairLoader:
         """One batch for each array of pair indices; workers read ahead.
 
         Yields: `source`, `target` `[B, 3, H, W]` float32 in [-1, 1], `source_pose`, `target_pose`
-        `[B, 18, 3]`, (x, y, presence), normalised, and `pair` `[B]`, the indices of these pairs.
+        `[B, 18, 3]`, (x, y, presence), normalised, `pair` `[B]`, the indices of these pairs, and
+        where the set has masks `source_mask`, `target_mask` `[B, 1, H, W]` float32, 0 to 1.
 
         Raises: `UserError` when too many images are bad.
         """
@@ -237,6 +253,9 @@ class PairLoader:
         for side, name in enumerate(("source", "target")):
             batch[name] = to_images(images[:, side])
             batch[f"{name}_pose"] = self._poses[ends[:, side]].to(self.device, non_blocking=True)
+            if "masks" in part:
+                masks = part["masks"][:, side, None].to(self.device, non_blocking=True)
+                batch[f"{name}_mask"] = masks.float() / 255
         return batch
 
 

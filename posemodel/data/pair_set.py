@@ -42,3 +42,10 @@ class PairSet:
     def path(self, index: int) -> Path:
         """The file of one image."""
         return self.folder / self.names[index]
+
+    def mask(self, index: int) -> Path | None:
+        """The file of its mask; None where the layout has none."""
+        if not self.layout.masks:
+            return None
+        folder = self.folder.parent / self.layout.masks.format(self.split)
+        return (folder / self.names[index]).with_suffix(".png")

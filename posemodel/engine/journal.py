@@ -38,10 +38,11 @@ class Journal:
                 "pairs_per_second": rate, "step_ms": step_ms, "data_ms": data_ms})
 
     def evaluate(self, step: int) -> None:
-        """Held-out pairs: a line of eval.jsonl and a picture."""
+        """Held-out pairs: a line of eval.jsonl and a picture; of step 0, which no checkpoint has,
+        once in a run."""
         trainer, config = self.trainer, self.config
         with self.world.first_alone(), self._pause():
-            if self.run is None:
+            if self.run is None or step == 0 and self.run.read_evaluations():
                 return
             last = step == config.steps
             self.run.append_evaluation({

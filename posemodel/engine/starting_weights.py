@@ -12,12 +12,19 @@ from posemodel.model.pose_transfer import PoseTransfer
 from posemodel.runtime import checkpoint
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.folder import run_folder
+from posemodel.runtime.weights import SHIPPED, shipped_file
 
 
 def read_weights(path: Path, log: Callable[[str], None]) -> dict[str, Tensor]:
     """The averaged weights of a run folder's newest valid checkpoint, or those of a file of
     `posemodel.export`; by name, float32. `log` is given a line for each damaged checkpoint.
+
+    Args:
+        path: "shipped", where nothing has that name: the model that comes with the package.
+
     Raises: `UserError`."""
+    if path == Path(SHIPPED) and not path.exists():
+        path = shipped_file()
     if path.is_file():
         try:
             weights = load_file(path)

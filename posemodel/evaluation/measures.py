@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import pose_kernels
@@ -35,6 +36,8 @@ Columns = dict[str, Tensor]
 
 # They come first, and are not named as the other metrics of images are.
 _SSIM_COLUMNS = {"copy": "ssim_copy", "warped": "ssim_warped", "refined": "ssim"}
+
+_AROUND = 1 / 32  # of the rows: what is still taken to be the person
 
 PROTOCOL_PREFIXES = {"measures": "protocol_", "measures_copy": "copy_protocol_",
                      "measures_refined": "refined_protocol_"}
@@ -124,6 +127,17 @@ def _backgrounds(batch: Batch, seen: Inspection, instruments: Instruments) -> Co
             for name, image in _images(batch, seen).items()}
 
 
+def _people(batch: Batch, seen: Inspection, instruments: Instruments) -> Columns:
+    """The error where the target's person is, and a little beyond, where a mask says so."""
+    if "target_mask" not in batch:
+        return {}
+    reach = max(1, round(_AROUND * batch["target"].shape[-2]))
+    near = F.max_pool2d((batch["target_mask"] > 0.5).float(), 2 * reach + 1, 1, reach)[:, 0] > 0
+    return {f"{name}_person_l1": metrics.masked_mean(
+                (image.clamp(-1, 1) - batch["target"]).abs().mean(1) * 127.5, near)
+            for name, image in _images(batch, seen).items()}
+
+
 def _turn(batch: Batch, seen: Inspection, instruments: Instruments) -> Columns:
     """By how many degrees each body turns, where it is known."""
     return {"turn": batch["turn"]} if has_truth(batch) else {}
@@ -149,7 +163,7 @@ def _mannequin_means(batch: Batch, seen: Inspection, instruments: Instruments) -
 
 
 MEASURES: tuple[Callable[[Batch, Inspection, Instruments], Columns], ...] = (
-    _similarities, _flow_errors, _image_metrics, _backgrounds, _turn)
+    _similarities, _flow_errors, _image_metrics, _backgrounds, _people, _turn)
 """of every evaluation; their order is that of the columns"""
 PROTOCOL_MEASURES = (_under_protocol, _mannequin_means)
 """of an evaluation under a protocol, besides"""

@@ -33,6 +33,9 @@ def errors(row: dict) -> list[Line]:
                   "mean error of the source moved by the flow, against leaving it as it is"),
              Line("refined image, l1", row.get("refined_l1"), copy, "of 255",
                   "mean error of the finished image, against the source as it is")]
+    if is_number(row.get("refined_person_l1")):
+        lines.append(Line("refined person, l1", row["refined_person_l1"], row["copy_person_l1"],
+                          "of 255", "mean error where the person is, against the source as it is"))
     if of_mannequins(row):
         lines.append(Line("flow error, visible", row.get("epe_visible"), row.get("epe_zero"), "px",
                           "mean distance from the true flow where the source shows the surface, "

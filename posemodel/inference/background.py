@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from posemodel.inference.crop import Crop
 from posemodel.model.scene import Scene, scene_of
 from posemodel.pictures.pixels import resized, to_images, to_pictures, to_tensor
+from posemodel.poses.crop import Crop
 from posemodel.runtime.errors import UserError
 
 BACKGROUNDS = ("keep", "white")

@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +23,19 @@ from posemodel.config.stored import from_dict, to_dict
 from posemodel.data.layouts.deepfashion import DEEPFASHION
 from posemodel.flow import visibility as visibility_scores
 from posemodel.inference.background import behind_person, checked_mask, scene_of_views
-from posemodel.inference.crop import Crop, find_crop
+from posemodel.inference.crop import find_crop
 from posemodel.inference.result import TransferResult
 from posemodel.model.pose_transfer import PoseTransfer, Transfer
-from posemodel.model.warping import guided_column
 from posemodel.model.scene import Scene
+from posemodel.model.warping import guided_column
 from posemodel.pictures.pixels import resized, to_pictures, to_tensor
+from posemodel.poses.crop import Crop
 from posemodel.poses.joints import JOINTS
 from posemodel.runtime import checkpoint
 from posemodel.runtime.environment import choose_device
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.folder import run_folder
+from posemodel.runtime.weights import shipped_file
 
 MEASURES = ("affine", "cycle", "peak", "correlation")
 _OF_CORRELATION = {"peak", "correlation"}
@@ -125,13 +126,9 @@ class PoseTransferModel:
     def shipped(cls, device: str = "auto") -> "PoseTransferModel":
         """The small model that comes with the package; `about` says what it is good for.
         Raises: `UserError` where the installation has none."""
-        folder = Path(str(resources.files("posemodel") / "pretrained"))
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise UserError("no model comes with this installation; train one with "
-                            "python -m posemodel.train and give its run folder")
-        model = cls.from_file(files[0], device)
-        model.name = f"the model of this package ({files[0].stem})"
+        file = shipped_file()
+        model = cls.from_file(file, device)
+        model.name = f"the model of this package ({file.stem})"
         return model
 
     @classmethod
@@ -227,8 +224,8 @@ class PoseTransferModel:
         return TransferResult(
             frame=frame, source_frame=source_frame, source=source, source_crop=crops[0],
             target_crops=crops[1:], source_view=view, refined_view=refined, warped_view=warped,
-            coarse_flow=flow, mask=mask, behind=behind, visibility=dict(zip(measures, visibility, strict=True)),
-            source_pose=seen[0], target_poses=seen[1:], seconds=seconds)
+            coarse_flow=flow, visibility=dict(zip(measures, visibility, strict=True)),
+            mask=mask, behind=behind, source_pose=seen[0], target_poses=seen[1:], seconds=seconds)
 
     @torch.inference_mode()
     def correspondence(self, result: TransferResult, index: int, target_xy: tuple[float, float],

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pose_kernels
-from posemodel.inference.crop import Crop
 from posemodel.model.scene import Scene
 from posemodel.pictures.pixels import resized, to_pictures, to_tensor
+from posemodel.poses.crop import Crop
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -86,7 +86,8 @@ def pose_estimator(folder: str | Path = "") -> Iterator[Estimator]:
         yield found
     finally:
         # Left to the interpreter's exit, it complains.
-        landmarker.close()
+        with _without_its_log():
+            landmarker.close()
 
 
 def people(landmarks: list[np.ndarray], masks: list[np.ndarray],

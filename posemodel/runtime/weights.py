@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import sha256
 
 FLAG = "--weights"
+SHIPPED = "shipped"
+"""what `--init` calls the model that comes with the package"""
 VARIABLE = "POSEMODEL_WEIGHTS"
 """variable of the environment that names a folder, which is looked into after that of the flag"""
 
@@ -104,6 +107,17 @@ def own_folders(folder: str | Path = "") -> list[Path]:
 
 def _hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def shipped_file() -> Path:
+    """The small model that comes with the package. Raises: `UserError` where the installation has
+    none."""
+    folder = Path(str(resources.files("posemodel") / "pretrained"))
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError("no model comes with this installation; train one with "
+                        "python -m posemodel.train and give its run folder")
+    return files[0]
 
 
 def named_hash(path: Path) -> str:

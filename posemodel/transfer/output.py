@@ -29,11 +29,11 @@ import pose_kernels
 from posemodel.data.images import inside
 from posemodel.flow.files import write_flo, write_npy
 from posemodel.flow.pictures import flow_picture
-from posemodel.inference.crop import Crop
 from posemodel.inference.result import TransferResult
 from posemodel.pictures.flow_colors import heat
 from posemodel.pictures.pixels import resized
 from posemodel.pictures.sheet import contact_sheet
+from posemodel.poses.crop import Crop
 from posemodel.poses.drawing import draw_poses, draw_skeleton
 from posemodel.poses.joints import normalized_to_pixels
 from posemodel.poses.layouts import Pose

@@ -15,9 +15,10 @@ from PIL import Image
 import pose_kernels
 from posemodel.config.stored import to_dict
 from posemodel.inference import model as inference
-from posemodel.inference.crop import Crop, find_crop
+from posemodel.inference.crop import find_crop
 from posemodel.inference.model import PoseTransferModel, newest_run
 from posemodel.mannequins.pairs import Mannequins
+from posemodel.poses.crop import Crop
 from posemodel.poses.files import openpose_json
 from posemodel.poses.joints import JOINTS, normalized_to_pixels
 from posemodel.poses.layouts import Pose

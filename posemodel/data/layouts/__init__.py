@@ -5,12 +5,17 @@ else asks for a set by its name: the code asks the layout.
 """
 
 from posemodel.data.layouts.deepfashion import DEEPFASHION
+from posemodel.data.layouts.film import FILM
 from posemodel.data.layouts.layout import DatasetLayout
 from posemodel.data.layouts.market import MARKET
 from posemodel.runtime.errors import UserError
 
-LAYOUTS: dict[str, DatasetLayout] = {layout.kind: layout for layout in (DEEPFASHION, MARKET)}
+LAYOUTS: dict[str, DatasetLayout] = {layout.kind: layout
+                                     for layout in (DEEPFASHION, MARKET, FILM)}
 """by `--data.kind`"""
+
+PUBLISHED = tuple(kind for kind, layout in LAYOUTS.items() if layout.published)
+"""the kinds that are downloaded, and that mannequins can take the place of"""
 
 IMAGE_FOLDERS = tuple(dict.fromkeys(form for layout in LAYOUTS.values()
                                     for form in layout.image_folders))

@@ -42,7 +42,7 @@ class DatasetLayout:
     border: int = 0
     """white columns on either side of the frame"""
     background: str = "cluttered"
-    """what stands behind the people: white or cluttered"""
+    """what stands behind the people: white, cluttered, or still, the same in both of a pair"""
 
     stems: tuple[str, ...]
     """beginnings of the names of annotation and pairs files, the published one first"""
@@ -50,6 +50,8 @@ class DatasetLayout:
     """where there is a border: a word in the names of files without it"""
     image_folders: tuple[str, ...] = ("{}",)
     """names of the image folders; `{}` is the split"""
+    masks: str = ""
+    """folder of the masks of the people, `{}` is the split; empty: there are none"""
     name_words: tuple[str, ...]
     """words in the names of folders that tell this set from others"""
     archives: tuple[str, ...]
@@ -63,7 +65,7 @@ class DatasetLayout:
     """persons who are none: distractors and junk"""
 
     published: Mapping[str, Mapping[str, int]]
-    """counts of the published set, by split"""
+    """counts of the published set, by split; empty: nothing is published"""
     other_splits: Mapping[tuple[str, int], str] = {}
     """(split, number of pairs) of other splits in use, and what they mean"""
 

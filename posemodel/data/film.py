@@ -1,0 +1,319 @@
+"""From films of people to a data set of the layout `film`.
+
+Each clip is looked through once for joints, masks and sharpness, cut where the picture jumps, and
+read once more for the frames that are kept: one fixed square for each shot, so that its background
+stays where it is.
+"""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from posemodel.data.dataset_folder import encode_jpeg
+from posemodel.data.layouts.film import FILM, SEEN
+from posemodel.data.lists import write_pairs
+from posemodel.pictures.films import Film
+from posemodel.poses.annotations import has_torso, write_annotations
+from posemodel.poses.crop import Crop
+from posemodel.poses.estimator import Estimator, Person
+from posemodel.poses.layouts import Pose
+from posemodel.runtime.errors import UserError
+from posemodel.runtime.files import new_folder, write_aside
+
+REPORT = "film.json"
+_TEST = 0.2  # share of a shot, its last frames, that is for testing
+_GAP = 0.05  # share of a shot between the two parts
+_SHORTEST = 10  # frames of a shot that are kept
+_MARGIN = 1.2  # side of the square, in sides of the box of all joints
+_CUT = 0.15  # mean change of a pixel, of 1, from which the picture has jumped
+_DOUBLED = 1.0  # largest change of a small pixel, of 255, of a frame that is there twice
+_BLURRED = 0.35  # sharpness below this share of the shot's median
+_SMALL = 48  # columns and rows of the picture by which frames are compared
+_MASK_ROWS = 512  # of a mask between the two readings
+_TEST_PAIRS = 200  # of a shot, at most
+_TRAIN_PAIRS = 20_000
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(kw_only=True)
+class ClipReport:
+    """What was done with a clip: a row for people and for film.json."""
+
+    clip: str
+    frames: int = 0
+    """looked at"""
+    shots: int = 0
+    nobody: int = 0
+    """without a person whose shoulders and hips are seen"""
+    doubled: int = 0
+    blurred: int = 0
+    short: int = 0
+    """of shots with fewer than ten frames"""
+    train: int = 0
+    test: int = 0
+    people: int = 0
+    """most people in one frame"""
+    problem: str = ""
+    """why nothing came of it; empty if something did"""
+
+    def line(self) -> str:
+        """For people."""
+        if self.problem:
+            return f"{self.clip}: left out: {self.problem}"
+        several = f", up to {self.people} people (the nearest to the last is followed)" \
+            if self.people > 1 else ""
+        return (f"{self.clip}: {self.frames} frames, {self.shots} shot"
+                f"{'s' if self.shots != 1 else ''}{several}; left out: {self.nobody} without a "
+                f"person, {self.doubled} doubled, {self.blurred} blurred, {self.short} in shots "
+                f"too short; kept {self.train} to train, {self.test} to test")
+
+
+@dataclass(kw_only=True, eq=False)
+class _Look:
+    """A frame, as the first reading sees it."""
+
+    index: int
+    small: np.ndarray
+    joints: np.ndarray
+    mask: bytes
+    sharpness: float
+
+
+@dataclass(kw_only=True, eq=False)
+class _Shot:
+    """Frames of one shot that are kept, and their square."""
+
+    name: str
+    looks: list[_Look]
+    crop: Crop
+
+
+def make_film_data(clips: list[Path], out: Path, estimator: Estimator, *, most: int,
+                   progress: Progress) -> list[ClipReport]:
+    """Make a data set of some films.
+
+    Args:
+        clips: files of films.
+        out: a folder that is not there yet; it appears when all is done.
+        estimator: finds joints and masks.
+        most: frames of a clip that are looked at, evenly spread.
+        progress: is told what is counted, how many are done, and of how many.
+
+    Raises: `UserError` where no clip gives anything, and where something is at `out`.
+    """
+    names = [re.sub(r"\W+", "_", clip.stem)[:60] or "clip" for clip in clips]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two clips are called {twice}; their frames are named after them: rename "
+                        "one")
+    reports = []
+    with new_folder(out) as folder:
+        splits = {split: _Split(folder, split) for split in ("train", "test")}
+        for clip, name in zip(clips, names, strict=True):
+            report = ClipReport(clip=clip.name)
+            reports.append(report)
+            try:
+                film = Film(clip)
+                shots = _look_through(film, name, estimator, most, report, progress)
+            except UserError as error:
+                report.problem = str(error)
+                continue
+            _write_shots(film, shots, splits, report)
+        kept = [report for report in reports if not report.problem]
+        if not kept:
+            raise UserError("no clip gives a data set: "
+                            + "; ".join(f"{each.clip}: {each.problem}" for each in reports))
+        for split in splits.values():
+            split.finish()
+        rows = json.dumps([asdict(each) for each in reports], indent=2)
+        write_aside(folder / REPORT, rows + "\n")
+    return reports
+
+
+def _look_through(film: Film, name: str, estimator: Estimator, most: int, report: ClipReport,
+                  progress: Progress) -> list[_Shot]:
+    """The shots of a film that are long enough."""
+    expected = max(1, round(film.fps * film.seconds))
+    step = max(1, -(-expected // most))
+    shots: list[list[_Look]] = [[]]
+    last, before = None, None
+    for index, frame in enumerate(film.frames()):
+        if index % step:
+            continue
+        report.frames += 1
+        progress("frames", min(index + step, expected), expected)
+        small = np.asarray(Image.fromarray(frame).resize((_SMALL, _SMALL), Image.Resampling.BOX),
+                           np.float32)
+        if before is not None and np.abs(small - before).mean() > 255 * _CUT:
+            shots.append([])
+            last = None
+        doubled = before is not None and np.abs(small - before).max() <= _DOUBLED
+        before = small
+        if doubled:
+            report.doubled += 1
+            continue
+        found = [person for person in estimator(frame)
+                 if has_torso(person.pose.joints[None])[0]]
+        report.people = max(report.people, len(found))
+        if not found:
+            report.nobody += 1
+            continue
+        person = _nearest(found, last)
+        last = person.pose
+        shots[-1].append(_Look(index=index, small=small, joints=person.pose.joints,
+                               mask=_packed(person.mask), sharpness=_sharpness(frame, person.pose)))
+    kept = []
+    for number, looks in enumerate(shot for shot in shots if shot):
+        sharp = [look for look in looks
+                 if look.sharpness >= _BLURRED * np.median([each.sharpness for each in looks])]
+        report.blurred += len(looks) - len(sharp)
+        if len(sharp) < _SHORTEST:
+            report.short += len(sharp)
+            continue
+        joints = np.stack([look.joints for look in sharp])
+        kept.append(_Shot(name=f"{name}_s{number}", looks=sharp, crop=_square(joints, film.size)))
+    report.shots = len(kept)
+    if not kept:
+        raise UserError(f"of {report.frames} frames {report.nobody} show nobody whose shoulders and"
+                        f" hips are seen; expected a shot of at least {_SHORTEST} frames of one "
+                        "person")
+    return kept
+
+
+def _nearest(found: list[Person], last: Pose | None) -> Person:
+    """The person who goes on from the last frame; in the first one who covers most of it."""
+    if last is None:
+        return found[0]
+
+    def away(person: Person) -> float:
+        both = (person.pose.joints[:, 2] > 0) & (last.joints[:, 2] > 0)
+        offsets = person.pose.joints[both, :2] - last.joints[both, :2]
+        return float(np.hypot(*offsets.T).mean()) if both.any() else np.inf
+
+    return min(found, key=away)
+
+
+def _square(joints: np.ndarray, frame: tuple[int, int]) -> Crop:
+    """The fixed square of a shot, inside of the frame where it can be."""
+    xy = joints[joints[..., 2] > 0][:, :2].clip(0, (frame[1] - 1, frame[0] - 1))
+    low, high = xy.min(0), xy.max(0)
+    side = max(2, round(_MARGIN * float((high - low).max())))
+    left, top = ((low + high) / 2 - (side - 1) / 2).round().astype(int).tolist()
+
+    def inside(first: int, end: int) -> int:
+        return min(max(first, 0), end - side) if side <= end else (end - side) // 2
+
+    return Crop(left=inside(left, frame[1]), top=inside(top, frame[0]), width=side, height=side)
+
+
+def _sharpness(frame: np.ndarray, pose: Pose) -> float:
+    """Variance of the Laplacian of the person's box, 128 pixels large."""
+    xy = pose.joints[pose.joints[:, 2] > 0, :2]
+    low = xy.min(0).clip(0).astype(int)
+    high = np.minimum(xy.max(0).astype(int) + 2, frame.shape[1::-1])
+    part = Image.fromarray(frame[low[1]:max(high[1], low[1] + 1), low[0]:max(high[0], low[0] + 1)])
+    grey = np.asarray(part.convert("L").resize((128, 128), Image.Resampling.BILINEAR), np.float32)
+    around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return float((around - 4 * grey[1:-1, 1:-1]).var())
+
+
+def _packed(mask: np.ndarray) -> bytes:
+    """A mask as a small PNG: thousands of them have to be kept."""
+    scale = min(1.0, _MASK_ROWS / mask.shape[0])
+    size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
+    picture = Image.fromarray((mask * 255).round().astype(np.uint8))
+    file = io.BytesIO()
+    picture.resize(size, Image.Resampling.BOX).save(file, "PNG")
+    return file.getvalue()
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+class _Split:
+    """The files of one split, as they grow."""
+
+    def __init__(self, folder: Path, split: str):
+        self.folder, self.split = folder, split
+        self.names: list[str] = []
+        self.joints: list[np.ndarray] = []
+        self.pairs: list[tuple[int, int]] = []
+        self.images = folder / split
+        self.masks = folder / FILM.masks.format(split)
+        for place in (self.images, self.masks):
+            place.mkdir(parents=True)
+
+    def add(self, name: str, picture: np.ndarray, mask: np.ndarray, joints: np.ndarray) -> int:
+        """One image; returns its index."""
+        write_aside(self.images / name, encode_jpeg(picture))
+        file = io.BytesIO()
+        Image.fromarray(mask).save(file, "PNG")
+        write_aside((self.masks / name).with_suffix(".png"), file.getvalue())
+        self.names.append(name)
+        self.joints.append(joints)
+        return len(self.names) - 1
+
+    def finish(self) -> None:
+        """The text files."""
+        write_annotations(self.folder / FILM.file_name("annotation", self.split), self.names,
+                          np.stack(self.joints))
+        write_pairs(self.folder / FILM.file_name("pairs", self.split), self.names,
+                    np.array(self.pairs, np.int64).reshape(-1, 2))
+
+
+def _write_shots(film: Film, shots: list[_Shot], splits: dict[str, _Split],
+                 report: ClipReport) -> None:
+    """The second reading: frames, masks, joints and pairs of every shot."""
+    draws = np.random.default_rng(0)
+    where: dict[int, list[tuple[_Shot, _Look, str]]] = {}
+    for shot in shots:
+        count = len(shot.looks)
+        test, gap = max(2, round(_TEST * count)), max(1, round(_GAP * count))
+        train = shot.looks[: count - test - gap]
+        seen = draws.permutation(len(train))[: max(1, _TEST_PAIRS // test)]
+        parts = {"train": train, SEEN: [train[at] for at in seen.tolist()],
+                 "test": shot.looks[-test:]}
+        for part, looks in parts.items():
+            for look in looks:
+                where.setdefault(look.index, []).append((shot, look, part))
+    placed: dict[tuple[str, str], list[int]] = {}
+    for index, frame in enumerate(film.frames()):
+        for shot, look, part in where.get(index, ()):
+            split = splits["train" if part == "train" else "test"]
+            name = f"{SEEN if part == SEEN else ''}{shot.name}_{index:06d}.jpg"
+            placed.setdefault((shot.name, part), []).append(
+                split.add(name, *_cut(shot.crop, frame, look)))
+    for shot in shots:
+        train, seen, test = (placed[shot.name, part] for part in ("train", SEEN, "test"))
+        splits["train"].pairs += _sample([(a, b) for a in train for b in train if a != b],
+                                         _TRAIN_PAIRS, draws)
+        splits["test"].pairs += [(a, b) for b in test for a in seen]
+        report.train, report.test = report.train + len(train), report.test + len(test)
+
+
+def _cut(crop: Crop, frame: np.ndarray, look: _Look) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Picture, mask and joints of a frame in its square."""
+    size = FILM.frame[::-1]
+    mask = np.asarray(Image.open(io.BytesIO(look.mask)).resize(frame.shape[1::-1],
+                                                               Image.Resampling.BILINEAR))
+    picture, mask = (np.asarray(Image.fromarray(crop.cut(each)).resize(
+        size, Image.Resampling.BICUBIC)) for each in (frame, mask))
+    joints = look.joints.copy()
+    scale = FILM.frame[0] / crop.height
+    joints[:, :2] = (joints[:, :2] - (crop.left, crop.top) + 0.5) * scale - 0.5
+    inside = ((joints[:, :2] > -0.5) & (joints[:, :2] < FILM.frame[0] - 0.5)).all(1)
+    return picture, mask, joints * (inside & (joints[:, 2] > 0))[:, None]
+
+
+def _sample(pairs: list, most: int, draws: np.random.Generator) -> list:
+    """At most so many of them, in their order."""
+    if len(pairs) <= most:
+        return pairs
+    return [pairs[index] for index in np.sort(draws.permutation(len(pairs))[:most]).tolist()]
