@@ -1,0 +1,71 @@
+"""A person laid over a background that stays, and holes that are filled."""
+
+import torch
+
+import pose_kernels
+from posemodel.model.scene import Scene, fill, scene_of, scene_of_batch
+
+
+def disc(size: int, x: float, y: float, radius: float) -> torch.Tensor:
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    return (((columns - x) ** 2 + (rows - y) ** 2) < radius**2).float()[None, None]
+
+
+def ramp(size: int) -> torch.Tensor:
+    """A picture that a smooth filling finds again: three planes."""
+    at = torch.linspace(-1, 1, size)
+    return torch.stack([at.expand(size, size), at[:, None].expand(size, size),
+                        0.5 * (at + at[:, None])])[None]
+
+
+def test_what_is_known_stays_and_a_plane_is_filled_in() -> None:
+    hole = disc(64, 30, 33, 12)
+    image = ramp(64)
+    filled = fill(torch.where(hole > 0, 5.0, image), hole)
+    assert torch.equal(filled[(hole == 0).expand_as(image)], image[(hole == 0).expand_as(image)])
+    assert (filled - image).abs().max() < 0.1  # a constant would be off by 0.4
+    assert filled.min() >= image.min() and filled.max() <= image.max()
+
+
+def test_a_hole_without_a_rim() -> None:
+    assert torch.equal(fill(torch.ones(1, 3, 9, 14), torch.ones(1, 1, 9, 14)),
+                       torch.zeros(1, 3, 9, 14))
+    image = torch.randn(2, 3, 7, 10)
+    assert torch.equal(fill(image, torch.zeros(2, 1, 7, 10)), image)
+
+
+def test_a_moved_person_before_what_was_behind() -> None:
+    background, person, mask = ramp(64), torch.full((1, 3, 64, 64), -0.9), disc(64, 20, 32, 8)
+    source = torch.lerp(background, person, mask)
+    scene = scene_of(source, mask)
+    # The person moves 20 columns to the right: every pixel looks 20 to its left.
+    flow = pose_kernels.identity_flow(64, 64)[None].clone()
+    flow[:, 0] -= 2 * 20 / 64
+    moved = scene.under(pose_kernels.flow_sample(source, flow), flow)
+    wanted = torch.lerp(background, person, disc(64, 40, 32, 8))
+    error = (moved - wanted).abs().amax(1)
+    assert error.max() < 0.15 and error.mean() < 0.01
+    # Without a scene the background would have come along.
+    assert (pose_kernels.flow_sample(source, flow) - wanted).abs().mean() > 0.2
+
+
+def test_nothing_is_seen_of_the_person_who_left() -> None:
+    source = ramp(64).lerp(torch.full((1, 3, 64, 64), 3.0), disc(64, 20, 32, 8))
+    scene = scene_of(source, disc(64, 20, 32, 8))
+    assert scene.behind.max() <= 1.0 and scene.hole.sum() > disc(64, 20, 32, 8).sum()
+
+
+def test_the_flow_learns_from_the_mask() -> None:
+    scene = Scene(disc(32, 12, 16, 5), torch.zeros(1, 3, 32, 32))
+    flow = pose_kernels.identity_flow(8, 8)[None].clone().requires_grad_()
+    scene.under(torch.ones(1, 3, 32, 32), flow).sum().backward()
+    assert flow.grad.abs().max() > 0
+
+
+def test_batches_with_and_without_masks() -> None:
+    source = ramp(32)
+    assert scene_of_batch({"source": source}) is None
+    whole = scene_of_batch({"source": source, "source_mask": torch.ones(1, 1, 32, 32)})
+    flow = pose_kernels.identity_flow(32, 32)[None].flip(-1)
+    # A mask of ones: the flow moves all there is.
+    assert torch.allclose(whole.under(source, flow), source, atol=1e-6)
