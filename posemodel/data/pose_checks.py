@@ -8,6 +8,7 @@ those of the mirrored person seen from behind.
 import numpy as np
 
 from posemodel.data.layouts import LAYOUTS
+from posemodel.poses.files import same_image
 from posemodel.poses.joints import JOINTS
 from posemodel.poses.layouts import Pose
 
@@ -17,17 +18,22 @@ _FEET_FIRST = [[JOINTS.index(f"{side}_{part}") for side in ("right", "left")]
                for part in ("ankle", "knee", "hip")]
 
 
-def check_pose(pose: Pose, image_size: tuple[int, int]) -> list[str]:
+def check_pose(pose: Pose, image_size: tuple[int, int], image_name: str | None = None) -> list[str]:
     """What looks wrong, one line each; an empty list where nothing does.
 
     Args:
         pose: joints in pixels.
         image_size: (H, W) of the image that they are used with.
+        image_name: its name; None where it has none, or where the user has chosen the joints by
+            name.
     """
     xy = pose.joints[pose.present, :2]
     if not len(xy):
         return ["no joint is present"]
     warnings = []
+    if pose.name and image_name and not same_image(pose.name, image_name):
+        warnings.append(f"the file names the image of these joints {pose.name}, this one is "
+                        f"{image_name}")
     if pose.frame is not None and pose.frame != image_size:
         warnings.append(
             f"the joints belong to a picture of {_words(pose.frame)} pixels, this image has "
