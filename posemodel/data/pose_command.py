@@ -67,7 +67,7 @@ def show_pose(arguments: argparse.Namespace) -> int:
     without = f", without {', '.join(missing)}" if missing else ""
     print(f"joints: {len(JOINTS) - len(missing)} of {len(JOINTS)}{without}")
     by_choice = arguments.name is not None or arguments.frame is not None
-    for warning in check_pose(chosen, size, None if by_choice else arguments.image.name):
+    for warning in check_pose(chosen, size, None if by_choice else arguments.image.name, image):
         print(f"warning: {warning}")
     if arguments.out:
         from posemodel.poses.drawing import draw_poses

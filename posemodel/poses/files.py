@@ -131,16 +131,17 @@ def same_image(name: str, image: str) -> bool:
     return len({int(stem) if stem.isdecimal() else stem.lower() for stem in stems}) == 1
 
 
-def choose_person(poses: list[Pose], number: int | None = None) -> Pose:
+def choose_person(poses: list[Pose], number: int | None = None, flag: str = "--person") -> Pose:
     """Person `number` of a file or, where that is None, the one with the most joints; among equals
-    the one that fills the larger box. Raises: `UserError` where nobody has that number."""
+    the one that fills the larger box. Raises: `UserError`, which calls the number `flag`, where
+    nobody has it."""
     if number is None:
         return max(poses, key=prominence)
     for pose in poses:
         if pose.person == number:
             return pose
     numbers = ", ".join(str(pose.person) for pose in poses)
-    raise UserError(f"--person {number}: people with joints here: {numbers}")
+    raise UserError(f"{flag} {number}: people with joints here: {numbers}")
 
 
 def openpose_json(poses: list[Pose], size: tuple[int, int]) -> str:

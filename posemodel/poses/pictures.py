@@ -36,13 +36,13 @@ def by_image(poses: Sequence[Pose]) -> Pictures:
     for pose in poses:
         images.setdefault(pose.name, []).append(pose)
     people = list(images.values())
-    order = _counted([name or "" for name in images])
+    order = counted([name or "" for name in images])
     if order is None:
         return Pictures(people=people)
     return Pictures(people=[[] if index is None else people[index] for index in order], film=True)
 
 
-def _counted(names: list[str]) -> list[int | None] | None:
+def counted(names: list[str]) -> list[int | None] | None:
     """`in_step` of names that differ in one number alone."""
     words = [re.split(r"(\d+)", name) for name in names]
     if len(names) < 2 or len({len(word) for word in words}) > 1:
