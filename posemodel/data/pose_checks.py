@@ -100,9 +100,10 @@ def _border_warnings(xy: np.ndarray, size: tuple[int, int], image: np.ndarray | 
 def _belongs(xy: np.ndarray, shift: int, size: tuple[int, int], body: np.ndarray | None) -> bool:
     """Whether joints rather belong `shift` columns to the right."""
     if body is None:
-        # People stand in the middle, give or take half a border.
+        # People stand in the middle, but no generated person in 1,050 so far beside it. Half of
+        # those whose joints are a border aside do.
         aside = (size[1] - 1) / 2 - xy[:, 0].mean()
-        return bool(aside * np.sign(shift) > 0.9 * abs(shift))
+        return bool(aside * np.sign(shift) > 1.05 * abs(shift))
     here, there = (body[tuple(np.rint(at).astype(int).clip(0, np.array(size[::-1]) - 1).T[::-1])]
                    for at in (xy, xy + (shift, 0)))
     return bool(there.mean() > here.mean() + 0.25)

@@ -83,7 +83,8 @@ def read_poses(path: str | Path, *, format: str | None = None, units: str | None
         if not 0 <= frame < len(chosen):
             raise UserError(f"{path}: has no frame {frame}; expected 0 to {len(chosen) - 1}")
         chosen = [chosen[frame]]
-    elif pictures.film and not any(pose.name for people in chosen for pose in people):
+    elif pictures.film and any(chosen) and not any(
+            pose.name for people in chosen for pose in people):
         raise UserError(
             f"{path}: is a film of {len(chosen)} frames, where the joints of one picture are "
             f"expected; write one of its frames (0 to {len(chosen) - 1}) to a file of its own: "
@@ -92,11 +93,10 @@ def read_poses(path: str | Path, *, format: str | None = None, units: str | None
     if name is not None:
         poses = _named(path, poses, name)
     where = f" in frame {frame}" if frame is not None else f" in {name}" if name is not None else ""
-    if not poses:
-        raise UserError(f"{path}: nobody was found{where}: the list of people is empty")
     seen = [pose for pose in poses if pose.present.any()]
     if not seen:
-        raise UserError(f"{path}: no person with a visible joint{where}")
+        why = "no person with a visible joint" if poses else "the list of people is empty"
+        raise UserError(f"{path}: nobody was found{where}: {why}")
     return seen
 
 

@@ -36,7 +36,9 @@ def from_json(data, where: str, format: str | None, convert: Convert) -> Picture
         people = [[replace(pose, name=name) for pose in _from_picture(node, place, format, convert)]
                   for place, name, node in frames]
         return Pictures(people=people, film=len(people) > 1)
-    if data == [] or isinstance(data, dict) and _is_document(data):
+    if isinstance(data, list) and all(map(_is_empty, data)):
+        return Pictures(people=[[] for _ in data or [None]], film=len(data) > 1)
+    if isinstance(data, dict) and _is_document(data):
         return Pictures(people=[_from_picture(data, where, format, convert)])
     landmarks = _from_landmarks(data, where, format, convert)
     if landmarks is not None:
