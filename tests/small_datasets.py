@@ -64,6 +64,17 @@ def random_joints(count: int) -> np.ndarray:
     return joints
 
 
+def whole_person(which: int = 0) -> np.ndarray:
+    """`[18, 3]`, one of two people who are built differently, all joints there, in the middle of a
+    frame of 256 x 256."""
+    x = np.array([128, 128, 108, 98, 93, 148, 158, 163, 115, 113, 112, 141, 143, 144,
+                  124, 132, 119, 137])
+    y = np.array([30, 60, 60, 90, 120, 60, 90, 120, 140, 190, 240, 140, 190, 240, 25, 25, 28, 28])
+    if which:
+        x, y = 128 + (x - 128) * 1.4, 20 + (y - 20) * 0.8
+    return np.column_stack([x, y, np.ones(18)]).astype(np.float32)
+
+
 def generated_plan(**changes) -> SynthesisPlan:
     return SynthesisPlan(**{"layout": "deepfashion", "pairs": 6, "test_pairs": 2, "seed": 3,
                             "held_out_seed": 2**32 + 1, "image_rows": 32, **changes})

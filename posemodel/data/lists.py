@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from posemodel.poses.annotations import read_lines, short
+from posemodel.poses.annotations import read_lines, short, split_cells
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import write_aside
 
@@ -24,13 +24,13 @@ def read_pairs(path: Path, names: Sequence[str]) -> np.ndarray:
     """
     lines = read_lines(path)
     header_line, header = lines[0] if lines else (1, "")
-    if tuple(word.strip() for word in header.split(",")) != PAIR_COLUMNS:
+    if tuple(word.strip() for word in split_cells(header, ",")) != PAIR_COLUMNS:
         raise UserError(f"{path}, line {header_line}: expected the header "
                         f"{','.join(PAIR_COLUMNS)}, got {short(header)}")
     index = {name: number for number, name in enumerate(names)}
     ends: list[int] = []
     for number, line in lines[1:]:
-        cells = line.split(",")
+        cells = split_cells(line, ",")
         if len(cells) != 2:
             raise UserError(f"{path}, line {number}: expected two names with a comma between them, "
                             f"got {short(line)}")
@@ -52,7 +52,7 @@ def write_pairs(path: Path, names: Sequence[str], pairs: np.ndarray) -> None:
 
 def read_list(path: Path) -> list[str]:
     """The names in a `train.lst` or `test.lst`, one in each line."""
-    return [line.strip() for _, line in read_lines(path)]
+    return [line.strip().strip('"') for _, line in read_lines(path)]
 
 
 def ordered_pairs(persons: Sequence[str], usable: np.ndarray) -> np.ndarray:

@@ -16,16 +16,22 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m posemodel.data pose", description=main.__doc__)
     parser.add_argument("image", type=Path, metavar="IMAGE")
     parser.add_argument("poses", type=Path, metavar="POSES",
-                        help="file of joints: OpenPose, COCO, MMPose, MediaPipe (JSON), annotation "
-                        "csv, OpenPose text, arrays (.npy, text, JSON)")
+                        help="file of joints: OpenPose, COCO, AlphaPose, MMPose, Ultralytics, "
+                        "MediaPipe (JSON), annotation csv, OpenPose's and Ultralytics' text, "
+                        "arrays (.npy, .npz, text, JSON)")
     parser.add_argument("--out", type=Path, metavar="PNG", help="where the picture goes")
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="where the 18 joints of the chosen person go, as OpenPose JSON")
     parser.add_argument("--format", metavar="FORMAT",
                         help="order of the joints, where the file leaves it open: "
                         + ", ".join(LAYOUTS))
+    parser.add_argument("--units", metavar="UNITS",
+                        help="what the joints are counted in, where the file leaves it open: "
+                        "pixels, fractions (of the image, 0..1), centred (-1..1)")
     parser.add_argument("--name", metavar="ROW",
                         help="image name in a file of many images (default: the name of IMAGE)")
+    parser.add_argument("--frame", type=int, metavar="N",
+                        help="which frame of a file that is a film, from 0")
     parser.add_argument("--person", type=int, metavar="N",
                         help="which person of the file (default: the one with the most joints)")
     parser.add_argument("--threshold", type=float, metavar="X",
@@ -45,12 +51,14 @@ def show_pose(arguments: argparse.Namespace) -> int:
     _check_outputs(arguments)
     image = read_image(arguments.image)
     size = image.shape[:2]
-    poses = read_poses(arguments.poses, format=arguments.format, name=arguments.name,
-                       image_size=size, threshold=arguments.threshold)
+    poses = read_poses(arguments.poses, format=arguments.format, units=arguments.units,
+                       name=arguments.name, frame=arguments.frame, image_size=size,
+                       threshold=arguments.threshold)
     poses = people_of_image(poses, arguments.image.name, where=str(arguments.poses))
     chosen = choose_person(poses, arguments.person)
 
-    print(f"format: {chosen.format}")
+    in_units = f", in {chosen.units}" if chosen.units != "pixels" else ""
+    print(f"format: {chosen.format}{in_units}")
     if chosen.name:
         print(f"image named there: {chosen.name}")
     if len(poses) > 1:
@@ -58,7 +66,8 @@ def show_pose(arguments: argparse.Namespace) -> int:
     missing = [name for name, here in zip(JOINTS, chosen.present, strict=True) if not here]
     without = f", without {', '.join(missing)}" if missing else ""
     print(f"joints: {len(JOINTS) - len(missing)} of {len(JOINTS)}{without}")
-    for warning in check_pose(chosen, size):
+    by_choice = arguments.name is not None or arguments.frame is not None
+    for warning in check_pose(chosen, size, None if by_choice else arguments.image.name, image):
         print(f"warning: {warning}")
     if arguments.out:
         from posemodel.poses.drawing import draw_poses

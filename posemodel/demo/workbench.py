@@ -129,7 +129,7 @@ class Workbench:
         poses = people_of_image(poses, person.name, where=name,
                                 otherwise="give a file of this image alone")
         chosen = choose_person(poses)
-        notes = check_pose(chosen, person.full_size)
+        notes = check_pose(chosen, person.full_size, person.name)
         if len(poses) > 1:
             notes.insert(0, f"{len(poses)} people in the file; the one with the most joints is "
                             "taken")

@@ -1,6 +1,8 @@
 """Annotation files of PATN: `name:keypoints_y:keypoints_x`, one row per image."""
 
+import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,19 +27,21 @@ _OTHER_SKELETONS = {17: "; 17 is COCO's skeleton, which has no neck",
                     25: "; 25 is OpenPose's BODY_25, which has another order"}
 
 
-def _refuse_constant(word: str) -> None:
+def _constant(word: str) -> float:
+    if word == "NaN":  # what pandas makes of a joint that is missing
+        return math.nan
     raise ValueError(f"{word} is no coordinate")
 
 
-_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+_JSON = json.JSONDecoder(parse_constant=_constant)
 
 
 def read_annotations(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     """Names and joints of an annotation file, N rows.
 
-    Blank lines, either line ending and the columns in either order (as the header says) are fine. A
-    joint is missing where either coordinate is -1. Other negative numbers are coordinates: a file
-    in a narrow frame may place a joint left of it.
+    Blank lines, either line ending, UTF-16, quotes and the columns in either order (as the header
+    says) are fine. A joint is missing where either coordinate is -1, null or NaN. Other negative
+    numbers are coordinates: a file in a narrow frame may place a joint left of it.
 
     Returns:
         The names, and `[N, 18, 3]` float32: x, y in pixels of the file's own frame, presence. A
@@ -47,7 +51,7 @@ def read_annotations(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     """
     lines = read_lines(path)
     header_line, header = lines[0] if lines else (1, "")
-    order = tuple(word.strip() for word in header.split(":"))
+    order = tuple(word.strip() for word in split_cells(header, ":"))
     if sorted(order) != sorted(COLUMNS):
         raise UserError(f"{path}, line {header_line}: expected the header {':'.join(COLUMNS)}, "
                         f"got {short(header)}")
@@ -57,7 +61,7 @@ def read_annotations(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     xs: list[float] = []
     bad = []
     for number, line in lines[1:]:
-        cells = line.split(":")
+        cells = split_cells(line, ":")
         try:
             if len(cells) != 3:
                 raise ValueError(f"expected 3 columns with `:` between them, got {len(cells)}")
@@ -101,6 +105,8 @@ def _coordinates(column: str, text: str) -> list[float]:
         values, end = _JSON.raw_decode(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{column} is no list of numbers ({error}): {short(text)}") from error
+    if isinstance(values, list):
+        values = [MISSING if value is None or value != value else value for value in values]
     if end != len(text) or not isinstance(values, list) or not _NUMBERS.issuperset(
             map(type, values)):
         raise ValueError(f"{column} is no list of numbers: {short(text)}")
@@ -128,7 +134,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     """The lines that are not blank, each with its number in the file."""
     try:
         data = path.read_bytes()
-        text = data.decode("utf-8-sig")
+        text = decoded(data)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -138,6 +144,28 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     # Not splitlines: it would also break lines at characters that may stand in a name.
     lines = enumerate(text.split("\n"), 1)
     return [(number, line) for number, line in lines if line.strip()]
+
+
+def decoded(data: bytes) -> str:
+    """Text in UTF-8 or, as Windows writes it, in UTF-16. Raises: `UnicodeDecodeError`."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16")
+    if data[1:4:2] == b"\0\0" and 0 not in data[:3:2]:  # ASCII in pairs of bytes, without a mark
+        return data.decode("utf-16-le")
+    return data.decode("utf-8-sig")
+
+
+def split_cells(line: str, separator: str) -> list[str]:
+    """The cells of a line, without the quotes that spreadsheets put around each cell or around the
+    whole line, and without the separators of their own that they add to its end."""
+    padding = ",;\t ".replace(separator, "")
+    if '"' not in line:
+        return line.rstrip().rstrip(padding).split(separator)
+    try:
+        cells = next(csv.reader([line.strip()], delimiter=separator, skipinitialspace=True))
+    except csv.Error:  # damage: what is no row has one cell
+        return [line]
+    return cells[0].rstrip(padding).split(separator) if len(cells) == 1 else cells
 
 
 def short(text: str) -> str:

@@ -1,44 +1,121 @@
-"""Joints out of JSON: OpenPose, COCO, and the results of other estimators."""
+"""Joints out of JSON: OpenPose, COCO, and the results of other estimators, of pictures and films.
 
+The coordinates stay in the units of the file, see `layouts.in_pixels`.
+"""
+
+import math
+import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from posemodel.poses.layouts import LAYOUTS, Pose
+from posemodel.poses.joints import JOINTS
+from posemodel.poses.layouts import FLAT_SHAPES, LAYOUTS, Pose
+from posemodel.poses.pictures import Pictures, by_image, in_step, people_or_frames
 from posemodel.runtime.errors import UserError
 
+# What results are wrapped in.
+_WRAPPINGS = ("instance_info", "predictions", "instances", "frames", "results")
+# What MediaPipe's dumps call the landmarks of the body in the image.
+_LANDMARKS = re.compile("(pose_?)?landmarks?", re.IGNORECASE)
 
-def from_json(data, where: str, format: str | None, convert,
-              image_size: tuple[int, int] | None) -> list[Pose]:
-    # ComfyUI saves a list of pictures, usually of one.
-    if isinstance(data, list) and len(data) == 1 and _has(data[0], "people"):
-        data = data[0]
-    if _has(data, "people"):
-        return _from_openpose(data, where, format, convert, image_size)
+Convert = Callable[..., Pose]
+"""`layouts.as_stated` with what the user has asked for"""
+
+
+def from_json(data, where: str, format: str | None, convert: Convert) -> Pictures:
+    """What a document holds, whoever wrote it. Raises: `UserError` with the place in it."""
     if _has(data, "annotations"):
-        return _from_coco(data, where, convert)
-    for key in ("instance_info", "predictions"):
+        return by_image(_from_coco(data, where, convert))
+    data, where = _unwrapped(data, where)
+    if _is_list_of(data, _is_result):
+        return by_image(_from_results(data, where, convert))
+    frames = _frames(data, where)
+    if frames is not None:
+        people = [[replace(pose, name=name) for pose in _from_picture(node, place, format, convert)]
+                  for place, name, node in frames]
+        return Pictures(people=people, film=len(people) > 1)
+    if isinstance(data, list) and all(map(_is_empty, data)):
+        return Pictures(people=[[] for _ in data or [None]], film=len(data) > 1)
+    if isinstance(data, dict) and _is_document(data):
+        return Pictures(people=[_from_picture(data, where, format, convert)])
+    landmarks = _from_landmarks(data, where, format, convert)
+    if landmarks is not None:
+        return people_or_frames(landmarks)
+    if isinstance(data, list):
+        return _from_numbers(data, where, format, convert)
+    raise _unknown(where)
+
+
+def _from_picture(data, where: str, format: str | None, convert: Convert) -> list[Pose]:
+    """The people of one picture."""
+    if _has(data, "people"):
+        return _from_openpose(data, where, convert)
+    data, where = _unwrapped(data, where)
+    if _is_empty(data):
+        return []
+    if _is_list_of(data, _is_result):
+        return _from_results(data, where, convert)
+    landmarks = _from_landmarks(data, where, format, convert)
+    if landmarks is None:
+        raise _unknown(where)
+    return [pose for pose in landmarks if pose.present.any()]
+
+
+def _unwrapped(data, where: str) -> tuple[object, str]:
+    for key in _WRAPPINGS:
         if _has(data, key):
             data, where = data[key], f"{where}: {key}"
-    if _has(data, "keypoints"):
-        data = [data]
-    if isinstance(data, list) and all(_has(item, "keypoints") for item in data):
-        return [_from_result(item, person, where, convert) for person, item in enumerate(data)]
-    landmarks = _landmark_lists(data, where)
-    if landmarks:
-        if format not in (None, "mediapipe33"):
-            raise UserError(f"{where}: holds mediapipe33, not {format}")
-        return [replace(convert(rows, where=place, format="mediapipe33"), person=person)
-                for person, (place, rows) in enumerate(landmarks)]
-    if isinstance(data, list):
-        return [convert(_joint_rows(data, where, format), where=where)]
-    raise UserError(
+    return ([data] if _is_result(data) else data), where
+
+
+def _unknown(where: str) -> UserError:
+    return UserError(
         f"{where}: no joints found; expected people (OpenPose), annotations or keypoints (COCO), "
         "landmarks (MediaPipe) or a list of numbers")
 
 
-def _from_openpose(data: dict, where: str, format: str | None, convert,
-                   image_size: tuple[int, int] | None) -> list[Pose]:
+# --- films ----------------------------------------------------------------------------------------
+
+
+def _frames(data, where: str) -> list[tuple[str, str | None, object]] | None:
+    """The pictures of a film, where they lie and what they are called; of those without anybody
+    nothing. None for what is no list of pictures."""
+    if isinstance(data, dict):
+        if not data or _is_document(data) or not all(map(_is_document, data.values())):
+            return None
+        return [(f"{where}[{name!r}]", name, node) for name, node in data.items()]
+    if not isinstance(data, list) or not any(map(_is_document, data)):
+        return None
+    strange = [index for index, node in enumerate(data)
+               if not _is_empty(node) and not _is_document(node)]
+    if strange:
+        raise UserError(f"{where}[{strange[0]}] is {_short(data[strange[0]])}, not the joints of "
+                        "a picture like those beside it")
+    numbers = [node.get("frame_id") if isinstance(node, dict) else None for node in data]
+    order = in_step(numbers) if all(type(number) is int for number in numbers) else None
+    return [(f"{where}[{index}]", None, None if index is None else data[index])
+            for index in order or range(len(data))]
+
+
+def _is_document(node) -> bool:
+    """Whether this is all the joints of a picture, as estimators write them for each frame."""
+    if isinstance(node, dict):
+        return any(key in node for key in ("people", *_WRAPPINGS)) or _is_mediapipe(node)
+    # A list of people, each with keypoints or with landmarks.
+    return _is_list_of(node, _is_result) or (
+        _is_list_of(node, lambda person: _is_list_of(person, _is_point)))
+
+
+def _is_mediapipe(node) -> bool:
+    return isinstance(node, dict) and any(map(_LANDMARKS.fullmatch, node))
+
+
+# --- estimators -----------------------------------------------------------------------------------
+
+
+def _from_openpose(data: dict, where: str, convert: Convert) -> list[Pose]:
     frame = _size(data, "canvas_height", "canvas_width", where)
     poses = []
     for person, item in enumerate(_list(data, "people", where)):
@@ -49,21 +126,13 @@ def _from_openpose(data: dict, where: str, format: str | None, convert,
             raise UserError(f"{place} has no pose_keypoints_2d")
         if not item[key]:
             continue  # a person of whom only a hand or the face is there
-        numbers = _numbers(item[key], f"{place}.{key}")
-        if len(numbers) not in (54, 75):
-            raise UserError(
-                f"{place}.{key}: {len(numbers)} numbers, expected 54 (18 joints) or 75 (25 joints)")
-        rows = np.array(numbers).reshape(-1, 3)
-        seen = rows[rows[:, 2] > 0, :2]
-        # ControlNet writes pixels or fractions of the canvas.
-        if frame and format is None and len(seen) > 1 and seen.min() >= 0 and seen.max() <= 1:
-            rows[:, :2] *= frame[::-1]
-        pose = convert(rows, where=f"{place}.{key}", image_size=frame or image_size)
-        poses.append(replace(pose, person=person, frame=frame or pose.frame))
+        rows = _reshaped(_numbers(item[key], f"{place}.{key}"), f"{place}.{key}", None)
+        pose = convert(rows, where=f"{place}.{key}")
+        poses.append(replace(pose, person=person, frame=frame))
     return poses
 
 
-def _from_coco(data: dict, where: str, convert) -> list[Pose]:
+def _from_coco(data: dict, where: str, convert: Convert) -> list[Pose]:
     images: dict = {}
     listed = _list(data, "images", where) if "images" in data else []
     for index, image in enumerate(listed):
@@ -82,8 +151,13 @@ def _from_coco(data: dict, where: str, convert) -> list[Pose]:
     return poses
 
 
-def _from_result(item: dict, person: int, where: str, convert) -> Pose:
-    """One person of a COCO annotation, a COCO result, or MMPose's predictions."""
+def _from_results(items: list, where: str, convert: Convert) -> list[Pose]:
+    return [_from_result(item, person, where, convert) for person, item in enumerate(items)]
+
+
+def _from_result(item: dict, person: int, where: str, convert: Convert) -> Pose:
+    """One person of a COCO annotation, or of the results of COCO's tools, MMPose, AlphaPose,
+    Ultralytics and others."""
     place = f"{where}[{person}].keypoints"
     rows = _joint_rows(item["keypoints"], place, None)
     if "keypoint_scores" in item:
@@ -91,23 +165,138 @@ def _from_result(item: dict, person: int, where: str, convert) -> Pose:
         if len(scores) != len(rows):
             raise UserError(f"{place}: {len(rows)} joints with {len(scores)} scores")
         rows = np.column_stack([rows[:, :2], scores])
-    image, score = item.get("image_id"), item.get("score", item.get("bbox_score"))
+    image = item.get("image_id")
+    score = next((item[key] for key in ("score", "bbox_score", "confidence")
+                  if item.get(key) is not None), None)
     return replace(convert(rows, where=place), person=person,
                    name=None if image is None else str(image),
                    score=None if score is None else finite(score, f"{where}[{person}]: score"))
 
 
+def _from_landmarks(data, where: str, format: str | None, convert: Convert) -> list[Pose] | None:
+    """MediaPipe's people, or frames: nobody where a list has nothing, or a dump of a picture is
+    without. None: there are no landmarks here."""
+    whole = not isinstance(data, list) or any(map(_is_point, data))
+    parts = [] if whole else list(enumerate(data))
+    places = [(f"{where}[{index}]", part) for index, part in parts] or [(where + ":", data)]
+    lists, lengths = [], set()
+    for place, part in places:
+        found, others = _landmark_lists(part, place)
+        lists += found or ([(place, None)] if _is_empty(part) else [])
+        lengths |= others
+    if not any(rows for _, rows in lists):
+        if _is_mediapipe(data):
+            return []
+        if lengths:
+            raise UserError(f"{where}: lists of {sorted(lengths)} landmarks, expected 33")
+        return None
+    if format not in (None, "mediapipe33"):
+        raise UserError(f"{where}: holds mediapipe33, not {format}")
+    return [_nobody(person, "mediapipe33") if rows is None else
+            replace(convert(_landmarks(rows, place), where=place, format="mediapipe33"),
+                    person=person)
+            for person, (place, rows) in enumerate(lists)]
+
+
+def _landmark_lists(data, where: str) -> tuple[list[tuple[str, list]], set[int]]:
+    """MediaPipe's lists of 33 landmarks and where they lie, however deep, and the lengths of other
+    lists; hands, faces and landmarks in metres, which the same dumps hold, are left out."""
+    lists: list[tuple[str, list]] = []
+    lengths: set[int] = set()
+    nodes = [(where, data)]
+    while nodes:
+        place, node = nodes.pop()
+        if isinstance(node, list) and any(map(_is_point, node)):
+            if len(node) == LAYOUTS["mediapipe33"].rows:
+                lists.append((place, node))
+            else:
+                lengths.add(len(node))
+        elif isinstance(node, list):
+            nodes += [(f"{place}[{index}]", item) for index, item in enumerate(node)][::-1]
+        elif isinstance(node, dict):
+            nodes += [(f"{place}.{key}", item) for key, item in node.items()
+                      if "world" not in key.lower()][::-1]
+    return lists, lengths
+
+
+def _nobody(person: int, format: str) -> Pose:
+    return Pose(joints=np.zeros((len(JOINTS), 3), np.float32), format=format, person=person)
+
+
+def _landmarks(node: list, where: str) -> np.ndarray:
+    """`[33, 2 or 3]`; a landmark that is null is missing."""
+    points = [point for point in node if point is not None]
+    keys = ("x", "y", "visibility") if any("visibility" in item for item in points) else ("x", "y")
+    rows = []
+    for index, item in enumerate(node):
+        missing = [key for key in keys if item is not None and not _has(item, key)]
+        if missing:
+            raise UserError(f"{where}[{index}] has no {missing[0]}")
+        rows.append(_numbers([item and item[key] for key in keys], f"{where}[{index}]"))
+    return np.array(rows)
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def _from_numbers(data: list, where: str, format: str | None, convert: Convert) -> Pictures:
+    """Lists without names: joints of a person, people of a picture, or pictures of a film."""
+    def person(rows, place: str, number: int) -> Pose:
+        if _is_empty(rows):
+            return _nobody(number, format or "openpose18")
+        return replace(convert(_joint_rows(rows, place, format), where=place), person=number)
+
+    depth = _depth(data)
+    if depth == 4:
+        for frame, picture in enumerate(data):
+            if not isinstance(picture, list | None):
+                raise UserError(f"{where}[{frame}] is {_short(picture)}, not a list of people")
+        people = [[person(rows, f"{where}[{frame}][{number}]", number)
+                   for number, rows in enumerate(picture or [])]
+                  for frame, picture in enumerate(data)]
+        return Pictures(people=people, film=len(people) > 1)
+    longest = max((len(row) for row in data if isinstance(row, list)), default=0)
+    if depth == 3 or depth == 2 and longest > max(LAYOUTS["mediapipe33"].columns):
+        return people_or_frames([person(rows, f"{where}[{number}]", number)
+                                 for number, rows in enumerate(data)])
+    return Pictures(people=[[person(data, where, 0)]])
+
+
+def _depth(value) -> int:
+    """How many lists lie within each other, by the first in each that is not empty."""
+    depth = 0
+    while isinstance(value, list):
+        depth += 1
+        value = next((node for node in value if not _is_empty(node)), None)
+    return depth
+
+
 def _joint_rows(value, where: str, format: str | None) -> np.ndarray:
-    """Rows of numbers, or all of them in one list."""
-    if isinstance(value, list) and value and isinstance(value[0], list):
-        rows = [_numbers(row, f"{where}[{index}]") for index, row in enumerate(value)]
+    """Rows of numbers, or all of them in one list; also Ultralytics' columns, and named points."""
+    if _has(value, "x") and _has(value, "y"):
+        keys = ("x", "y", "visible") if value.get("visible") is not None else ("x", "y")
+        columns = [_numbers(value[key], f"{where}.{key}") for key in keys]
+        if len(set(map(len, columns))) != 1:
+            raise UserError(f"{where}: columns of {sorted(set(map(len, columns)))} numbers")
+        return np.column_stack(columns)
+    if _is_list_of(value, _is_point):
+        keys = [next((key for key in names if key in value[0]), None)
+                for names in (("x",), ("y",), ("score", "visibility", "confidence"))]
+        value = [[point.get(key) for key in keys if key] for point in value]
+    if isinstance(value, list) and any(isinstance(row, list) for row in value):
+        columns = next(len(row) for row in value if isinstance(row, list))
+        rows = [[math.nan] * columns if row is None else _numbers(row, f"{where}[{index}]")
+                for index, row in enumerate(value)]
         if len({len(row) for row in rows}) != 1 or not rows[0]:
             raise UserError(f"{where}: rows of different lengths, or empty ones")
         return np.array(rows)
-    numbers = _numbers(value, where)
-    shapes = {layout.rows * columns: (layout.rows, columns)
-              for layout in ([LAYOUTS[format]] if format else LAYOUTS.values())
-              for columns in ((2, 3, 4) if layout.rows == 33 else (2, 3))}
+    return _reshaped(_numbers(value, where), where, format)
+
+
+def _reshaped(numbers: list[float], where: str, format: str | None) -> np.ndarray:
+    """All numbers of a person in one list, one row for each joint."""
+    shapes = FLAT_SHAPES if format is None else {
+        count: shape for count, shape in FLAT_SHAPES.items() if shape[0] == LAYOUTS[format].rows}
     if len(numbers) not in shapes:
         expected = " or ".join(
             f"{count} ({rows} x {columns})" for count, (rows, columns) in sorted(shapes.items()))
@@ -115,43 +304,12 @@ def _joint_rows(value, where: str, format: str | None) -> np.ndarray:
     return np.array(numbers).reshape(shapes[len(numbers)])
 
 
-def _landmark_lists(data, where: str) -> list[tuple[str, np.ndarray]]:
-    """MediaPipe's lists of landmarks `[33, 2 or 3]` and where they lie; hands, faces and landmarks
-    in metres, which the same dumps hold, are left out."""
-    landmarks: list[tuple[str, np.ndarray]] = []
-    lengths: list[int] = []
-    nodes = [(where + ":", data)]
-    while nodes:
-        place, node = nodes.pop()
-        if isinstance(node, list) and node and all(_has(item, "x") for item in node):
-            lengths.append(len(node))
-            if len(node) == LAYOUTS["mediapipe33"].rows:
-                landmarks.append((place, _landmarks(node, place)))
-        elif isinstance(node, list):
-            nodes += [(f"{place}[{index}]", item) for index, item in enumerate(node)][::-1]
-        elif isinstance(node, dict):
-            nodes += [(f"{place}.{key}", item) for key, item in node.items()
-                      if "world" not in key.lower()][::-1]
-    if lengths and not landmarks:
-        raise UserError(f"{where}: lists of {sorted(set(lengths))} landmarks, expected 33")
-    return landmarks
-
-
-def _landmarks(node: list[dict], where: str) -> np.ndarray:
-    keys = ("x", "y", "visibility") if any("visibility" in item for item in node) else ("x", "y")
-    rows = []
-    for index, item in enumerate(node):
-        missing = [key for key in keys if key not in item]
-        if missing:
-            raise UserError(f"{where}[{index}] has no {missing[0]}")
-        rows.append(_numbers([item[key] for key in keys], f"{where}[{index}]"))
-    return np.array(rows)
-
-
 def _numbers(value, where: str) -> list[float]:
+    """Numbers; null, which is NaN to others, is NaN."""
     if not isinstance(value, list):
         raise UserError(f"{where}: expected a list of numbers, found {_short(value)}")
-    return [finite(number, f"{where}[{index}]") for index, number in enumerate(value)]
+    return [math.nan if number is None or number != number
+            else finite(number, f"{where}[{index}]") for index, number in enumerate(value)]
 
 
 def finite(value, where: str) -> float:
@@ -178,6 +336,23 @@ def _list(item: dict, key: str, where: str) -> list:
 
 def _has(item, key: str) -> bool:
     return isinstance(item, dict) and key in item
+
+
+def _is_result(item) -> bool:
+    return _has(item, "keypoints")
+
+
+def _is_point(item) -> bool:
+    return _has(item, "x") and _has(item, "y")
+
+
+def _is_empty(node) -> bool:
+    return node is None or node == [] or node == {}
+
+
+def _is_list_of(value, kind: Callable[[object], bool]) -> bool:
+    """Whether this is a list of some of that kind, and nothing else."""
+    return isinstance(value, list) and bool(value) and all(map(kind, value))
 
 
 def _short(value) -> str:

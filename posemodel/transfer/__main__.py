@@ -16,8 +16,9 @@ if TYPE_CHECKING:  # `--help` needs none of these
     from posemodel.inference.model import PoseTransferModel
     from posemodel.poses.layouts import Pose
     from posemodel.transfer.output import OutputFolder, Target
+    from posemodel.transfer.targets import Targets
 
-_POSE_FILES = (".json", ".npy", ".csv", ".txt")
+_POSE_FILES = (".json", ".npy", ".npz", ".csv", ".txt")
 
 
 def main(argv: list[str]) -> int:
@@ -31,26 +32,40 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--image", type=Path, required=True, metavar="FILE",
                         help="photograph of the person: JPEG, PNG, WebP, BMP")
     parser.add_argument("--source-pose", type=Path, required=True, metavar="FILE",
-                        help="the joints in it: OpenPose, COCO, MMPose, MediaPipe (JSON), "
-                        "annotation csv, OpenPose text, arrays (.npy, text, JSON)")
+                        help="the joints in it: OpenPose, COCO, AlphaPose, MMPose, Ultralytics, "
+                        "MediaPipe (JSON), annotation csv, OpenPose's and Ultralytics' text, "
+                        "arrays (.npy, .npz, text, JSON)")
     parser.add_argument("--target-pose", type=Path, required=True, nargs="+", metavar="FILE",
-                        help="files of joints, or folders of such files, in the order of the film")
+                        help="files of joints, of pictures or of films, or folders of such files, "
+                        "in the order of the film")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="folder for the results; new or empty")
     parser.add_argument("--overwrite", action="store_true",
                         help="replace the results of an earlier transfer in DIR")
     parser.add_argument("--format", metavar="FORMAT",
                         help="order of the joints, where the files leave it open: openpose18, "
-                        "body25, coco17, wholebody133, mediapipe33, openpose18-normalized")
+                        "body25, coco17, halpe26, wholebody133, halpe136, mediapipe33")
+    parser.add_argument("--units", metavar="UNITS",
+                        help="what the joints are counted in, where the files leave it open: "
+                        "pixels, fractions (of the picture, 0..1), centred (-1..1)")
     parser.add_argument("--name", metavar="ROW",
                         help="image name of the source pose in a file of many images (default: "
                         "the name of the photograph)")
     parser.add_argument("--target-name", nargs="+", metavar="ROW",
                         help="image names of the target poses in a file of many images (default: "
                         "all of them)")
+    parser.add_argument("--person", type=int, metavar="N",
+                        help="which person of the target poses, by its number in the first of "
+                        "them; it is followed through the film (default: the one with the most "
+                        "joints)")
+    parser.add_argument("--source-person", type=int, metavar="N",
+                        help="which person of the source pose (default: the one with the most "
+                        "joints)")
     parser.add_argument("--every-person", action="store_true",
-                        help="every person of a target file is a pose of its own, as in a sequence "
-                        "in one file (default: the person with the most joints)")
+                        help="every person of a target file is a pose of its own")
+    parser.add_argument("--smooth", type=float, nargs="?", const=1.0, metavar="FRAMES",
+                        help="less jitter: joints are smoothed over time by that many frames (1 "
+                        "where no number is given)")
     parser.add_argument("--target-size", type=int, nargs=2, metavar=("H", "W"),
                         help="frame of the target poses whose files do not state it (default: that "
                         "of the photograph)")
@@ -72,12 +87,16 @@ def transfer(arguments: argparse.Namespace) -> int:
     from posemodel.data.pose_checks import check_pose
     from posemodel.inference.model import PoseTransferModel
     from posemodel.transfer.output import OutputFolder, planned_files
+    from posemodel.transfer.targets import read_targets
 
     _check_numbers(arguments)
     image = read_image(arguments.image)
     frame = image.shape[:2]
-    source_pose, targets = _source_pose(arguments, frame), _targets(arguments, frame)
-    warnings = [check_pose(source_pose, frame),
+    source_pose, people = _source_pose(arguments, frame)
+    chosen = read_targets(_pose_files(arguments.target_pose), arguments, frame)
+    targets = chosen.targets
+    named = None if arguments.name else arguments.image.name
+    warnings = [check_pose(source_pose, frame, named, image),
                 *(check_pose(target.pose, target.frame) for target in targets)]
     folder = OutputFolder(arguments.out, planned_files(targets), overwrite=arguments.overwrite)
     model = PoseTransferModel.choose(arguments.run, arguments.device)
@@ -87,7 +106,9 @@ def transfer(arguments: argparse.Namespace) -> int:
     for who, lines in zip(["source", *(t.name for t in targets)], warnings, strict=True):
         for line in lines:
             print(f"warning: {who}: {line}")
-    record = _record(arguments, model, source_pose, frame, targets, warnings)
+    for line in [*_of_several(source_pose, people), *chosen.remarks]:
+        print(line)
+    record = _record(arguments, model, source_pose, frame, chosen, warnings)
     with folder.writing(record):
         _write(arguments, folder, model, image, source_pose, targets, record)
     poses = "pose" if len(targets) == 1 else "poses"
@@ -98,7 +119,7 @@ def transfer(arguments: argparse.Namespace) -> int:
 
 
 def _record(arguments: argparse.Namespace, model: "PoseTransferModel", source_pose: "Pose",
-            frame: tuple[int, int], targets: "list[Target]", warnings: list[list[str]]) -> dict:
+            frame: tuple[int, int], chosen: "Targets", warnings: list[list[str]]) -> dict:
     """What transfer.json says, as far as it is known before."""
     return {
         "model": {"name": model.name, "step": model.step, "image_size": list(model.size),
@@ -106,10 +127,12 @@ def _record(arguments: argparse.Namespace, model: "PoseTransferModel", source_po
         "device": str(model.device), "fit": arguments.fit,
         "source": {"image": str(arguments.image), "pose": str(arguments.source_pose),
                    "format": source_pose.format, "person": source_pose.person,
-                   "frame": list(frame), "warnings": warnings[0]},
+                   "units": source_pose.units, "frame": list(frame), "warnings": warnings[0]},
+        "film": chosen.record,
         "targets": [{"name": target.name, "pose": str(target.file), "format": target.pose.format,
-                     "person": target.pose.person, "frame": list(target.frame), "warnings": lines}
-                    for target, lines in zip(targets, warnings[1:], strict=True)],
+                     "units": target.pose.units, "person": target.pose.person,
+                     "frame": list(target.frame), "warnings": lines}
+                    for target, lines in zip(chosen.targets, warnings[1:], strict=True)],
     }
 
 
@@ -150,40 +173,29 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
         raise UserError(f"--batch-size {arguments.batch_size}: expected at least 1")
     if arguments.fps is not None and not 0.1 <= arguments.fps <= 50:
         raise UserError(f"--fps {arguments.fps:g}: expected 0.1 to 50")
+    if arguments.smooth is not None and not 0.1 <= arguments.smooth <= 100:
+        raise UserError(f"--smooth {arguments.smooth:g}: expected 0.1 to 100 frames")
+    if arguments.every_person and arguments.person is not None:
+        raise UserError("--every-person takes all of them, --person one: give one of the two")
     if arguments.target_size and not all(1 <= side <= 20_000 for side in arguments.target_size):
         raise UserError(f"--target-size {arguments.target_size}: expected 1 to 20,000 pixels")
 
 
-def _source_pose(arguments: argparse.Namespace, size: tuple[int, int]) -> "Pose":
+def _source_pose(arguments: argparse.Namespace, size: tuple[int, int]) -> "tuple[Pose, int]":
+    """The joints of the photograph, and how many people its file has."""
     from posemodel.poses.files import choose_person, people_of_image, read_poses
 
-    poses = read_poses(arguments.source_pose, format=arguments.format, name=arguments.name,
-                       image_size=size)
-    return choose_person(people_of_image(poses, arguments.image.name,
-                                         where=str(arguments.source_pose)))
+    poses = read_poses(arguments.source_pose, format=arguments.format, units=arguments.units,
+                       name=arguments.name, image_size=size)
+    people = people_of_image(poses, arguments.image.name, where=str(arguments.source_pose))
+    return choose_person(people, arguments.source_person, flag="--source-person"), len(people)
 
 
-def _targets(arguments: argparse.Namespace, size: tuple[int, int]) -> "list[Target]":
-    """All target poses in their order, under names that differ."""
-    from posemodel.poses.files import choose_person, read_poses
-    from posemodel.transfer.output import Target
-
-    default, read = tuple(arguments.target_size or size), []
-    for file in _pose_files(arguments.target_pose):
-        poses = [pose for name in arguments.target_name or [None] for pose in
-                 read_poses(file, format=arguments.format, name=name, image_size=default)]
-        if not arguments.every_person:
-            # In the order of the file; a file without names is of one image.
-            poses = [choose_person([pose for pose in poses if pose.name == name])
-                     for name in dict.fromkeys(pose.name for pose in poses)]
-        read += [(file, pose) for pose in poses]
-    digits = len(str(len(read) - 1))
-    targets = []
-    for index, (file, pose) in enumerate(read):
-        stem = re.sub(r"[^\w.-]+", "_", Path(pose.name or file.name).stem)[:80] or "pose"
-        name = stem if len(read) == 1 else f"{index:0{digits}d}_{stem}"
-        targets.append(Target(name=name, file=file, pose=pose, frame=pose.frame or default))
-    return targets
+def _of_several(source_pose: "Pose", people: int) -> list[str]:
+    if people == 1:
+        return []
+    return [f"source: {people} people, number {source_pose.person} is taken "
+            "(--source-person N takes another)"]
 
 
 def _pose_files(paths: list[Path]) -> list[Path]:

@@ -33,6 +33,18 @@ def test_the_config_knows_the_names_of_the_layouts():
 # --- pairs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("text", [
+    '"from,to"\n"b,a"\n"a,a"\n', '"from","to"\n"b","a"\n"a","a"\n', "from,to;;\nb,a;;\na,a\n"])
+@pytest.mark.parametrize("code", ["utf-8", "utf-16"])
+def test_pairs_as_spreadsheets_save_them(tmp_path, text, code):
+    path = tmp_path / "pairs.csv"
+    path.write_bytes(text.encode(code))
+    assert lists.read_pairs(path, ["a", "b"]).tolist() == [[1, 0], [0, 0]]
+    names = tmp_path / "train.lst"
+    names.write_bytes('"a"\n"b"\n'.encode(code))
+    assert lists.read_list(names) == ["a", "b"]
+
+
 def test_pairs_are_indices(tmp_path):
     path = write(tmp_path, "from,to\r\nb,a\r\nc, b\na,a\n\n")
     pairs = lists.read_pairs(path, ["a", "b", "c"])

@@ -4,10 +4,11 @@
 import numpy as np
 import pytest
 
+from posemodel.data.images import read_image
 from posemodel.data.pose_checks import check_pose
 from posemodel.poses.annotations import read_annotations
 from posemodel.poses.layouts import Pose
-from tests.small_datasets import SHARED
+from tests.small_datasets import SHARED, make_generated
 
 # A standing person in a frame of 256 x 256 with borders, 18 x (x, y).
 STANDING = [
@@ -60,8 +61,55 @@ def test_a_person_who_stands_at_the_border_is_not_swapped():
 
 
 def test_frames_with_and_without_borders():
-    only(check_pose(pose(moved(x=-40)), WITH_BORDERS), "40 is to be added to x")
-    only(check_pose(pose(), WITHOUT), "40 is to be taken from x")
+    """Without an image only those are named who stand more than a border beside the middle."""
+    only(check_pose(pose(moved(x=-50)), WITH_BORDERS), "40 is to be added to x")
+    only(check_pose(pose(moved(x=10)), WITHOUT), "40 is to be taken from x")
+
+
+def before_white(x, size):
+    """A white image on which a grey body stands around the joints, moved by x."""
+    image = np.full((*size, 3), 255, np.uint8)
+    for left, top in STANDING:
+        image[max(0, top - 6):top + 7, max(0, left + x - 6):max(0, left + x + 7)] = 120
+    return image
+
+
+@pytest.mark.parametrize(("size", "own"), [(WITHOUT, -40), (WITH_BORDERS, 0)])
+def test_an_image_shows_where_its_borders_are(size, own):
+    """Who stands aside in it stands where the middle would be with borders, or without."""
+    other = own + 40 if size == WITHOUT else own - 40
+    for aside in (-30, 0, 30):
+        image = before_white(own + aside, size)
+        assert check_pose(pose(moved(x=own + aside)), size, image=image) == []
+        wrong = moved(x=other + aside)
+        if wrong[:, 0].max() < size[1] and wrong[:, 0].min() >= 0:
+            only(check_pose(pose(wrong), size, image=image), "40 is to be")
+    # Before a wall nobody can tell, and nobody is accused who stands a little aside.
+    wall = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
+    only(check_pose(pose(moved(x=other + (10 if own else -10))), size, image=wall), "40 is to be")
+    assert check_pose(pose(moved(x=own + (25 if own else -25))), size, image=wall) == []
+
+
+def test_generated_rows_give_no_warning_of_borders(tmp_path):
+    """Mannequins walk to the sides of the frame."""
+    for columns, size in ((176, WITHOUT), (256, WITH_BORDERS)):
+        root = make_generated(tmp_path / str(columns), pairs=36, test_pairs=1, frame=columns,
+                              image_rows=256)
+        (annotations,) = root.glob("*annotation-train.csv")
+        names, joints = read_annotations(annotations)
+        assert len(names) >= 48
+        for name, rows in zip(names, joints, strict=True):
+            image = read_image(root / "train" / name)
+            for seen in (image, None):
+                lines = check_pose(Pose(joints=rows, format="openpose18"), size, name, seen)
+                assert "borders" not in " ".join(lines), name
+
+
+def test_joints_of_another_image():
+    one = pose(name="b.jpg")
+    only(check_pose(one, WITH_BORDERS, "a.jpg"), "names the image of these joints b.jpg, this one")
+    for name in ("b.jpg", "b.png", None):
+        assert check_pose(one, WITH_BORDERS, name) == []
 
 
 def test_fractions_and_larger_pictures():

@@ -85,6 +85,37 @@ def test_the_row_of_a_file_of_many_images(folder):
     refused("3 images and none of z.jpg; give one with --name", main, ["z.jpg", "rows.csv"])
 
 
+def test_the_only_row_that_belongs_to_another_image(folder, capsys):
+    write_annotations(Path("row.csv"), ["b.jpg"], person()[None])
+    main(["a.jpg", "row.csv"])
+    assert "warning: the file names the image of these joints b.jpg" in capsys.readouterr().out
+    main(["a.jpg", "row.csv", "--name", "b.jpg"])  # the user knows
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_one_frame_of_a_film(folder, capsys):
+    film = [json.loads(openpose_json([pose(person(x=index))], (HEIGHT, WIDTH)))
+            for index in range(3)]
+    Path("film.json").write_text(json.dumps([*film, {"people": []}]))
+    refused("is a film of 4 frames.*--frame N --json FILE", main, ["a.jpg", "film.json"])
+    main(["a.jpg", "film.json", "--frame", "2", "--json", "out.json"])
+    np.testing.assert_array_equal(read_poses("out.json")[0].joints, person(x=2))
+    refused("nobody was found in frame 3", main, ["a.jpg", "film.json", "--frame", "3"])
+    refused("has no frame 4; expected 0 to 3", main, ["a.jpg", "film.json", "--frame", "4"])
+
+
+def test_units(folder, capsys):
+    centred = (2 * person()[:, :2] + 1) / (WIDTH, HEIGHT) - 1
+    for units, rows in (("fractions", person()[:, :2] / (WIDTH, HEIGHT)), ("centred", centred)):
+        np.save("joints.npy", rows)
+        for words in ([], ["--units", units]):
+            capsys.readouterr()
+            main(["a.jpg", "joints.npy", "--json", "out.json", "--overwrite", *words])
+            assert f"format: openpose18, in {units}\n" in capsys.readouterr().out
+            np.testing.assert_allclose(read_poses("out.json")[0].joints, person(), atol=1e-3)
+    refused("no units are called 'inches'", main, ["a.jpg", "poses.json", "--units", "inches"])
+
+
 def test_format_and_threshold(folder, capsys):
     np.save("vunet.npy", person()[:, :2] / (WIDTH, HEIGHT))
     main(["a.jpg", "vunet.npy", "--format", "openpose18-normalized", "--json", "out.json"])

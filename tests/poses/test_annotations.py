@@ -85,8 +85,7 @@ BAD_ROWS = {
     f"x.jpg: {NUMBERS}: ": "keypoints_x is no list",
     f"x.jpg: {NUMBERS}: 7": "no list",
     f"x.jpg: {NUMBERS}: {NUMBERS.replace('1', 'true')}": "no list",
-    f"x.jpg: {NUMBERS}: {NUMBERS.replace('1', 'null')}": "no list",
-    f"x.jpg: {NUMBERS}: {NUMBERS.replace('1', 'NaN')}": "no list",
+    f"x.jpg: {NUMBERS}: {NUMBERS.replace('1', 'Infinity')}": "no list",
     f"x.jpg: {NUMBERS}: {NUMBERS.replace('1', '[1]')}": "no list",
     f"x.jpg: {NUMBERS}: {'[' * 100_000}": "no list",
     f"x.jpg: {NUMBERS}: {NUMBERS.replace('1', '1e999')}": "beyond",
@@ -184,3 +183,38 @@ def test_a_real_file_is_written_to_the_same_bytes(tmp_path):
     read = annotations.read_annotations(MARKET_TRAIN)
     annotations.write_annotations(tmp_path / "again.csv", *read)
     assert (tmp_path / "again.csv").read_bytes() == MARKET_TRAIN.read_bytes()
+
+
+@pytest.mark.parametrize("word", ["null", "NaN"])
+def test_null_and_nan_are_missing_joints(tmp_path, word):
+    text = row("x.jpg").replace("[0, 1,", f"[0, {word},")
+    assert word in text
+    _, joints = annotations.read_annotations(write(tmp_path, HEADER + text))
+    assert np.flatnonzero(joints[0, :, 2] == 0).tolist() == [1]
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text.encode("utf-16"),
+    lambda text: text.encode("utf-16-le"),
+    lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
+    lambda text: "".join(f'"{line}"\n' for line in text.splitlines()).encode(),
+    lambda text: "".join(f'"{line}";;\n' for line in text.splitlines()).encode(),
+    lambda text: "".join(":".join(f'"{cell.strip()}"' for cell in line.split(":")) + "\n"
+                         for line in text.splitlines()).encode(),
+    lambda text: text.replace("keypoints_x", "keypoints_x,,,").encode(),
+], ids=["UTF-16", "UTF-16 without a mark", "Windows", "quoted lines", "padded", "quoted cells",
+        "padded header"])
+def test_as_spreadsheets_and_windows_save_it(tmp_path, change):
+    text = HEADER + row("a.jpg") + row("b.jpg")
+    plain = annotations.read_annotations(write(tmp_path, text))
+    path = tmp_path / "saved.csv"
+    path.write_bytes(change(text))
+    names, joints = annotations.read_annotations(path)
+    assert names == plain[0] == ("a.jpg", "b.jpg")
+    np.testing.assert_array_equal(joints, plain[1])
+
+
+def test_damaged_quotes_are_named(tmp_path):
+    text = refusal(annotations.read_annotations,
+                   write(tmp_path, HEADER + row("a.jpg") + '"b.jpg: [1\r, 2]\n'))
+    assert "line 3" in text

@@ -1,4 +1,4 @@
-"""Joints of other estimators: order, missing joints, fractions, and what is refused."""
+"""Joints of other estimators: order, missing joints, units, and what is refused."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from posemodel.poses.layouts import LAYOUTS, from_array
+from posemodel.poses.layouts import LAYOUTS, as_stated, from_array, in_pixels
+from posemodel.poses.units import UNITS
 from posemodel.runtime.errors import UserError
 from tests.small_datasets import refused
 
@@ -14,14 +15,15 @@ from tests.small_datasets import refused
 # of two rows.
 ROWS = {
     "openpose18": list(range(18)),
-    "openpose18-normalized": list(range(18)),
     "body25": [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18],
     "coco17": [0, (5, 6), 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3],
+    "halpe26": [0, (5, 6), 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3],
     "wholebody133": [0, (5, 6), 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3],
+    "halpe136": [0, (5, 6), 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3],
     "mediapipe33": [0, (11, 12), 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7],
 }
-COUNTS = {"openpose18": 18, "openpose18-normalized": 18, "body25": 25, "coco17": 17,
-          "wholebody133": 133, "mediapipe33": 33}
+COUNTS = {"openpose18": 18, "body25": 25, "coco17": 17, "halpe26": 26, "wholebody133": 133,
+          "halpe136": 136, "mediapipe33": 33}
 NECK, LEFT_SHOULDER = 1, 5
 SIZE = (200, 400)  # (H, W)
 
@@ -32,11 +34,18 @@ def pixels(name):
     return np.stack([20 + row, 30 + row / 2], 1)
 
 
+def stated(name, units, xy):
+    """Pixels as a file of that format states them in these units."""
+    if units == "pixels":
+        return xy
+    if units == "centred":
+        return (2 * xy + 1) / (SIZE[1], SIZE[0]) - 1
+    return (xy + (0.5 if name == "mediapipe33" else 0)) / (SIZE[1], SIZE[0])
+
+
 def as_file(name, xy):
     """Pixels as the format states them."""
-    if name == "mediapipe33":
-        return (xy + 0.5) / (SIZE[1], SIZE[0])
-    return xy / (SIZE[1], SIZE[0]) if name == "openpose18-normalized" else xy
+    return stated(name, LAYOUTS[name].units, xy)
 
 
 def with_column(xy, values):
@@ -55,20 +64,74 @@ def test_every_format_is_tested():
 
 
 @pytest.mark.parametrize("columns", [2, 3])
+@pytest.mark.parametrize("units", UNITS)
 @pytest.mark.parametrize("name", ROWS)
-def test_every_joint_comes_from_its_row(name, columns):
+def test_every_joint_comes_from_its_row(name, units, columns):
     xy = pixels(name)
-    array = as_file(name, xy)
+    array = stated(name, units, xy)
     array = with_column(array, 0.9) if columns == 3 else array
-    pose = from_array(array, name, image_size=SIZE)
+    pose = from_array(array, name, units=units, image_size=SIZE)
     expected = [xy[list(row)].mean(0) if isinstance(row, tuple) else xy[row] for row in ROWS[name]]
     np.testing.assert_allclose(pose.joints[:, :2], expected, atol=1e-4)
-    assert pose.present.all() and pose.format == name
-    assert pose.frame == (SIZE if LAYOUTS[name].normalized else None)
+    assert pose.present.all() and (pose.format, pose.units) == (name, units)
+    assert pose.frame == (None if units == "pixels" else SIZE)
     assert_valid(pose)
 
 
-@pytest.mark.parametrize("name", ["openpose18", "body25", "coco17", "wholebody133", "mediapipe33"])
+# --- units ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "units"), [
+    (name, units) for name in ROWS for units in UNITS
+    # MediaPipe's own fractions reach beyond the picture, to both sides.
+    if (name, units) != ("mediapipe33", "centred")])
+def test_the_numbers_show_their_units(name, units):
+    array = stated(name, units, pixels(name) * (1, 3))
+    array[3] = 0  # a joint that was not found
+    assert from_array(array, image_size=SIZE).units == units
+
+
+def test_units_that_were_named_with_the_layout():
+    xy = pixels("openpose18")
+    pose = from_array(stated("openpose18", "fractions", xy), "openpose18-normalized",
+                      image_size=SIZE)
+    np.testing.assert_allclose(pose.joints[:, :2], xy, atol=1e-4)
+    assert pose.format == "openpose18"
+    assert from_array(xy, "openpose18-normalized", units="pixels").units == "pixels"
+
+
+def test_units_are_asked_for_where_they_are_open():
+    xy = np.zeros((18, 2))
+    xy[[0, 2]] = (0.4, 0.3), (0.5, 0.5)
+    refused("all 2 joints lie within two pixels.*give --units fractions", from_array, xy)
+    aside = stated("openpose18", "fractions", pixels("openpose18"))
+    aside[4] = (-0.1, 0.6)
+    refused("between -0.1 and .*give --units fractions .*, --units centred", from_array, aside)
+    for units in UNITS:  # the advice works
+        for array in (xy, aside):
+            assert from_array(array, units=units, image_size=SIZE).units == units
+
+
+def test_units_are_those_of_all_people():
+    """One of them has too few joints to tell."""
+    whole = stated("openpose18", "fractions", pixels("openpose18"))
+    part = np.where(np.arange(18)[:, None] < 2, whole, 0)
+    refused("give --units", from_array, part)
+    poses = in_pixels([as_stated(part), as_stated(whole)], units=None, image_size=SIZE, where="a")
+    np.testing.assert_allclose(poses[0].joints[:2], poses[1].joints[:2])
+    assert [pose.units for pose in poses] == ["fractions"] * 2
+
+
+def test_mediapipe_in_pixels():
+    xy = pixels("mediapipe33")
+    pose = from_array(xy)
+    assert pose.units == "pixels" and pose.joints[0].tolist() == [20, 30, 1]
+
+
+# --- order and presence ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_the_number_of_rows_says_the_format(name):
     assert from_array(as_file(name, pixels(name)), image_size=SIZE).format == name
 
@@ -96,6 +159,13 @@ def test_missing_by_confidence(confidence, threshold, here):
     pose = from_array(array, threshold=threshold)
     assert pose.present[4] == here and not pose.present[0] and pose.present.sum() == 16 + here
     assert_valid(pose)
+
+
+def test_the_corner_is_no_joint_whatever_its_confidence():
+    """Where estimators put what they did not find, some of them with a score."""
+    array = with_column(pixels("coco17"), 0.9)
+    array[[9, 10], :2] = (0, 0), (-1, -1)
+    assert np.flatnonzero(~from_array(array).present).tolist() == [4, 7]
 
 
 def test_coco_flags():
@@ -133,16 +203,15 @@ def test_mediapipe_depth_and_visibility():
 
 
 @pytest.mark.parametrize(("array", "format", "message"), [
-    (pixels("openpose18") / 400, None, "openpose18-normalized.*openpose18.*give the format"),
-    (with_column(pixels("coco17") / 400, 1.0), None, "fractions of an image"),
     (np.ones((19, 3)), None, "19 joints; formats"),
     (pixels("openpose18"), "coco17", "18 x 2 numbers, expected 17 x 2 or 17 x 3"),
     (np.ones((17, 4)), None, "17 x 4 numbers"),
     (pixels("openpose18"), "openpose", "no format is called 'openpose'"),
-    (pixels("openpose18"), "openpose18-normalized", "joint 0 lies at .20, 30.; expected frac"),
+    (pixels("openpose18"), "openpose18-normalized", "lies at .20, 30.; expected frac.*--units"),
     (with_column(pixels("coco17"), 812.0), None, "confidence 812, expected about 0 to 1"),
     (with_column(pixels("coco17"), np.nan), None, "joint 0 has no confidence"),
-    (np.zeros((33, 3)) + (0, 0, 1), None, "world landmarks"),
+    (np.where(np.arange(33)[:, None] % 2, 1, -1) * (0.1, 0, 0) + (0, 0, 1), None,
+     "world landmarks"),
     (np.array([["a", "b"]] * 18), None, "expected numbers"),
     (np.ones((2, 18, 3)), None, "shape"),
     (np.zeros((0, 3)), None, "0 joints"),
@@ -162,6 +231,11 @@ def test_fractions_need_the_size():
     refused("give its size", from_array, as_file("mediapipe33", pixels("mediapipe33")))
 
 
+def test_refused_units():
+    refused("no units are called 'inches'; units: pixels", from_array, pixels("coco17"),
+            units="inches")
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
 def test_refused_threshold(threshold):
     refused("threshold", from_array, pixels("openpose18"), threshold=threshold)
@@ -170,13 +244,14 @@ def test_refused_threshold(threshold):
 @settings(derandomize=True, deadline=None, database=None, max_examples=200)
 @given(
     st_numpy.arrays(st.sampled_from([np.float64, np.float16, np.int32, np.uint8]),
-                    st.tuples(st.sampled_from([0, 1, 17, 18, 25, 33, 133]), st.integers(0, 5)),
+                    st.tuples(st.sampled_from([0, 1, *COUNTS.values()]), st.integers(0, 5)),
                     fill=st.sampled_from([0, 1])),
     st.sampled_from([None, *LAYOUTS]),
+    st.sampled_from([None, *UNITS]),
 )
-def test_any_array_is_a_pose_or_refused(array, format):
+def test_any_array_is_a_pose_or_refused(array, format, units):
     try:
-        pose = from_array(array, format, image_size=SIZE)
+        pose = from_array(array, format, units=units, image_size=SIZE)
     except UserError:
         return
     assert_valid(pose)

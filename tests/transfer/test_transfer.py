@@ -214,17 +214,60 @@ def test_main_person_or_every_person(run, person, joints, tmp_path):
     assert [target["person"] for target in record["targets"]] == [0, 1, 2]
 
 
-def test_format_is_passed_on(run, person, joints, tmp_path):
-    fractions = joints[0][:, :2] / FRAME[::-1]
-    np.save(tmp_path / "b.npy", np.where(joints[0][:, 2:] > 0, fractions, np.nan))
-    words = ["--target-pose", tmp_path / "b.npy", "--target-size", *FRAME]
-    with pytest.raises(UserError, match="give the format"):
-        transfer(run, person, tmp_path / "out", *words)
+def test_format_and_units_are_passed_on(run, person, joints, tmp_path):
+    """Few joints, which may be pixels, of both files."""
+    for name, pose in (("a", joints[1]), ("b", joints[0])):
+        fractions = np.where(pose[:, 2:] > 0, pose[:, :2] / FRAME[::-1], np.nan)
+        fractions[2:] = np.nan
+        np.save(tmp_path / f"{name}.npy", fractions)
     person[3] = str(tmp_path / "a.npy")
-    np.save(person[3], np.where(joints[1][:, 2:] > 0, joints[1][:, :2] / FRAME[::-1], np.nan))
-    record = transfer(run, person, tmp_path / "out", *words, "--format", "openpose18-normalized")
+    words = ["--target-pose", tmp_path / "b.npy", "--target-size", *FRAME]
+    with pytest.raises(UserError, match="a.npy: .* too few to tell.*give --units fractions"):
+        transfer(run, person, tmp_path / "out", *words)
+    with pytest.raises(UserError, match="18 x 2 numbers, expected 17"):
+        transfer(run, person, tmp_path / "out", *words, "--format", "coco17")
+    record = transfer(run, person, tmp_path / "out", *words, "--units", "fractions")
     assert record["targets"][0]["frame"] == [*FRAME]
-    assert record["source"]["format"] == "openpose18-normalized"
+    assert (record["source"]["format"], record["source"]["units"]) == ("openpose18", "fractions")
+
+
+def test_a_film_is_recorded_and_said(run, person, joints, tmp_path, capsys):
+    folder = tmp_path / "film"
+    folder.mkdir()
+    for index in range(3):
+        people = [] if index == 1 else [Pose(joints=pose, format="openpose18") for pose in joints]
+        (folder / f"{index}.json").write_text(openpose_json(people, FRAME))
+    record = transfer(run, person, tmp_path / "out", "--target-pose", folder, "--person", "1",
+                      "--smooth")
+    assert record["film"] == {"frames": 3, "people": 3, "person": 1, "found_in": 2, "filled": [1],
+                              "cuts": []}
+    printed = capsys.readouterr().out
+    assert "film: 3 people in 3 frames, number 1 is followed, found in 2" in printed
+    assert "film: number 1 was not found in 1 of 3 frames (1); filled" in printed
+    assert "joints smoothed over 1 frames" in printed
+
+
+def test_the_source_of_several_people_and_of_another_image(run, person, joints, tmp_path, capsys):
+    people = [Pose(joints=pose * np.float32([1.3, 1.3, 1]), format="openpose18") for pose in joints]
+    (tmp_path / "b.json").write_text(openpose_json(people, (128, 128)))
+    words = [*person[:2], "--source-pose", str(tmp_path / "b.json")]
+    target = ["--target-pose", tmp_path / "person.json"]
+    record = transfer(run, words, tmp_path / "one", *target, "--source-person", "2")
+    assert record["source"]["person"] == 2
+    assert "source: 3 people, number 2 is taken" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--source-person 7: people with joints here: 0, 1, 2"):
+        transfer(run, words, tmp_path / "none", *target, "--source-person", "7")
+    y, x = people[0].joints[:, 1::-1].T.astype(int).tolist()
+    (tmp_path / "row.csv").write_text(f"name:keypoints_y:keypoints_x\nother.png: {y}: {x}\n")
+    words[3] = str(tmp_path / "row.csv")
+    record = transfer(run, words, tmp_path / "other", *target)
+    assert "names the image of these joints other.png" in record["source"]["warnings"][0]
+    assert "warning: source: the file names" in capsys.readouterr().out
+    (tmp_path / "film.json").write_text(json.dumps([{"people": []}, json.loads(
+        (tmp_path / "b.json").read_text())]))
+    words[3] = str(tmp_path / "film.json")
+    with pytest.raises(UserError, match="film.json: is a film of 2 frames, where the joints of"):
+        transfer(run, words, tmp_path / "film", *target)
 
 
 def test_doubtful_poses_are_said(run, person, joints, tmp_path, capsys):
@@ -311,7 +354,9 @@ def test_nothing_is_written_before_all_is_read(run, person, poses, tmp_path):
     ("--target-size 0 9", "--target-size"), ("--format coco", "no format is called"),
     ("--device abacus", "--device abacus"), ("--target-pose empty", "no files of joints"),
     ("--image none.jpg", "none.jpg"), ("--out file/out", "file/out"),
-    ("--target-name x", "names no images")])
+    ("--target-name x", "names no images"), ("--units inches", "no units are called"),
+    ("--smooth 0", "--smooth 0"), ("--person 9", "--person 9: people in this film: 0"),
+    ("--person 0 --every-person", "give one of the two")])
 def test_mistakes_are_one_line(run, person, poses, tmp_path, monkeypatch, capsys, words, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
