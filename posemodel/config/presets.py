@@ -89,5 +89,6 @@ def _fast(preset: Callable[[], Config]) -> Callable[[], Config]:
 paper_fast, market_fast, hires_fast = map(_fast, (paper, market, hires))
 PRESETS = {
     preset.__name__.replace("_", "-"): preset
-    for preset in (quick, overnight, person, paper, market, hires, paper_fast, market_fast, hires_fast)
+    for preset in (quick, overnight, person, paper, market, hires, paper_fast, market_fast,
+                   hires_fast)
 }

@@ -24,6 +24,7 @@ from posemodel.runtime.errors import UserError
 
 MAX_PIXELS = 50_000_000
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # of the files of a data set
+_PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".webp", ".bmp")
 
 # The decoders are called by their classes and not through `Image.open`, whose limit on pixels is a
 # setting of the whole program and a warning where it should be an error. None: of other files that
@@ -62,6 +63,11 @@ Sample = TypeVar("Sample")
 
 class ImageError(UserError):
     """An image that cannot be used; the message is one line with its name and the reason."""
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file has the name of a picture that `read_image` reads."""
+    return path.suffix.lower() in _PICTURE_SUFFIXES
 
 
 def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

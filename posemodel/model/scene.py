@@ -8,8 +8,8 @@ from torch import Tensor
 
 import pose_kernels
 
-# Pixels around the mask of an image 128 pixels high that are no background yet: the camera blurs the
-# person's edge. Every pixel more costs background that is known.
+# Pixels around the mask of an image 128 pixels high that are no background yet: the camera blurs
+# the person's edge. Every pixel more costs background that is known.
 _SEAM = 1
 _PERSON = 0.3  # a mask of at least this much is no background either
 _SMOOTHINGS = 8  # of each level of a filled hole

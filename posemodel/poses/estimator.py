@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +45,27 @@ first; their `pose.person` counts from 0 in this order. Nobody: an empty list.""
 
 @contextlib.contextmanager
 def pose_estimator(folder: str | Path = "") -> Iterator[Estimator]:
-    """An estimator for as long as the block lasts.
+    """An estimator for as long as the block lasts; it starts with the first picture.
 
     Args:
         folder: of `--weights`, see `PublishedWeights`.
 
-    Raises: `UserError` where its package or its model cannot be had, or the model is damaged.
+    The first picture raises: `UserError` where its package or its model cannot be had, or the model
+    is damaged.
     """
+    with contextlib.ExitStack() as stack:
+        started: list[Estimator] = []
+
+        def found(picture: np.ndarray) -> list[Person]:
+            if not started:
+                started.append(stack.enter_context(_mediapipe(folder)))
+            return started[0](picture)
+
+        yield found
+
+
+@contextlib.contextmanager
+def _mediapipe(folder: str | Path) -> Iterator[Estimator]:
     why = missing_package()
     if why:
         raise UserError(f"finding joints in pictures needs MediaPipe: {why}; or give a file of "
@@ -103,8 +117,8 @@ def people(landmarks: list[np.ndarray], masks: list[np.ndarray],
     poses = [from_array(rows, _LANDMARKS, image_size=size) for rows, _ in both]
     seen = [(pose, mask) for pose, (_, mask) in zip(poses, both, strict=True)
             if pose.present.any()]
-    return [Person(pose=Pose(joints=pose.joints, format=pose.format, frame=size, person=number),
-                   mask=mask) for number, (pose, mask) in enumerate(seen)]
+    return [Person(pose=replace(pose, person=number), mask=mask)
+            for number, (pose, mask) in enumerate(seen)]
 
 
 def missing_package() -> str:

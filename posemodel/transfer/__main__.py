@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +10,10 @@ from posemodel.runtime.errors import UserError
 from posemodel.runtime.main import run_main
 
 if TYPE_CHECKING:  # `--help` needs none of these
-    import numpy as np
-
     from posemodel.inference.model import PoseTransferModel
-    from posemodel.poses.layouts import Pose
     from posemodel.transfer.output import OutputFolder, Target
+    from posemodel.transfer.source import Source
     from posemodel.transfer.targets import Targets
-
-_POSE_FILES = (".json", ".npy", ".npz", ".csv", ".txt")
 
 
 def main(argv: list[str]) -> int:
@@ -31,13 +26,28 @@ def main(argv: list[str]) -> int:
                         "newest run in runs/, else the model that comes with the package)")
     parser.add_argument("--image", type=Path, required=True, metavar="FILE",
                         help="photograph of the person: JPEG, PNG, WebP, BMP")
-    parser.add_argument("--source-pose", type=Path, required=True, metavar="FILE",
+    parser.add_argument("--source-pose", type=Path, metavar="FILE",
                         help="the joints in it: OpenPose, COCO, AlphaPose, MMPose, Ultralytics, "
                         "MediaPipe (JSON), annotation csv, OpenPose's and Ultralytics' text, "
-                        "arrays (.npy, .npz, text, JSON)")
-    parser.add_argument("--target-pose", type=Path, required=True, nargs="+", metavar="FILE",
+                        "arrays (.npy, .npz, text, JSON) (default: they are found in the "
+                        "photograph)")
+    parser.add_argument("--target-pose", type=Path, nargs="+", metavar="FILE",
                         help="files of joints, of pictures or of films, or folders of such files, "
-                        "in the order of the film")
+                        "in the order of the film; or pictures and films themselves")
+    parser.add_argument("--drive", type=Path, nargs="+", metavar="FILE",
+                        help="the same of another person, whose motion is carried over to the "
+                        "limbs and the place of the one in the photograph")
+    parser.add_argument("--drive-as", choices=("absolute", "relative"), default="absolute",
+                        help="absolute: limbs point where the driver's do; relative: they turn as "
+                        "the driver's do from where they are in the photograph (default: absolute)")
+    parser.add_argument("--background", choices=("keep", "model", "white"),
+                        help="keep: that of the photograph stays; white; model: the model moves "
+                        "all there is (default: keep where the person's mask is at hand)")
+    parser.add_argument("--mask", type=Path, metavar="FILE",
+                        help="grey picture, white where the person is (default: found together "
+                        "with the joints)")
+    parser.add_argument("--weights", default="", metavar="DIR",
+                        help="folder with the pose estimator's model file")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="folder for the results; new or empty")
     parser.add_argument("--overwrite", action="store_true",
@@ -83,20 +93,19 @@ def main(argv: list[str]) -> int:
 
 def transfer(arguments: argparse.Namespace) -> int:
     """Read, check, compute, write. Raises: `UserError`; nothing is written before all is read."""
-    from posemodel.data.images import read_image
     from posemodel.data.pose_checks import check_pose
     from posemodel.inference.model import PoseTransferModel
+    from posemodel.poses.estimator import pose_estimator
     from posemodel.transfer.output import OutputFolder, planned_files
-    from posemodel.transfer.targets import read_targets
+    from posemodel.transfer.source import read_source
 
-    _check_numbers(arguments)
-    image = read_image(arguments.image)
-    frame = image.shape[:2]
-    source_pose, people = _source_pose(arguments, frame)
-    chosen = read_targets(_pose_files(arguments.target_pose), arguments, frame)
+    _check(arguments)
+    with pose_estimator(arguments.weights) as estimator:
+        source = read_source(arguments, estimator)
+        chosen = _read_targets(arguments, source, estimator)
     targets = chosen.targets
-    named = None if arguments.name else arguments.image.name
-    warnings = [check_pose(source_pose, frame, named, image),
+    named = None if arguments.name or arguments.source_pose is None else arguments.image.name
+    warnings = [check_pose(source.pose, source.frame, named, source.image),
                 *(check_pose(target.pose, target.frame) for target in targets)]
     folder = OutputFolder(arguments.out, planned_files(targets), overwrite=arguments.overwrite)
     model = PoseTransferModel.choose(arguments.run, arguments.device)
@@ -106,11 +115,11 @@ def transfer(arguments: argparse.Namespace) -> int:
     for who, lines in zip(["source", *(t.name for t in targets)], warnings, strict=True):
         for line in lines:
             print(f"warning: {who}: {line}")
-    for line in [*_of_several(source_pose, people), *chosen.remarks]:
+    for line in [*source.remarks, *chosen.remarks]:
         print(line)
-    record = _record(arguments, model, source_pose, frame, chosen, warnings)
+    record = _record(arguments, model, source, chosen, warnings)
     with folder.writing(record):
-        _write(arguments, folder, model, image, source_pose, targets, record)
+        _write(arguments, folder, model, source, chosen, record)
     poses = "pose" if len(targets) == 1 else "poses"
     print(f"{len(targets)} {poses} in {record['seconds']:.2f} s")
     print(f"contact sheet: {arguments.out / 'contact_sheet.png'}")
@@ -118,16 +127,41 @@ def transfer(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _record(arguments: argparse.Namespace, model: "PoseTransferModel", source_pose: "Pose",
-            frame: tuple[int, int], chosen: "Targets", warnings: list[list[str]]) -> dict:
+def _read_targets(arguments: argparse.Namespace, source: "Source", estimator) -> "Targets":
+    """The target poses; leaves the source without its mask where no background can be kept."""
+    from posemodel.transfer.targets import carried, pose_files, read_targets
+
+    if arguments.drive:
+        chosen = read_targets(pose_files(arguments.drive, "--drive"), arguments, source.frame,
+                              estimator)
+        return carried(chosen, source.pose, source.frame, arguments.drive_as)
+    chosen = read_targets(pose_files(arguments.target_pose, "--target-pose"), arguments,
+                          source.frame, estimator)
+    elsewhere = any(target.frame != source.frame for target in chosen.targets)
+    if elsewhere and arguments.background == "keep":
+        raise UserError("--background keep: the target poses are of pictures of another size than "
+                        "the photograph; carry them over by --drive")
+    if source.mask is not None and arguments.background is None and elsewhere:
+        source.mask = None
+        source.remarks.append("background: moved by the model, for the target poses are of "
+                              "pictures of another size (--drive carries them over)")
+    return chosen
+
+
+def _record(arguments: argparse.Namespace, model: "PoseTransferModel", source: "Source",
+            chosen: "Targets", warnings: list[list[str]]) -> dict:
     """What transfer.json says, as far as it is known before."""
+    pose = source.pose
+    background = "model" if source.mask is None else arguments.background or "keep"
     return {
         "model": {"name": model.name, "step": model.step, "image_size": list(model.size),
                   "about": model.about},
         "device": str(model.device), "fit": arguments.fit,
-        "source": {"image": str(arguments.image), "pose": str(arguments.source_pose),
-                   "format": source_pose.format, "person": source_pose.person,
-                   "units": source_pose.units, "frame": list(frame), "warnings": warnings[0]},
+        "background": background, "drive": arguments.drive_as if arguments.drive else None,
+        "source": {"image": str(arguments.image), "pose": str(arguments.source_pose or "found"),
+                   "mask": str(arguments.mask or "found") if source.mask is not None else None,
+                   "format": pose.format, "person": pose.person, "units": pose.units,
+                   "frame": list(source.frame), "warnings": warnings[0]},
         "film": chosen.record,
         "targets": [{"name": target.name, "pose": str(target.file), "format": target.pose.format,
                      "units": target.pose.units, "person": target.pose.person,
@@ -137,20 +171,22 @@ def _record(arguments: argparse.Namespace, model: "PoseTransferModel", source_po
 
 
 def _write(arguments: argparse.Namespace, folder: "OutputFolder", model: "PoseTransferModel",
-           image: "np.ndarray", source_pose: "Pose", targets: "list[Target]", record: dict) -> None:
+           source: "Source", chosen: "Targets", record: dict) -> None:
     """Compute and write all pictures; adds crops and time to the record."""
     from tqdm import tqdm
 
     from posemodel.transfer.output import Sheet, write_animation, write_pose, write_source
 
-    write_source(folder, image, source_pose)
+    targets = chosen.targets
+    write_source(folder, source.image, source.pose)
     sheet = Sheet(model.aspect, poses=len(targets))
     seconds, crops = 0.0, []
     with tqdm(total=len(targets), disable=None, unit="pose") as bar:
         for batch in _batches(targets, arguments.batch_size):
             result = model.transfer(
-                image, source_pose.joints, [target.pose.joints for target in batch],
-                target_size=batch[0].frame, fit=arguments.fit, batch_size=arguments.batch_size)
+                source.image, source.pose.joints, [target.pose.joints for target in batch],
+                target_size=batch[0].frame, fit=arguments.fit, mask=source.mask,
+                background=record["background"], batch_size=arguments.batch_size)
             for index, target in enumerate(batch):
                 write_pose(folder, result, index, target)
                 sheet.add(result, index, target.name)
@@ -164,11 +200,19 @@ def _write(arguments: argparse.Namespace, folder: "OutputFolder", model: "PoseTr
     sheet.write(folder, f"{arguments.image.name} in new poses: {model.name}, {model.step} steps")
     if len(targets) > 1:
         # Few poses are looked at one by one; many are a film.
-        fps = arguments.fps or (12.0 if len(targets) >= 12 else 2.0)
+        fps = arguments.fps or chosen.fps or (12.0 if len(targets) >= 12 else 2.0)
         write_animation(folder, targets, crops, fps)
 
 
-def _check_numbers(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace) -> None:
+    if (arguments.target_pose is None) == (arguments.drive is None):
+        raise UserError("give either --target-pose, poses as they are, or --drive, those of "
+                        "another person, carried over")
+    if arguments.drive and (arguments.target_size or arguments.every_person):
+        raise UserError("--drive takes one person's motion into the photograph's own frame; "
+                        "--target-size and --every-person go with --target-pose")
+    if arguments.source_pose is None and arguments.name:
+        raise UserError("--name is a row of the file of --source-pose, which is not given")
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size {arguments.batch_size}: expected at least 1")
     if arguments.fps is not None and not 0.1 <= arguments.fps <= 50:
@@ -179,42 +223,6 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
         raise UserError("--every-person takes all of them, --person one: give one of the two")
     if arguments.target_size and not all(1 <= side <= 20_000 for side in arguments.target_size):
         raise UserError(f"--target-size {arguments.target_size}: expected 1 to 20,000 pixels")
-
-
-def _source_pose(arguments: argparse.Namespace, size: tuple[int, int]) -> "tuple[Pose, int]":
-    """The joints of the photograph, and how many people its file has."""
-    from posemodel.poses.files import choose_person, people_of_image, read_poses
-
-    poses = read_poses(arguments.source_pose, format=arguments.format, units=arguments.units,
-                       name=arguments.name, image_size=size)
-    people = people_of_image(poses, arguments.image.name, where=str(arguments.source_pose))
-    return choose_person(people, arguments.source_person, flag="--source-person"), len(people)
-
-
-def _of_several(source_pose: "Pose", people: int) -> list[str]:
-    if people == 1:
-        return []
-    return [f"source: {people} people, number {source_pose.person} is taken "
-            "(--source-person N takes another)"]
-
-
-def _pose_files(paths: list[Path]) -> list[Path]:
-    """The files, and those of the folders, frame 2 before frame 10."""
-    files = []
-    for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        # OpenPose's two text files of a picture are read as one.
-        inside = [file for file in path.iterdir() if file.suffix.lower() in _POSE_FILES
-                  and not file.name.startswith(".") and not file.name.endswith("_subset.txt")]
-        if not inside:
-            raise UserError(f"--target-pose {path}: no files of joints in this folder "
-                            f"({', '.join(_POSE_FILES)})")
-        files += sorted(inside, key=lambda file: [
-            (0, int(part), "") if part.isdecimal() else (1, 0, part)
-            for part in re.split(r"(\d+)", file.name)])
-    return files
 
 
 def _batches(targets: "list[Target]", size: int):

@@ -3,16 +3,23 @@
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
+from posemodel.data.images import is_picture, read_image
+from posemodel.pictures.films import Film, is_film
+from posemodel.poses.estimator import Estimator
 from posemodel.poses.files import choose_person, read_pictures, read_poses
 from posemodel.poses.film import Track, choose_track, smoothed, tracks, without_gaps
 from posemodel.poses.layouts import Pose
 from posemodel.poses.pictures import counted
+from posemodel.poses.retarget import Mode, carried_over
 from posemodel.runtime.errors import UserError
 from posemodel.transfer.output import Target
 
+_POSE_FILES = (".json", ".npy", ".npz", ".csv", ".txt")
 _NAMED = 8  # frames that a message names one by one
 
 
@@ -21,18 +28,21 @@ class Targets:
     """What is to be made, and what has been decided about it."""
 
     targets: list[Target]
+    fps: float = 0.0
+    """frames per second of the film that they come from; 0: not known"""
     remarks: list[str] = field(default_factory=list)
     """for people, a line each"""
     record: dict | None = None
     """for transfer.json: of whom a film is; None for poses that are no frames"""
 
 
-def read_targets(files: Sequence[Path], arguments: argparse.Namespace,
-                 size: tuple[int, int]) -> Targets:
+def read_targets(files: Sequence[Path], arguments: argparse.Namespace, size: tuple[int, int],
+                 estimator: Estimator) -> Targets:
     """All target poses in their order, under names that differ.
 
     Args:
-        files: of joints, in the order of the film.
+        files: of joints, or pictures and films in which the estimator finds them, in the order of
+            the film.
         arguments: `format`, `units`, `target_name`, `target_size`, `person`, `every_person` and
             `smooth` of the command.
         size: (H, W) of the frame of poses whose files do not state it.
@@ -40,10 +50,15 @@ def read_targets(files: Sequence[Path], arguments: argparse.Namespace,
     Raises: `UserError`.
     """
     default = tuple(arguments.target_size or size)
+    fps = 0.0
     options = {"format": arguments.format, "units": arguments.units, "image_size": default}
     read: list[tuple[Path, list[Pose]]] = []  # each picture of each file
     film = not arguments.target_name
     for file in files:
+        if is_film(file) or is_picture(file):
+            seen, fps = _look_at(file, estimator)
+            read += seen
+            continue
         if arguments.target_name:
             read += [(file, read_poses(file, name=name, **options))
                      for name in arguments.target_name]
@@ -57,7 +72,7 @@ def read_targets(files: Sequence[Path], arguments: argparse.Namespace,
     if not any(frames):
         where = files[0] if len(files) == 1 else f"{files[0]} and the {len(files) - 1} after it"
         raise UserError(f"{where}: nobody was found: there is no person with a visible joint")
-    result = Targets(targets=[])
+    result = Targets(targets=[], fps=fps)
     if arguments.every_person:
         poses = [(file, pose) for file, people in read for pose in people]
     elif film:
@@ -75,6 +90,51 @@ def read_targets(files: Sequence[Path], arguments: argparse.Namespace,
         result.remarks.append(f"joints smoothed over {arguments.smooth:g} frames")
     result.targets = _named(poses, default)
     return result
+
+
+def _look_at(file: Path, estimator: Estimator) -> tuple[list[tuple[Path, list[Pose]]], float]:
+    """Everybody in a picture, or in each frame of a film, and its frames per second."""
+    film = Film(file) if is_film(file) else None
+    frames = [read_image(file)] if film is None else film.frames()
+    seen = []
+    for index, frame in enumerate(frames):
+        found = [person.pose for person in estimator(frame)]
+        name = file.stem if film is None else f"{file.stem}_{index:04d}"
+        seen.append((file.with_name(name), found))
+    return seen, film.fps if film is not None else 0.0
+
+
+def carried(chosen: Targets, source: Pose, frame: tuple[int, int], mode: Mode) -> Targets:
+    """The same motion as the source person would make it, in the source's frame (H, W).
+    Raises: `UserError` where it cannot be carried over."""
+    driver = np.stack([target.pose.joints for target in chosen.targets])
+    try:
+        joints = carried_over(driver, source.joints, mode)
+    except ValueError as error:
+        raise UserError(f"--drive: {error}") from error
+    targets = [replace(target, pose=replace(target.pose, joints=rows, frame=frame), frame=frame)
+               for target, rows in zip(chosen.targets, joints, strict=True)]
+    return replace(chosen, targets=targets)
+
+
+def pose_files(paths: Sequence[Path], flag: str) -> list[Path]:
+    """The files, and those of the folders, frame 2 before frame 10. Raises: `UserError` for a
+    folder without any, naming the flag."""
+    files = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        # OpenPose's two text files of a picture are read as one.
+        inside = [file for file in path.iterdir() if file.suffix.lower() in _POSE_FILES
+                  and not file.name.startswith(".") and not file.name.endswith("_subset.txt")]
+        if not inside:
+            raise UserError(f"{flag} {path}: no files of joints in this folder "
+                            f"({', '.join(_POSE_FILES)})")
+        files += sorted(inside, key=lambda file: [
+            (0, int(part), "") if part.isdecimal() else (1, 0, part)
+            for part in re.split(r"(\d+)", file.name)])
+    return files
 
 
 def _with_left_out(read: list[tuple[Path, list[Pose]]]) -> list[tuple[Path, list[Pose]]]:

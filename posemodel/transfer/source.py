@@ -1,0 +1,113 @@
+"""The person of a transfer: a photograph, the joints in it, and which of its pixels are theirs."""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from posemodel.data.images import read_image
+from posemodel.poses.estimator import Estimator, Person
+from posemodel.poses.files import choose_person, people_of_image, read_poses
+from posemodel.poses.layouts import Pose
+from posemodel.poses.pictures import distance
+from posemodel.runtime.errors import UserError
+
+# How far joints of a file may be from those that an estimator finds, in sizes of the person.
+_SAME_PERSON = 0.2
+
+
+@dataclass(kw_only=True, eq=False)
+class Source:
+    """Who is to move."""
+
+    image: np.ndarray
+    """`[H, W, 3]` uint8"""
+    pose: Pose
+    mask: np.ndarray | None
+    """`[H, W]` float32, 0 to 1; None: not known"""
+    remarks: list[str] = field(default_factory=list)
+    """for people, a line each"""
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """(H, W) of the photograph."""
+        return self.image.shape[:2]
+
+
+def read_source(arguments: argparse.Namespace, estimator: Estimator) -> Source:
+    """The photograph with its joints, from a file or found in it, and its mask, where that is at
+    hand or asked for.
+
+    Args:
+        arguments: `image`, `source_pose`, `source_person`, `format`, `units`, `name`, `mask` and
+            `background` of the command.
+
+    Raises: `UserError`.
+    """
+    image = read_image(arguments.image)
+    mask = None if arguments.mask is None else _read_mask(arguments.mask, image.shape[:2])
+    if arguments.source_pose is None:
+        found = people_in(image, arguments.image, estimator)
+        chosen = choose_found(found, arguments.source_person, "--source-person")
+        pose, people = chosen.pose, len(found)
+        mask = chosen.mask if mask is None else mask
+    else:
+        pose, people = _read_pose(arguments, image.shape[:2])
+        if mask is None and arguments.background in ("keep", "white"):
+            mask = _mask_of(pose, people_in(image, arguments.image, estimator), arguments)
+    source = Source(image=image, pose=pose, mask=None if arguments.background == "model" else mask)
+    if people > 1:
+        source.remarks.append(f"source: {people} people, number {pose.person} is taken "
+                              "(--source-person N takes another)")
+    return source
+
+
+def people_in(image: np.ndarray, path: Path, estimator: Estimator) -> list[Person]:
+    """Everybody in a picture. Raises: `UserError` where there is nobody."""
+    found = estimator(image)
+    if not found:
+        raise UserError(f"{path}: nobody was found in this picture; try one that shows a person as "
+                        "a whole, or give a file of joints")
+    return found
+
+
+def choose_found(found: list[Person], number: int | None, flag: str) -> Person:
+    """Person `number`, or where that is None the one who covers most of the picture. Raises:
+    `UserError` where nobody has that number."""
+    if number is None:
+        return found[0]
+    pose = choose_person([person.pose for person in found], number, flag=flag)
+    return next(person for person in found if person.pose is pose)
+
+
+def _read_pose(arguments: argparse.Namespace, size: tuple[int, int]) -> tuple[Pose, int]:
+    """The joints of a file, and how many people it has."""
+    poses = read_poses(arguments.source_pose, format=arguments.format, units=arguments.units,
+                       name=arguments.name, image_size=size)
+    people = people_of_image(poses, arguments.image.name, where=str(arguments.source_pose))
+    return choose_person(people, arguments.source_person, flag="--source-person"), len(people)
+
+
+def _mask_of(pose: Pose, found: list[Person], arguments: argparse.Namespace) -> np.ndarray:
+    """The mask of the person whose joints a file has."""
+    size = found[0].mask.shape
+    own = Pose(joints=pose.joints, format=pose.format, frame=size)
+    nearest = min(found, key=lambda person: distance(own, person.pose))
+    if distance(own, nearest.pose) > _SAME_PERSON:
+        raise UserError(f"{arguments.image}: nobody was found where the joints of "
+                        f"{arguments.source_pose} are, so there is no mask for --background "
+                        f"{arguments.background}; give one by --mask")
+    return nearest.mask
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A grey picture: white is the person."""
+    mask = read_image(path)[..., 1].astype(np.float32) / 255
+    if mask.shape != size:
+        raise UserError(f"--mask {path}: {mask.shape[1]} x {mask.shape[0]} pixels, expected the "
+                        f"photograph's {size[1]} x {size[0]}")
+    if not (mask > 0.5).any():
+        raise UserError(f"--mask {path}: nothing in it is white; expected white where the person "
+                        "is, black elsewhere")
+    return mask
