@@ -135,7 +135,7 @@ def _synthesize(arguments: argparse.Namespace) -> int:
 
 
 def _film(arguments: argparse.Namespace) -> int:
-    from posemodel.data.film import make_film_data
+    from posemodel.data.film_dataset import make_film_data
     from posemodel.poses.estimator import pose_estimator
     from posemodel.runtime.errors import UserError
     from posemodel.runtime.files import refuse_existing

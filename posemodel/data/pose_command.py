@@ -1,27 +1,39 @@
-"""`python -m posemodel.data pose IMAGE POSES --out PNG`: joints of any format on their image."""
+"""`python -m posemodel.data pose IMAGE [POSES] --out PNG`: joints of any format on their image, or
+those that are found in it."""
 
 import argparse
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
 
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import write_result
 
+if TYPE_CHECKING:  # it imports the estimator's packages where they are needed
+    from posemodel.poses.estimator import Person
+
 
 def main(argv: list[str]) -> int:
-    """Draws the joints of a file on their image, says what was found and what looks wrong, and
-    writes the 18 joints as OpenPose JSON."""
+    """Draws the joints of a file on their image, or finds them in it; says what was found and what
+    looks wrong, and writes the 18 joints as OpenPose JSON."""
     from posemodel.poses.layouts import LAYOUTS
 
     parser = argparse.ArgumentParser(prog="python -m posemodel.data pose", description=main.__doc__)
     parser.add_argument("image", type=Path, metavar="IMAGE")
-    parser.add_argument("poses", type=Path, metavar="POSES",
+    parser.add_argument("poses", type=Path, nargs="?", metavar="POSES",
                         help="file of joints: OpenPose, COCO, AlphaPose, MMPose, Ultralytics, "
                         "MediaPipe (JSON), annotation csv, OpenPose's and Ultralytics' text, "
-                        "arrays (.npy, .npz, text, JSON)")
+                        "arrays (.npy, .npz, text, JSON) (default: they are found in the image)")
     parser.add_argument("--out", type=Path, metavar="PNG", help="where the picture goes")
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="where the 18 joints of the chosen person go, as OpenPose JSON")
+    parser.add_argument("--mask", type=Path, metavar="PNG",
+                        help="where the mask of the chosen person goes, who was found in the image")
+    parser.add_argument("--weights", default="", metavar="DIR",
+                        help="folder with the pose estimator's model file")
     parser.add_argument("--format", metavar="FORMAT",
                         help="order of the joints, where the file leaves it open: "
                         + ", ".join(LAYOUTS))
@@ -51,11 +63,17 @@ def show_pose(arguments: argparse.Namespace) -> int:
     _check_outputs(arguments)
     image = read_image(arguments.image)
     size = image.shape[:2]
-    poses = read_poses(arguments.poses, format=arguments.format, units=arguments.units,
-                       name=arguments.name, frame=arguments.frame, image_size=size,
-                       threshold=arguments.threshold)
-    poses = people_of_image(poses, arguments.image.name, where=str(arguments.poses))
-    chosen = choose_person(poses, arguments.person)
+    found = []
+    if arguments.poses is None:
+        found = _find(arguments, image)
+        poses = [person.pose for person in found]
+        chosen = poses[0] if arguments.person is None else choose_person(poses, arguments.person)
+    else:
+        poses = read_poses(arguments.poses, format=arguments.format, units=arguments.units,
+                           name=arguments.name, frame=arguments.frame, image_size=size,
+                           threshold=arguments.threshold)
+        poses = people_of_image(poses, arguments.image.name, where=str(arguments.poses))
+        chosen = choose_person(poses, arguments.person)
 
     in_units = f", in {chosen.units}" if chosen.units != "pixels" else ""
     print(f"format: {chosen.format}{in_units}")
@@ -66,7 +84,7 @@ def show_pose(arguments: argparse.Namespace) -> int:
     missing = [name for name, here in zip(JOINTS, chosen.present, strict=True) if not here]
     without = f", without {', '.join(missing)}" if missing else ""
     print(f"joints: {len(JOINTS) - len(missing)} of {len(JOINTS)}{without}")
-    by_choice = arguments.name is not None or arguments.frame is not None
+    by_choice = any(each is not None for each in (arguments.name, arguments.frame)) or bool(found)
     for warning in check_pose(chosen, size, None if by_choice else arguments.image.name, image):
         print(f"warning: {warning}")
     if arguments.out:
@@ -76,21 +94,53 @@ def show_pose(arguments: argparse.Namespace) -> int:
         draw_poses(image, poses, chosen).save(buffer, format="PNG")
         write_result(arguments.out, buffer.getvalue())
         print(f"picture: {arguments.out}")
+    if arguments.mask:
+        mask = next(person.mask for person in found if person.pose is chosen)
+        buffer = io.BytesIO()
+        Image.fromarray((mask * 255).round().astype(np.uint8)).save(buffer, format="PNG")
+        write_result(arguments.mask, buffer.getvalue())
+        print(f"mask: {arguments.mask}")
     if arguments.json:
         write_result(arguments.json, openpose_json([chosen], size).encode())
         print(f"joints as OpenPose JSON: {arguments.json}")
     return 0
 
 
+def _find(arguments: argparse.Namespace, image: np.ndarray) -> "list[Person]":
+    """Everybody in the image. Raises: `UserError` where there is nobody."""
+    from posemodel.poses.estimator import nobody, pose_estimator
+
+    of_files = {"--name": arguments.name, "--frame": arguments.frame,
+                "--format": arguments.format, "--units": arguments.units,
+                "--threshold": arguments.threshold}
+    given = [flag for flag, value in of_files.items() if value is not None]
+    if given:
+        raise UserError(f"{given[0]} says how a file of joints is read, and none is given")
+    with pose_estimator(arguments.weights) as estimator:
+        found = estimator(image)
+    if not found:
+        raise nobody(arguments.image)
+    return found
+
+
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """Before anything is read: what is asked for can be written and destroys nothing."""
-    outputs = {"--out": arguments.out, "--json": arguments.json}
+    outputs = {"--out": arguments.out, "--json": arguments.json, "--mask": arguments.mask}
     outputs = {flag: path for flag, path in outputs.items() if path is not None}
-    if len({path.absolute() for path in outputs.values()}) < len(outputs):
-        raise UserError(f"--out and --json are the same file, {arguments.out}")
-    if arguments.out and arguments.out.suffix.lower() != ".png":
-        raise UserError(f"--out {arguments.out}: the picture is a PNG; give a name ending in .png")
-    inputs = [path.absolute() for path in (arguments.image, arguments.poses)]
+    places = [path.absolute() for path in outputs.values()]
+    for flag, path in outputs.items():
+        if places.count(path.absolute()) > 1:
+            other = next(name for name, place in outputs.items()
+                         if name != flag and place.absolute() == path.absolute())
+            raise UserError(f"{flag} and {other} are the same file, {path}")
+    for flag in ("--out", "--mask"):
+        if flag in outputs and outputs[flag].suffix.lower() != ".png":
+            raise UserError(f"{flag} {outputs[flag]}: the picture is a PNG; give a name ending in "
+                            ".png")
+    if arguments.mask and arguments.poses is not None:
+        raise UserError("--mask goes with joints that are found in the image; a file of joints has "
+                        "no mask")
+    inputs = [path.absolute() for path in (arguments.image, arguments.poses) if path is not None]
     for flag, path in outputs.items():
         if path.absolute() in inputs:
             raise UserError(f"{flag} {path} would replace what is read")

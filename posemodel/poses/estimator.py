@@ -121,6 +121,12 @@ def people(landmarks: list[np.ndarray], masks: list[np.ndarray],
             for number, (pose, mask) in enumerate(seen)]
 
 
+def nobody(path: Path) -> UserError:
+    """What is said of a picture in which nobody was found."""
+    return UserError(f"{path}: nobody was found in this picture; try one that shows a person as a "
+                     "whole, or give a file of joints")
+
+
 def missing_package() -> str:
     """Why pictures cannot be looked at; empty if they can."""
     if importlib.util.find_spec("mediapipe") is None:

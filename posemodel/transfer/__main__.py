@@ -34,20 +34,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--target-pose", type=Path, nargs="+", metavar="FILE",
                         help="files of joints, of pictures or of films, or folders of such files, "
                         "in the order of the film; or pictures and films themselves")
-    parser.add_argument("--drive", type=Path, nargs="+", metavar="FILE",
-                        help="the same of another person, whose motion is carried over to the "
-                        "limbs and the place of the one in the photograph")
-    parser.add_argument("--drive-as", choices=("absolute", "relative"), default="absolute",
-                        help="absolute: limbs point where the driver's do; relative: they turn as "
-                        "the driver's do from where they are in the photograph (default: absolute)")
-    parser.add_argument("--background", choices=("keep", "model", "white"),
-                        help="keep: that of the photograph stays; white; model: the model moves "
-                        "all there is (default: keep where the person's mask is at hand)")
-    parser.add_argument("--mask", type=Path, metavar="FILE",
-                        help="grey picture, white where the person is (default: found together "
-                        "with the joints)")
-    parser.add_argument("--weights", default="", metavar="DIR",
-                        help="folder with the pose estimator's model file")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="folder for the results; new or empty")
     parser.add_argument("--overwrite", action="store_true",
@@ -88,7 +74,25 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--batch-size", type=int, default=8, metavar="N",
                         help="poses worked on at a time (default: 8)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    _add_driver_and_background(parser)
     return transfer(parser.parse_args(argv))
+
+
+def _add_driver_and_background(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--drive", type=Path, nargs="+", metavar="FILE",
+                        help="the same of another person, whose motion is carried over to the "
+                        "limbs and the place of the one in the photograph")
+    parser.add_argument("--drive-as", choices=("absolute", "relative"), default="absolute",
+                        help="absolute: limbs point where the driver's do; relative: they turn as "
+                        "the driver's do from where they are in the photograph (default: absolute)")
+    parser.add_argument("--background", choices=("keep", "model", "white"),
+                        help="keep: that of the photograph stays; white; model: the model moves "
+                        "all there is (default: keep where the person's mask is at hand)")
+    parser.add_argument("--mask", type=Path, metavar="FILE",
+                        help="grey picture, white where the person is (default: found together "
+                        "with the joints)")
+    parser.add_argument("--weights", default="", metavar="DIR",
+                        help="folder with the pose estimator's model file")
 
 
 def transfer(arguments: argparse.Namespace) -> int:

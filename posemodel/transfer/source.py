@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from posemodel.data.images import read_image
-from posemodel.poses.estimator import Estimator, Person
+from posemodel.poses.estimator import Estimator, Person, nobody
 from posemodel.poses.files import choose_person, people_of_image, read_poses
 from posemodel.poses.layouts import Pose
 from posemodel.poses.pictures import distance
@@ -67,8 +67,7 @@ def people_in(image: np.ndarray, path: Path, estimator: Estimator) -> list[Perso
     """Everybody in a picture. Raises: `UserError` where there is nobody."""
     found = estimator(image)
     if not found:
-        raise UserError(f"{path}: nobody was found in this picture; try one that shows a person as "
-                        "a whole, or give a file of joints")
+        raise nobody(path)
     return found
 
 

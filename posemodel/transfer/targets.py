@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from posemodel.data.films import Film, is_film
 from posemodel.data.images import is_picture, read_image
-from posemodel.pictures.films import Film, is_film
 from posemodel.poses.estimator import Estimator
 from posemodel.poses.files import choose_person, read_pictures, read_poses
 from posemodel.poses.film import Track, choose_track, smoothed, tracks, without_gaps

@@ -16,12 +16,13 @@ import numpy as np
 from PIL import Image
 
 from posemodel.data.dataset_folder import encode_jpeg
+from posemodel.data.films import Film
 from posemodel.data.layouts.film import FILM, SEEN
 from posemodel.data.lists import write_pairs
-from posemodel.pictures.films import Film
 from posemodel.poses.annotations import has_torso, write_annotations
 from posemodel.poses.crop import Crop
-from posemodel.poses.estimator import Estimator, Person
+from posemodel.poses.estimator import Estimator
+from posemodel.poses.film import choose_track, tracks
 from posemodel.poses.layouts import Pose
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import new_folder, write_aside
@@ -56,6 +57,8 @@ class ClipReport:
     blurred: int = 0
     short: int = 0
     """of shots with fewer than ten frames"""
+    others: int = 0
+    """that show somebody else alone"""
     train: int = 0
     test: int = 0
     people: int = 0
@@ -67,21 +70,20 @@ class ClipReport:
         """For people."""
         if self.problem:
             return f"{self.clip}: left out: {self.problem}"
-        several = f", up to {self.people} people (the nearest to the last is followed)" \
-            if self.people > 1 else ""
+        several = f", up to {self.people} people (one is followed)" if self.people > 1 else ""
         return (f"{self.clip}: {self.frames} frames, {self.shots} shot"
                 f"{'s' if self.shots != 1 else ''}{several}; left out: {self.nobody} without a "
-                f"person, {self.doubled} doubled, {self.blurred} blurred, {self.short} in shots "
-                f"too short; kept {self.train} to train, {self.test} to test")
+                f"person, {self.others} without this one, {self.doubled} doubled, {self.blurred} "
+                f"blurred, {self.short} in shots too short; kept {self.train} to train, "
+                f"{self.test} to test")
 
 
 @dataclass(kw_only=True, eq=False)
 class _Look:
-    """A frame, as the first reading sees it."""
+    """One person in a frame, as the first reading sees them."""
 
     index: int
-    small: np.ndarray
-    joints: np.ndarray
+    pose: Pose
     mask: bytes
     sharpness: float
 
@@ -126,8 +128,7 @@ def make_film_data(clips: list[Path], out: Path, estimator: Estimator, *, most: 
                 report.problem = str(error)
                 continue
             _write_shots(film, shots, splits, report)
-        kept = [report for report in reports if not report.problem]
-        if not kept:
+        if all(report.problem for report in reports):
             raise UserError("no clip gives a data set: "
                             + "; ".join(f"{each.clip}: {each.problem}" for each in reports))
         for split in splits.values():
@@ -139,11 +140,11 @@ def make_film_data(clips: list[Path], out: Path, estimator: Estimator, *, most: 
 
 def _look_through(film: Film, name: str, estimator: Estimator, most: int, report: ClipReport,
                   progress: Progress) -> list[_Shot]:
-    """The shots of a film that are long enough."""
+    """The shots of a film that are long enough, each with the person who stands out in it."""
     expected = max(1, round(film.fps * film.seconds))
     step = max(1, -(-expected // most))
-    shots: list[list[_Look]] = [[]]
-    last, before = None, None
+    shots: list[list[list[_Look]]] = [[]]  # people of each frame of each shot
+    before = None
     for index, frame in enumerate(film.frames()):
         if index % step:
             continue
@@ -151,53 +152,50 @@ def _look_through(film: Film, name: str, estimator: Estimator, most: int, report
         progress("frames", min(index + step, expected), expected)
         small = np.asarray(Image.fromarray(frame).resize((_SMALL, _SMALL), Image.Resampling.BOX),
                            np.float32)
-        if before is not None and np.abs(small - before).mean() > 255 * _CUT:
-            shots.append([])
-            last = None
-        doubled = before is not None and np.abs(small - before).max() <= _DOUBLED
+        change = np.abs(small - before) if before is not None else None
         before = small
-        if doubled:
+        if change is not None and change.max() <= _DOUBLED:
             report.doubled += 1
             continue
-        found = [person for person in estimator(frame)
-                 if has_torso(person.pose.joints[None])[0]]
-        report.people = max(report.people, len(found))
-        if not found:
-            report.nobody += 1
-            continue
-        person = _nearest(found, last)
-        last = person.pose
-        shots[-1].append(_Look(index=index, small=small, joints=person.pose.joints,
-                               mask=_packed(person.mask), sharpness=_sharpness(frame, person.pose)))
+        if change is not None and change.mean() > 255 * _CUT:
+            shots.append([])
+        people = [person for person in estimator(frame) if has_torso(person.pose.joints[None])[0]]
+        report.people = max(report.people, len(people))
+        report.nobody += not people
+        shots[-1].append([_Look(index=index, pose=person.pose, mask=_packed(person.mask),
+                                sharpness=_sharpness(frame, person.pose)) for person in people])
     kept = []
-    for number, looks in enumerate(shot for shot in shots if shot):
-        sharp = [look for look in looks
-                 if look.sharpness >= _BLURRED * np.median([each.sharpness for each in looks])]
+    for looks in (part for shot in shots for part in _followed(shot, report)):
+        middle = np.median([look.sharpness for look in looks])
+        sharp = [look for look in looks if look.sharpness >= _BLURRED * middle]
         report.blurred += len(looks) - len(sharp)
         if len(sharp) < _SHORTEST:
             report.short += len(sharp)
             continue
-        joints = np.stack([look.joints for look in sharp])
-        kept.append(_Shot(name=f"{name}_s{number}", looks=sharp, crop=_square(joints, film.size)))
+        joints = np.stack([look.pose.joints for look in sharp])
+        kept.append(_Shot(name=f"{name}_s{len(kept)}", looks=sharp,
+                          crop=_square(joints, film.size)))
     report.shots = len(kept)
     if not kept:
-        raise UserError(f"of {report.frames} frames {report.nobody} show nobody whose shoulders and"
-                        f" hips are seen; expected a shot of at least {_SHORTEST} frames of one "
-                        "person")
+        raise UserError(f"no shot has {_SHORTEST} frames in which the shoulders and hips of one "
+                        f"person are seen; of {report.frames} frames {report.nobody} show nobody "
+                        "like that")
     return kept
 
 
-def _nearest(found: list[Person], last: Pose | None) -> Person:
-    """The person who goes on from the last frame; in the first one who covers most of it."""
-    if last is None:
-        return found[0]
-
-    def away(person: Person) -> float:
-        both = (person.pose.joints[:, 2] > 0) & (last.joints[:, 2] > 0)
-        offsets = person.pose.joints[both, :2] - last.joints[both, :2]
-        return float(np.hypot(*offsets.T).mean()) if both.any() else np.inf
-
-    return min(found, key=away)
+def _followed(frames: list[list[_Look]], report: ClipReport) -> list[list[_Look]]:
+    """The person who stands out in some frames; where nobody is near where anybody was, the film
+    was cut."""
+    poses = [[look.pose for look in people] for people in frames]
+    if not any(poses):
+        return []
+    track = choose_track(tracks(poses), None)
+    parts: dict[int, list[_Look]] = {}
+    for index, pose in track.poses.items():
+        look = next(look for look in frames[index] if look.pose is pose)
+        parts.setdefault(track.shots[index], []).append(look)
+    report.others += sum(bool(people) for people in frames) - len(track.poses)
+    return list(parts.values())
 
 
 def _square(joints: np.ndarray, frame: tuple[int, int]) -> Crop:
@@ -305,7 +303,7 @@ def _cut(crop: Crop, frame: np.ndarray, look: _Look) -> tuple[np.ndarray, np.nda
                                                                Image.Resampling.BILINEAR))
     picture, mask = (np.asarray(Image.fromarray(crop.cut(each)).resize(
         size, Image.Resampling.BICUBIC)) for each in (frame, mask))
-    joints = look.joints.copy()
+    joints = look.pose.joints.copy()
     scale = FILM.frame[0] / crop.height
     joints[:, :2] = (joints[:, :2] - (crop.left, crop.top) + 0.5) * scale - 0.5
     inside = ((joints[:, :2] > -0.5) & (joints[:, :2] < FILM.frame[0] - 0.5)).all(1)

@@ -1,5 +1,6 @@
-"""Films: frames read one after the other, and written as MP4 (imageio with its ffmpeg plug-in)."""
+"""Films: frames read one after the other, and written as MP4 (by imageio-ffmpeg)."""
 
+import contextlib
 import importlib.util
 import logging
 from collections.abc import Iterable, Iterator
@@ -10,8 +11,7 @@ import numpy as np
 from posemodel.runtime.errors import UserError
 
 FILM_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif")
-_PLUGIN = "FFMPEG"
-_PACKAGES = "pip install -e '.[video]'"
+_INSTALL = "pip install -e '.[video]'"
 
 
 class Film:
@@ -22,19 +22,14 @@ class Film:
 
     def __init__(self, path: Path):
         """Raises: `UserError` for what is no film that can be read."""
-        require_packages()
-        import imageio.v3 as iio
-
+        require_package()
         # It warns of films that their metadata turn upright.
         logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
-        self.path, self._reader = Path(path), iio
+        self.path = Path(path)
         if not self.path.is_file():
-            raise UserError(f"{path}: no such film" if not self.path.exists() else
-                            f"{path}: no file")
-        try:
-            about = iio.immeta(self.path, plugin=_PLUGIN)
-        except Exception as error:  # many lines of ffmpeg, of several classes
-            raise self._unreadable() from error
+            raise UserError(f"{path}: no file" if self.path.exists() else f"{path}: no such film")
+        with contextlib.closing(self._read()) as parts:
+            about = next(parts)
         self.fps = float(about.get("fps") or 0.0)
         self.seconds = float(about.get("duration") or 0.0)
         """as its head says; a film that was cut off has fewer frames"""
@@ -43,16 +38,27 @@ class Film:
 
     def frames(self) -> Iterator[np.ndarray]:
         """`[H, W, 3]` uint8, one after the other. Raises: `UserError` where not one can be read."""
-        count = 0
-        try:
-            for frame in self._reader.imiter(self.path, plugin=_PLUGIN):
-                count += 1
-                yield frame
-        except (OSError, RuntimeError, ValueError, StopIteration) as error:
-            if not count:
-                raise self._unreadable() from error
+        parts, count = self._read(), 0
+        next(parts)
+        for part in parts:
+            count += 1
+            yield np.frombuffer(part, np.uint8).reshape(*self.size, 3).copy()
         if not count:
             raise self._unreadable()
+
+    def _read(self) -> Iterator:
+        """What its head says, then each frame as bytes."""
+        import imageio_ffmpeg
+
+        read = 0
+        try:
+            for part in imageio_ffmpeg.read_frames(str(self.path)):
+                yield part
+                read += 1
+        # Many lines of ffmpeg, in several classes. What came before an error is as it should be.
+        except (OSError, RuntimeError, ValueError, KeyError, IndexError) as error:
+            if read < 2:
+                raise self._unreadable() from error
 
     def _unreadable(self) -> UserError:
         return UserError(f"{self.path}: no film that can be read, or a damaged one; expected MP4, "
@@ -64,19 +70,18 @@ def is_film(path: Path) -> bool:
     return path.suffix.lower() in FILM_SUFFIXES
 
 
-def missing_packages() -> str:
+def missing_package() -> str:
     """Why films can be neither read nor written; empty if they can."""
-    for name in ("imageio", "imageio_ffmpeg"):
-        if importlib.util.find_spec(name) is None:
-            return f"the package {name.replace('_', '-')} is not installed ({_PACKAGES})"
+    if importlib.util.find_spec("imageio_ffmpeg") is None:
+        return f"the package imageio-ffmpeg is not installed ({_INSTALL})"
     return ""
 
 
-def require_packages() -> None:
+def require_package() -> None:
     """Raises: `UserError` where films can be neither read nor written."""
-    why = missing_packages()
+    why = missing_package()
     if why:
-        raise UserError(f"films need imageio and ffmpeg: {why}")
+        raise UserError(f"films need ffmpeg: {why}")
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
@@ -86,7 +91,7 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
         frames: `[H, W, 3]` uint8, all of one size with even sides.
         fps: frames per second.
     """
-    require_packages()
+    require_package()
     import imageio_ffmpeg
 
     temporary, writer = path.with_name(f".{path.stem}.tmp.mp4"), None
@@ -101,4 +106,6 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
             writer.close()
             temporary.replace(path)
     finally:
+        if writer is not None:
+            writer.close()  # else ffmpeg goes on and writes
         temporary.unlink(missing_ok=True)
