@@ -118,3 +118,20 @@ def test_white_comes_in_and_joints_that_leave_are_missing():
     assert (image[..., :8] == 1).all() and (image[..., 8:] == -1).all()
     assert torch.equal(moved[0, 0], torch.zeros(3))
     assert torch.allclose(moved[0, 1], torch.tensor([0.0, 0.0, 1.0]))
+
+
+def test_masks_move_with_their_images_and_both_images_alike() -> None:
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[:, :, 8:20, 4:14] = 1
+    picture = 1 - 2 * mask.expand(-1, 3, -1, -1)          # black where the mask is
+    pose = torch.zeros(2, 18, 3)
+    batch = {"source": picture, "target": picture, "source_pose": pose, "target_pose": pose,
+             "source_mask": mask, "target_mask": mask}
+    moves = draw(Augmentation(flip=True, rotate=30, scale=0.2, shift=0.2), seed=3,
+                 positions=[0, 1], aspect=1.0)
+    moved = augment(batch, moves)
+    # Two frames of one camera: what stays between them stays.
+    assert torch.equal(moved["source"], moved["target"])
+    for side in ("source", "target"):
+        assert torch.allclose(moved[side][:, :1], 1 - 2 * moved[f"{side}_mask"], atol=1e-5)
+    assert not torch.equal(moved["source_mask"], mask)

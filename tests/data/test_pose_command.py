@@ -18,6 +18,7 @@ from posemodel.poses.joints import JOINT_COLORS
 from posemodel.poses.layouts import Pose
 from posemodel.runtime.errors import UserError
 from tests.small_datasets import SHARED, refused
+from tests.small_films import beside, frames, knowing
 
 HEIGHT, WIDTH = 400, 300
 
@@ -210,3 +211,46 @@ def test_real_photograph(tmp_path, capsys):
     main([str(image), str(joints), "--out", str(tmp_path / "a.png")])
     out = capsys.readouterr().out
     assert "format: coco17" in out and "18 of 18" in out and "warning" not in out
+
+
+# --- joints that are found in the image ---------------------------------------------------------
+
+
+@pytest.fixture
+def photograph(tmp_path, monkeypatch):
+    """Two people in a picture, whom the estimator knows."""
+    monkeypatch.chdir(tmp_path)
+    both = beside(*(frames(1, person=number)[0] for number in (0, 3)))
+    Image.fromarray(both.picture).save("a.png")
+    knowing(monkeypatch, [both])
+    return both
+
+
+def test_joints_are_found_in_the_image(photograph, capsys):
+    assert main(["a.png", "--out", "drawn.png", "--mask", "mask.png", "--json", "found.json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("format: mediapipe33")
+    assert lines[1] == "people: 2, chosen: number 0" and "mask: mask.png" in lines
+    (written,) = read_poses("found.json")
+    np.testing.assert_allclose(written.joints, photograph.people[0].pose.joints, atol=1e-3)
+    with Image.open("mask.png") as mask:
+        assert np.array_equal(np.asarray(mask) > 0, photograph.people[0].mask > 0)
+
+
+def test_the_other_one(photograph, capsys):
+    main(["a.png", "--person", "1", "--json", "found.json"])
+    (written,) = read_poses("found.json")
+    np.testing.assert_allclose(written.joints, photograph.people[1].pose.joints, atol=1e-3)
+
+
+def test_nobody_in_the_image_and_flags_of_files(photograph, monkeypatch):
+    refused("--format says how a file of joints is read, and none is given", main,
+            ["a.png", "--format", "coco17"])
+    refused("--person 7: people", main, ["a.png", "--person", "7"])
+    refused("--out and --mask are the same file", main,
+            ["a.png", "--out", "x.png", "--mask", "x.png"])
+    Path("poses.json").write_text(openpose_json([photograph.people[0].pose], (96, 192)))
+    refused("--mask goes with joints that are found", main,
+            ["a.png", "poses.json", "--mask", "mask.png"])
+    knowing(monkeypatch, [photograph.without_people()])
+    refused("a.png: nobody was found in this picture", main, ["a.png"])

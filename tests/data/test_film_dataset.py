@@ -1,0 +1,124 @@
+"""Films become data sets."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("imageio_ffmpeg")
+
+from posemodel.data.check import check  # noqa: E402
+from posemodel.data.film_dataset import make_film_data  # noqa: E402
+from posemodel.data.layouts.film import FILM, SEEN  # noqa: E402
+from posemodel.data.pair_loader import PairLoader  # noqa: E402
+from posemodel.data.reading import open_pairs  # noqa: E402
+from tests.small_datasets import refused  # noqa: E402
+from tests.small_films import Knowing, beside, blurred, frames, write_film  # noqa: E402
+
+
+def made(tmp_path, *films, most=400):
+    """A data set of some films, each a list of frames, and the reports."""
+    clips = [write_film(tmp_path / f"clip{number}.mp4", film)
+             for number, film in enumerate(films)]
+    shown = [frame for film in films for frame in film[:: max(1, -(-len(film) // most))]]
+    reports = make_film_data(clips, tmp_path / "set", Knowing(shown), most=most,
+                             progress=lambda what, done, total: None)
+    return tmp_path / "set", reports
+
+
+def test_one_shot(tmp_path) -> None:
+    root, (report,) = made(tmp_path, frames(30))
+    assert (report.frames, report.shots, report.train, report.test) == (30, 1, 22, 6)
+    assert json.loads((root / "film.json").read_text())[0]["train"] == 22
+    assert check(root).problems == []
+    train, test = (open_pairs(root, split) for split in ("train", "test"))
+    assert len(train.names) == 22 and len(train.pairs) == 22 * 21
+    number = [int(name.rpartition("_")[2].removesuffix(".jpg")) for name in test.names]
+    for source, target in test.pairs.tolist():
+        assert test.names[source].startswith(SEEN) and not test.names[target].startswith(SEEN)
+        # With a gap between them, the last fifth is what nobody trains on.
+        assert number[source] < 22 and number[target] >= 24
+    assert {name for name in train.names}.isdisjoint(test.names)
+    assert FILM.person(train.names[0]) == FILM.person(test.names[0]) == "clip0_s0"
+
+
+def test_pictures_joints_and_masks_fit_each_other(tmp_path) -> None:
+    film = frames(14)
+    root, _ = made(tmp_path, film)
+    train = open_pairs(root, "train")
+    square = [np.asarray(Image.open(train.mask(index))) for index in range(len(train.names))]
+    for index, mask in enumerate(square):
+        assert mask.shape == (256, 256) and train.path(index).exists()
+        columns, rows = train.joints[index, [1, 8, 11], :2].round().astype(int).T
+        assert (mask[rows, columns] > 100).all()
+    # One square for the whole shot: what never is anybody's never changes.
+    pictures = np.stack([np.asarray(Image.open(train.path(index))) for index in range(8)])
+    nobody = np.stack(square[:8]).max(0) == 0
+    assert nobody.mean() > 0.2 and pictures[:, nobody].astype(float).std(0).mean() < 6
+    loader = PairLoader(train, image_size=(64, 64))
+    batch = next(loader.stream([np.array([0, 5, 9])]))
+    assert batch["source_mask"].shape == batch["target_mask"].shape == (3, 1, 64, 64)
+    assert 0.05 < batch["source_mask"].mean() < 0.5 and batch["source_mask"].max() <= 1
+    first = train.pairs[5, 0]
+    wanted = Image.fromarray(square[first]).resize((64, 64), Image.Resampling.BICUBIC)
+    assert torch.equal(batch["source_mask"][1, 0],
+                       torch.from_numpy(np.asarray(wanted).astype(np.float32) / 255))
+
+
+def test_cuts_doubled_blurred_and_empty_frames(tmp_path) -> None:
+    first, second, short = frames(24), frames(14, person=3), frames(6, person=5)
+    first[5] = first[4]                           # there twice
+    first[9] = blurred(first[9])
+    first[12] = first[12].without_people()
+    root, (report,) = made(tmp_path, first + second + short)
+    assert (report.frames, report.shots, report.nobody, report.doubled, report.blurred,
+            report.short) == (44, 2, 1, 1, 1, 6)
+    assert report.train == (21 - 4 - 1) + (14 - 3 - 1) and report.test == 4 + 3
+    assert {FILM.person(name) for name in open_pairs(root, "train").names} == {
+        "clip0_s0", "clip0_s1"}
+    pairs = open_pairs(root, "train")
+    people = [FILM.person(pairs.names[index]) for index in pairs.pairs.ravel()]
+    assert people[0::2] == people[1::2]           # nobody is paired with somebody else
+    assert "1 doubled, 1 blurred, 6 in shots too short" in report.line()
+
+
+def test_of_two_people_one_is_followed_whoever_comes_first(tmp_path) -> None:
+    both = [beside(a, b) for a, b in zip(frames(16), frames(16, person=3), strict=True)]
+    root, (report,) = made(tmp_path, both)
+    assert report.people == 2 and report.shots == 1 and report.train + report.test == 15
+    # The square holds one of them alone.
+    masks = np.stack([np.asarray(Image.open(path))
+                      for path in sorted((root / "train_masks").glob("*.png"))])
+    assert (masks.max((1, 2)) > 200).all()
+
+
+def test_few_frames_of_a_long_film_and_several_clips(tmp_path) -> None:
+    root, reports = made(tmp_path, frames(40), frames(12, person=3), most=20)
+    assert [report.frames for report in reports] == [20, 12]
+    assert len({FILM.person(name) for name in open_pairs(root, "train").names}) == 2
+
+
+def test_a_bad_clip_is_left_out_and_said(tmp_path) -> None:
+    good = write_film(tmp_path / "good.mp4", frames(12))
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no film")
+    reports = make_film_data([bad, good], tmp_path / "set", Knowing(frames(12)), most=100,
+                             progress=lambda *_: None)
+    assert "left out: " in reports[0].line() and "no film that can be read" in reports[0].line()
+    assert reports[1].train == 9 and check(tmp_path / "set").problems == []
+
+
+def test_what_cannot_become_a_data_set(tmp_path) -> None:
+    empty = [frame.without_people() for frame in frames(12)]
+    clip, out = write_film(tmp_path / "clip.mp4", empty), tmp_path / "set"
+    options = {"most": 100, "progress": lambda *_: None}
+    refused("no clip gives a data set: clip.mp4: no shot has 10 frames", make_film_data, [clip],
+            out, Knowing(empty), **options)
+    assert not out.exists()
+    refused("two clips are called clip", make_film_data, [clip, tmp_path / "b" / "clip.mov"], out,
+            Knowing([]), **options)
+    out.mkdir()
+    refused("is there already", make_film_data, [clip], out, Knowing(empty), **options)
+    refused("no frame of a film", FILM.person, "person.jpg")
