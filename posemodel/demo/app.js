@@ -146,7 +146,8 @@ function base64(file) {
 async function upload(file) {
   if (file.size > state.limits.imageBytes) throw new Error(`${file.name}: larger than ${state.limits.imageBytes >> 20} MB`);
   const who = await ask("/api/upload", { name: file.name, image: await base64(file) });
-  who.note = "Now drag the joints onto the person, or load them from a file.";
+  const how = who.pose ? "Correct them by dragging, if need be." : "Now drag the joints onto the person, or load them from a file.";
+  who.note = [...who.notes, how].join(" ");
   state.people.push(who);
   addTile(who);
   choose(who);

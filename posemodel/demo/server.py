@@ -96,7 +96,8 @@ class DemoSite:
         pose = self.workbench.normalized(person_id)
         height, width = person.image.shape[:2]
         return {"id": person_id, "name": person.name, "image": data_url(person.image),
-                "height": height, "width": width, "pose": None if pose is None else pose.tolist()}
+                "height": height, "width": width, "pose": None if pose is None else pose.tolist(),
+                "notes": list(person.notes)}
 
 
 def _poses(values: dict) -> tuple:

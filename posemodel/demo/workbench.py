@@ -28,6 +28,7 @@ from posemodel.inference.result import TransferResult
 from posemodel.mannequins.pairs import Mannequins
 from posemodel.pictures.flow_colors import heat
 from posemodel.pictures.pixels import to_pictures
+from posemodel.poses.estimator import Estimator
 from posemodel.poses.files import choose_person, openpose_json, people_of_image, read_poses
 from posemodel.poses.joints import JOINTS, normalized_to_pixels, pixels_to_normalized
 from posemodel.poses.layouts import Pose
@@ -58,14 +59,18 @@ class Person:
     pose: np.ndarray | None
     """`[18, 3]` in pixels of `image`, where it is known"""
     notes: tuple[str, ...] = ()
-    """what looks wrong with the pose"""
+    """where the pose comes from, and what looks wrong with it"""
+    mask: np.ndarray | None = None
+    """`[H, W]` float32, 0 to 1, where it is known: the background then stays"""
 
 
 class Workbench:
     """One model, a few example people, and the uploads. Safe to use from several threads."""
 
-    def __init__(self, model: PoseTransferModel):
+    def __init__(self, model: PoseTransferModel, estimator: Estimator | None = None):
+        """`estimator` finds joints and masks in the pictures that are added; None: nobody does."""
         self.model = model
+        self._estimator, self._looking = estimator, threading.Lock()
         self._lock = threading.Lock()
         self._examples = {f"example-{n}": person
                           for n, person in enumerate(_draw_examples(model.size), 1)}
@@ -108,12 +113,26 @@ class Workbench:
                             "needed")
         reduced = _reduced(image)
         person_id = secrets.token_hex(8)
+        person = Person(name=name, image=reduced, full_size=full_size, pose=None)
+        if self._estimator is not None:
+            self._look_at(person)
         with self._lock:
-            self._uploads[person_id] = Person(
-                name=name, image=reduced, full_size=full_size, pose=None)
+            self._uploads[person_id] = person
             while len(self._uploads) > _UPLOADS:
                 self._uploads.popitem(last=False)
         return person_id
+
+    def _look_at(self, person: Person) -> None:
+        """Find joints and mask."""
+        with self._looking:
+            found = self._estimator(person.image)
+        if not found:
+            person.notes = ("Nobody was found in this picture.",)
+            return
+        person.pose, person.mask = found[0].pose.joints, found[0].mask
+        person.notes = ("The joints were found in the picture.",)
+        if len(found) > 1:
+            person.notes += (f"Of {len(found)} people the largest is taken.",)
 
     def read_joints(self, person_id: str, content: bytes, name: str) -> Person:
         """Joints of a person, from a file in any known format. Raises: `UserError`."""
@@ -136,6 +155,8 @@ class Workbench:
         normalized = pixels_to_normalized(torch.from_numpy(chosen.joints), person.full_size)
         person.pose = normalized_to_pixels(normalized, person.image.shape[:2]).numpy()
         person.notes = tuple(notes)
+        # Whose mask it was is not known any more.
+        person.mask = None
         return person
 
     def transfer(self, person_id: str, source_pose: Tensor, target_pose: Tensor
@@ -189,7 +210,8 @@ class Workbench:
         with self._lock:
             if self._last is None or self._last[0] != key:
                 source, *targets = normalized_to_pixels(poses, person.image.shape[:2]).numpy()
-                self._last = (key, self.model.transfer(person.image, source, targets))
+                self._last = (key, self.model.transfer(person.image, source, targets,
+                                                       mask=person.mask))
             return self._last[1]
 
 

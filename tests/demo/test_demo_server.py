@@ -16,6 +16,7 @@ from posemodel.demo.server import DemoSite
 from posemodel.poses.files import read_poses
 from posemodel.runtime.main import run_main
 from tests.serving import serving
+from tests.small_films import Knowing, beside, frames
 
 ROOT = Path(__file__).parents[2]
 VIEWS = ("refined", "warped", "flow", "visibility")
@@ -172,6 +173,28 @@ def test_upload_with_joints_makes_a_picture(client):
     status, made = client.ask("/api/transfer", {
         "person": person["id"], "source": found["pose"], "target": found["pose"]})
     assert status == 200 and picture(made["refined"]).shape == (40, 30, 3)
+
+
+def test_joints_of_an_added_picture_are_found(workbench, monkeypatch):
+    alone, both = frames(1)[0], beside(*(frames(1, person=number)[0] for number in (0, 3)))
+    shown = [alone, both, alone.without_people()]
+    monkeypatch.setattr(workbench, "_estimator", Knowing(shown))
+    with serving(DemoSite(workbench)) as client:
+        people = [client.ask("/api/upload", {"name": "a.png", "image": encoded(frame.picture)})[1]
+                  for frame in shown]
+        assert people[0]["notes"] == ["The joints were found in the picture."]
+        assert "Of 2 people the largest is taken." in people[1]["notes"]
+        assert people[2]["pose"] is None and "Nobody was found" in people[2]["notes"][0]
+        found = np.array(people[0]["pose"])
+        wanted = alone.people[0].pose.joints
+        np.testing.assert_allclose(found[:, :2] * 48 + 47.5 * found[:, 2:], wanted[:, :2],
+                                   atol=1e-2)
+        # The mask came with them: the corner, where nobody is, stays as it is.
+        status, made = client.ask("/api/transfer", {
+            "person": people[0]["id"], "source": people[0]["pose"], "target": people[0]["pose"]})
+        assert status == 200
+        assert workbench.person(people[0]["id"]).mask.shape == (96, 96)
+        assert np.array_equal(workbench._last[1].behind[:8, :8], alone.picture[:8, :8])
 
 
 def test_joints_fit_a_picture_that_was_reduced(client):
