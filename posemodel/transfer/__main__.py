@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # `--help` needs none of these
     from posemodel.transfer.output import OutputFolder, Target
     from posemodel.transfer.targets import Targets
 
-_POSE_FILES = (".json", ".npy", ".npz", ".csv", ".txt")
+_WARNED = 3  # target poses whose warnings are said one by one
+_POSE_FILES = (".json", ".jsonl", ".npy", ".npz", ".csv", ".txt")
 
 
 def main(argv: list[str]) -> int:
@@ -103,10 +104,7 @@ def transfer(arguments: argparse.Namespace) -> int:
     print(f"model: {model.summary}")
     if model.about:
         print(model.about)
-    for who, lines in zip(["source", *(t.name for t in targets)], warnings, strict=True):
-        for line in lines:
-            print(f"warning: {who}: {line}")
-    for line in [*_of_several(source_pose, people), *chosen.remarks]:
+    for line in [*_said(warnings, targets), *_of_several(source_pose, people), *chosen.remarks]:
         print(line)
     record = _record(arguments, model, source_pose, frame, chosen, warnings)
     with folder.writing(record):
@@ -189,6 +187,18 @@ def _source_pose(arguments: argparse.Namespace, size: tuple[int, int]) -> "tuple
                        name=arguments.name, image_size=size)
     people = people_of_image(poses, arguments.image.name, where=str(arguments.source_pose))
     return choose_person(people, arguments.source_person, flag="--source-person"), len(people)
+
+
+def _said(warnings: list[list[str]], targets: "list[Target]") -> list[str]:
+    """The warnings of the source and, of a film, of the first frames that have some."""
+    doubtful = [(target.name, lines) for target, lines in zip(targets, warnings[1:], strict=True)
+                if lines]
+    said = [f"warning: {who}: {line}"
+            for who, lines in [("source", warnings[0]), *doubtful[:_WARNED]] for line in lines]
+    if len(doubtful) > _WARNED:
+        said.append(f"warning: {len(doubtful) - _WARNED} more of {len(targets)} target poses have "
+                    "warnings: see transfer.json")
+    return said
 
 
 def _of_several(source_pose: "Pose", people: int) -> list[str]:
