@@ -57,13 +57,15 @@ def check(root: Path, *, kind: str | None = None, frame: int | None = None,
     dataset = find_dataset(root, kind=kind)
     layout = dataset.layout
     findings = Findings(kind=layout.kind, root=str(dataset.root), made_by="")
-    expected = layout.published
+    expected, complete = layout.published, False
     digests = {}
     try:
         manifest = read_manifest(dataset.root)
         if manifest is not None:
             findings.made_by = str(manifest["recipe"].get("made_by"))
             digests = _check_manifest(dataset.root, manifest, findings)
+            # Only what this program has made says that it is all there.
+            complete = bool(manifest["complete"])
             if findings.made_by == "synthesize":
                 expected = manifest.get("counts")
     except UserError as error:
@@ -82,7 +84,7 @@ def check(root: Path, *, kind: str | None = None, frame: int | None = None,
         _check_place(reading, findings)
         _check_sample(reading, sample, digests, findings)
         if expected:
-            _compare(layout, split, expected[split], findings)
+            _compare(layout, split, expected[split], complete, findings)
     _check_overlap(layout, names, findings)
     return findings
 
@@ -110,7 +112,10 @@ def _persons(layout: DatasetLayout, names: tuple[str, ...]) -> set[str] | None:
         return None  # names of the user's own, which say nothing of persons
 
 
-def _compare(layout: DatasetLayout, split: str, expected: dict, findings: Findings) -> None:
+def _compare(layout: DatasetLayout, split: str, expected: dict, complete: bool,
+             findings: Findings) -> None:
+    """Fewer or more than there should be is a fault of a set that is complete by its own word. Any
+    other may be somebody's own, in this layout."""
     counts = findings.splits[split]
     other = layout.other_splits.get((split, counts["pairs"]))
     if other is not None:
@@ -118,11 +123,16 @@ def _compare(layout: DatasetLayout, split: str, expected: dict, findings: Findin
         return
     wrong = ", ".join(f"{counts[name]:,} {name} instead of {wanted:,}"
                       for name, wanted in expected.items() if counts[name] != wanted)
-    if counts["pairs"] != expected["pairs"]:
+    if not wrong:
+        return
+    if counts["pairs"] == expected["pairs"]:
+        findings.notes.append(f"{split}: {wrong}; the pairs are all there")
+    elif complete:
         findings.problems.append(f"{split}: {wrong}: this is not the published split, and numbers "
                                  f"on it do not compare; get it from {layout.where}")
-    elif wrong:
-        findings.notes.append(f"{split}: {wrong}; the pairs are all there")
+    else:
+        findings.notes.append(f"{split}: {wrong}: a set of your own, or a part of the published "
+                              f"one; numbers on it do not compare with those of {layout.title}")
 
 
 def _check_list(dataset: DatasetFiles, split: str, findings: Findings) -> None:

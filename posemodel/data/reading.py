@@ -186,7 +186,7 @@ def read_split(dataset: DatasetFiles, split: str, *, frame: int | None = None) -
     Raises: `UserError` for what is missing, damaged or cannot be decided.
     """
     files, layout = dataset.splits[split], dataset.layout
-    where = f"get it from {layout.where}"
+    where = _where(layout)
     if files.annotations is None:
         raise UserError(f"{dataset.root}: {layout.file_name('annotation', split)} is missing; "
                         + where)
@@ -216,14 +216,18 @@ def read_split(dataset: DatasetFiles, split: str, *, frame: int | None = None) -
                    file_frame=(layout.frame[0], width), notes=tuple(notes))
 
 
+def _where(layout: DatasetLayout) -> str:
+    return f"get it from {layout.where}; docs/own-data.md shows how to lay out a set of your own"
+
+
 def _read_or_make_pairs(dataset: DatasetFiles, split: str, names: tuple[str, ...],
                         joints: np.ndarray) -> np.ndarray:
     files, layout = dataset.splits[split], dataset.layout
     if files.pairs is not None:
         return read_pairs(files.pairs, names)
     if layout.listed_pairs:
-        raise UserError(f"{dataset.root}: {layout.file_name('pairs', split)} is missing; get it "
-                        f"from {layout.where}")
+        raise UserError(f"{dataset.root}: {layout.file_name('pairs', split)} is missing; "
+                        + _where(layout))
     return layout.pairs(split, names, joints)
 
 

@@ -51,8 +51,8 @@ def read_annotations(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     """
     lines = read_lines(path)
     header_line, header = lines[0] if lines else (1, "")
-    order = tuple(word.strip() for word in split_cells(header, ":"))
-    if sorted(order) != sorted(COLUMNS):
+    separator, order = _header(header)
+    if separator is None:
         raise UserError(f"{path}, line {header_line}: expected the header {':'.join(COLUMNS)}, "
                         f"got {short(header)}")
     name_at, ys_at, xs_at = (order.index(name) for name in COLUMNS)
@@ -61,10 +61,11 @@ def read_annotations(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     xs: list[float] = []
     bad = []
     for number, line in lines[1:]:
-        cells = split_cells(line, ":")
+        cells = split_cells(line, separator)
         try:
-            if len(cells) != 3:
-                raise ValueError(f"expected 3 columns with `:` between them, got {len(cells)}")
+            if len(cells) != len(order):
+                raise ValueError(f"expected {len(order)} columns with `{separator}` between them, "
+                                 f"got {len(cells)}")
             name = cells[name_at].strip()
             _check_name(name)
             if name in first_line:
@@ -83,6 +84,16 @@ def read_annotations(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     joints[..., 2] = 1.0
     joints[(joints[..., :2] == MISSING).any(-1)] = 0.0
     return tuple(first_line), joints
+
+
+def _header(line: str) -> tuple[str | None, list[str]]:
+    """What stands between the columns, and their names; pandas writes commas, and numbers the
+    rows in a column without a name. The former is None for what is no header."""
+    for separator in ":,;\t":
+        order = [word.strip() for word in split_cells(line, separator)]
+        if sorted(order[order[0] == "":]) == sorted(COLUMNS):
+            return separator, order
+    return None, []
 
 
 def write_annotations(path: Path, names: Sequence[str], joints: np.ndarray) -> None:

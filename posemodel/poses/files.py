@@ -196,12 +196,20 @@ def _parse(text: str, where: str):
             return math.nan
         raise UserError(f"{where}: {word} is no JSON number")
 
-    try:
-        return json.loads(text, parse_constant=constant)
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: broken JSON ({error})") from error
+    def parsed(part: str, place: str):
+        try:
+            return json.loads(part, parse_constant=constant)
+        except UserError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: broken JSON ({error})") from error
+
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    # A document on every line, one for each frame of a film.
+    if len(lines) > 1 and all(line.strip().startswith("{") and line.strip().endswith("}")
+                              for _, line in lines):
+        return [parsed(line, f"{where}, line {number}") for number, line in lines]
+    return parsed(text, where)
 
 
 def _from_npy(path: Path) -> np.ndarray:

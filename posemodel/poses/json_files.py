@@ -17,6 +17,9 @@ from posemodel.runtime.errors import UserError
 
 # What results are wrapped in.
 _WRAPPINGS = ("instance_info", "predictions", "instances", "frames", "results")
+# What estimators call the number of a frame, and the confidences of joints beside their places.
+_FRAME = ("frame_id", "frame", "frame_index", "frame_number")
+_SCORES = ("keypoint_scores", "keypoints_scores", "scores")
 # What MediaPipe's dumps call the landmarks of the body in the image.
 _LANDMARKS = re.compile("(pose_?)?landmarks?", re.IGNORECASE)
 
@@ -67,7 +70,25 @@ def _unwrapped(data, where: str) -> tuple[object, str]:
     for key in _WRAPPINGS:
         if _has(data, key):
             data, where = data[key], f"{where}: {key}"
-    return ([data] if _is_result(data) else data), where
+    if not _is_result(data):
+        return data, where
+    if _depth(data["keypoints"]) < 3:
+        return [data], where
+    # All people of a picture, or those of each frame, in one array, as rtmlib has them.
+    scores = next((data[key] for key in _SCORES if _has(data, key)), None)
+    return _parted(data["keypoints"], scores, where), where
+
+
+def _parted(keypoints, scores, where: str) -> list | dict:
+    """Lists of lists of joints `[..., K, 2 or 3]` with their confidences, one result a person."""
+    if _depth(keypoints) < 3:
+        return {"keypoints": keypoints} | ({} if scores is None else {_SCORES[0]: scores})
+    if scores is not None and (not isinstance(scores, list) or len(scores) != len(keypoints)):
+        raise UserError(f"{where}: {len(keypoints)} lists of keypoints with scores "
+                        f"{_short(scores)}")
+    return [[] if _is_empty(part) else _parted(part, part_scores, where)
+            for part, part_scores in zip(keypoints, scores or [None] * len(keypoints),
+                                         strict=True)]
 
 
 def _unknown(where: str) -> UserError:
@@ -93,7 +114,7 @@ def _frames(data, where: str) -> list[tuple[str, str | None, object]] | None:
     if strange:
         raise UserError(f"{where}[{strange[0]}] is {_short(data[strange[0]])}, not the joints of "
                         "a picture like those beside it")
-    numbers = [node.get("frame_id") if isinstance(node, dict) else None for node in data]
+    numbers = [next((node[key] for key in _FRAME if _has(node, key)), None) for node in data]
     order = in_step(numbers) if all(type(number) is int for number in numbers) else None
     return [(f"{where}[{index}]", None, None if index is None else data[index])
             for index in order or range(len(data))]
@@ -160,8 +181,9 @@ def _from_result(item: dict, person: int, where: str, convert: Convert) -> Pose:
     Ultralytics and others."""
     place = f"{where}[{person}].keypoints"
     rows = _joint_rows(item["keypoints"], place, None)
-    if "keypoint_scores" in item:
-        scores = _numbers(item["keypoint_scores"], f"{where}[{person}].keypoint_scores")
+    key = next((key for key in _SCORES if key in item), None)
+    if key is not None:
+        scores = _numbers(item[key], f"{where}[{person}].{key}")
         if len(scores) != len(rows):
             raise UserError(f"{place}: {len(rows)} joints with {len(scores)} scores")
         rows = np.column_stack([rows[:, :2], scores])

@@ -35,7 +35,7 @@ def by_image(poses: Sequence[Pose]) -> Pictures:
     images: dict[str | None, list[Pose]] = {}
     for pose in poses:
         images.setdefault(pose.name, []).append(pose)
-    people = list(images.values())
+    people = list(images.values()) or [[]]
     order = counted([name or "" for name in images])
     if order is None:
         return Pictures(people=people)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # `--help` needs none of these
     from posemodel.transfer.source import Source
     from posemodel.transfer.targets import Targets
 
+_WARNED = 3  # target poses whose warnings are said one by one
+
 
 def main(argv: list[str]) -> int:
     """Puts the person of a photograph into new poses. Writes a contact sheet and, for each pose,
@@ -116,10 +118,7 @@ def transfer(arguments: argparse.Namespace) -> int:
     print(f"model: {model.summary}")
     if model.about:
         print(model.about)
-    for who, lines in zip(["source", *(t.name for t in targets)], warnings, strict=True):
-        for line in lines:
-            print(f"warning: {who}: {line}")
-    for line in [*source.remarks, *chosen.remarks]:
+    for line in [*_said(warnings, targets), *source.remarks, *chosen.remarks]:
         print(line)
     record = _record(arguments, model, source, chosen, warnings)
     with folder.writing(record):
@@ -227,6 +226,18 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--every-person takes all of them, --person one: give one of the two")
     if arguments.target_size and not all(1 <= side <= 20_000 for side in arguments.target_size):
         raise UserError(f"--target-size {arguments.target_size}: expected 1 to 20,000 pixels")
+
+
+def _said(warnings: list[list[str]], targets: "list[Target]") -> list[str]:
+    """The warnings of the source and, of a film, of the first frames that have some."""
+    doubtful = [(target.name, lines) for target, lines in zip(targets, warnings[1:], strict=True)
+                if lines]
+    said = [f"warning: {who}: {line}"
+            for who, lines in [("source", warnings[0]), *doubtful[:_WARNED]] for line in lines]
+    if len(doubtful) > _WARNED:
+        said.append(f"warning: {len(doubtful) - _WARNED} more of {len(targets)} target poses have "
+                    "warnings: see transfer.json")
+    return said
 
 
 def _batches(targets: "list[Target]", size: int):

@@ -19,7 +19,7 @@ from posemodel.poses.retarget import Mode, carried_over
 from posemodel.runtime.errors import UserError
 from posemodel.transfer.output import Target
 
-_POSE_FILES = (".json", ".npy", ".npz", ".csv", ".txt")
+_POSE_FILES = (".json", ".jsonl", ".npy", ".npz", ".csv", ".txt")
 _NAMED = 8  # frames that a message names one by one
 
 

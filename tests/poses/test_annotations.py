@@ -193,6 +193,15 @@ def test_null_and_nan_are_missing_joints(tmp_path, word):
     assert np.flatnonzero(joints[0, :, 2] == 0).tolist() == [1]
 
 
+def as_pandas(text: str, separator: str, *, index: bool = True) -> str:
+    """Its default: commas, quotes where cells have some, numbers of the rows before them."""
+    lines = []
+    for number, line in enumerate(text.splitlines(), -1):
+        cells = [f'"{cell.strip()}"' if "," in cell else cell.strip() for cell in line.split(":")]
+        lines.append(separator.join([str(number) if number >= 0 else ""] * index + cells))
+    return "\n".join([*lines, ""])
+
+
 @pytest.mark.parametrize("change", [
     lambda text: text.encode("utf-16"),
     lambda text: text.encode("utf-16-le"),
@@ -202,8 +211,10 @@ def test_null_and_nan_are_missing_joints(tmp_path, word):
     lambda text: "".join(":".join(f'"{cell.strip()}"' for cell in line.split(":")) + "\n"
                          for line in text.splitlines()).encode(),
     lambda text: text.replace("keypoints_x", "keypoints_x,,,").encode(),
+    lambda text: as_pandas(text, ",").encode(),
+    lambda text: as_pandas(text, ";", index=False).encode(),
 ], ids=["UTF-16", "UTF-16 without a mark", "Windows", "quoted lines", "padded", "quoted cells",
-        "padded header"])
+        "padded header", "pandas", "pandas without numbers"])
 def test_as_spreadsheets_and_windows_save_it(tmp_path, change):
     text = HEADER + row("a.jpg") + row("b.jpg")
     plain = annotations.read_annotations(write(tmp_path, text))

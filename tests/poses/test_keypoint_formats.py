@@ -178,7 +178,11 @@ def test_coco_results_and_mmpose_predictions(tmp_path):
     mmpose = {"keypoints": COCO[:, :2].tolist(), "keypoint_scores": (COCO[:, 2] * 0.8).tolist(),
               "bbox_score": 0.75}
     nested = {"meta_info": {}, "instance_info": [mmpose]}
+    transformers = [{"keypoints": COCO[:, :2].tolist(), "scores": COCO[:, 2].tolist()}]
+    rtmlib = {"keypoints": [COCO[:, :2].tolist()], "scores": [COCO[:, 2].tolist()]}
     for document, name, score in (([flat], "x.jpg", 2.5), ([mmpose], None, 0.75),
+                                  (transformers, None, None), ([transformers], None, None),
+                                  (rtmlib, None, None),
                                   (mmpose, None, 0.75), (nested, None, 0.75)):
         pose = read_one(write(tmp_path, document))
         assert_joints(pose, OF_COCO)
@@ -445,6 +449,13 @@ FILMS = {
                                             else [] for x, *more in ([0], [None], [20, 300])]},
     "AlphaPose": [{"image_id": f"{frame}.jpg", "keypoints": coco_at(x).ravel().tolist()}
                   for frame, x in ((7, 0), (9, 20), (9, 300), (10, 30))],
+    "lines": "\n".join(json.dumps(frame) for frame in (
+        {"frame": 1, "predictions": mmpose(0, 0)["instances"]}, {"frame": 2, "predictions": []},
+        {"frame": 3, "predictions": mmpose(0, 20, 300)["instances"]})),
+    "arrays in a document": {
+        "keypoints": [[coco_at(0)[:, :2].tolist()], [],
+                      [coco_at(x)[:, :2].tolist() for x in (20, 300)]],
+        "scores": [[COCO[:, 2].tolist()], [], [COCO[:, 2].tolist()] * 2]},
     "Ultralytics": [[ultralytics(coco_at(0))], [],
                     [ultralytics(coco_at(20)), ultralytics(coco_at(300))]],
     "MediaPipe": [{"landmarks": [mediapipe(0)], "worldLandmarks": []}, {"landmarks": []},
@@ -565,6 +576,8 @@ NUMBERS = ("people", 0, "pose_keypoints_2d")
     ('{"landmarks": []}', "nobody was found"),
     ('{"poseLandmarks": null, "faceLandmarks": [{"x": 0.1, "y": 0.1}]}', "nobody was found"),
     ({"people": [{"pose_keypoints_2d": [0] * 54}]}, "no person with a visible joint"),
+    ('{"a": 1}\n{"b": }', "line 2: broken JSON"),
+    ({"keypoints": [COCO.tolist()] * 2, "scores": [1]}, "2 lists of keypoints with scores .1."),
     ('[{"people": []}, 7]', r"\[1\] is 7, not the joints of a picture like those beside it"),
     ("[[[[1, 2]]], 5]", r"\[1\] is 5, not a list of people"),
     ("[" * 500 + "]" * 500, "expected a finite number|nobody was found"),

@@ -28,7 +28,7 @@ from posemodel.poses.files import read_poses
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.main import run_main
 from tests.encrypted_zip import zip_of
-from tests.small_datasets import encoded, refusal
+from tests.small_datasets import encoded
 
 NAMES = [f"{person:04}_c{camera}s1_000451_03.jpg" for person in (2, 7) for camera in (1, 2, 3)]
 SPLIT_NAMES = {"train": NAMES, "test": [f"{int(n[:4]) + 100:04}{n[4:]}" for n in NAMES]}
@@ -286,7 +286,7 @@ def test_check_reports_what_is_damaged(tmp_path, command, name, tokens) -> None:
         command("check", root)
 
     good = path.read_bytes()
-    assert name not in refusal(check, path)  # it is not the published set
+    check(path)  # fewer than the published ones are no fault
     messages = refusals(edited([good], tokens), path, check, 25, named=str(root))
     assert sum(str(path) in message for message in messages) > 8
 

@@ -277,6 +277,16 @@ def test_doubtful_poses_are_said(run, person, joints, tmp_path, capsys):
     assert "warning: b: " in capsys.readouterr().out and record["source"]["warnings"] == []
 
 
+def test_a_long_film_does_not_repeat_its_warnings(run, person, joints, tmp_path, capsys):
+    np.save(tmp_path / "far.npy", np.stack([joints[0] + np.float32([50, 0, 0])] * 9))
+    record = transfer(run, person, tmp_path / "out", "--target-pose", tmp_path / "far.npy",
+                      "--target-size", *FRAME)
+    printed = capsys.readouterr().out
+    assert all(target["warnings"] for target in record["targets"])
+    assert printed.count("lie outside of the image") == 3
+    assert "warning: 6 more of 9 target poses have warnings: see transfer.json" in printed
+
+
 def test_weird_names_stay_in_the_folder(run, person, joints, tmp_path):
     file = tmp_path / "a b$..json"
     write_pose_file(file, joints[0], FRAME)
