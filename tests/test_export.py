@@ -220,6 +220,7 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys, words, says):
 
 
 def test_missing_compiler_is_said(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(command.shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="C.. compiler, and there is none"):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="takes a C.. compiler, and there is no g"):
         main([str(run), "--out", str(tmp_path / "a.pt2"), "--compile"])
