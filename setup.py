@@ -54,7 +54,8 @@ TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the same
 # later one. Every architecture more takes as long again as the CPU library.
 ARCHITECTURES = (80, 90)
 COMPILES = os.environ.get("POSE_KERNELS_BUILD") != "0"
-WITHOUT = "POSE_KERNELS_BUILD=0 before pip installs without: in PyTorch alone, several times slower"
+WITHOUT = ("Or do without: POSE_KERNELS_BUILD=0 pip install ... compiles nothing (operators in "
+           "PyTorch alone, several times slower)")
 
 
 # --- what a build requires ------------------------------------------------------------------------

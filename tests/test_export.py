@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from posemodel import export as command
 from posemodel.export import TOLERANCE, main
 from posemodel.inference import programs
 from posemodel.inference.model import PoseTransferModel
