@@ -29,6 +29,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.build_meta import (  # noqa: F401, hooks that stay setuptools'
     build_editable,
@@ -37,9 +38,14 @@ from setuptools.build_meta import (  # noqa: F401, hooks that stay setuptools'
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # without pip's isolation, which brings one that is new enough
+    sys.exit(f"error: setuptools {setuptools.__version__} is too old: pip install --upgrade "
+             "setuptools, or leave --no-build-isolation out")
 
 # pip builds in an isolated environment whose interpreter still belongs to the user's: appending
 # its packages lets the build see the user's own torch, so nothing is downloaded twice and

@@ -49,10 +49,15 @@ def _load(name: str) -> str | None:
         built = build_info.get(name, {}).get("reason")
         why = f": {built}" if built else " (run `pip install -e .`)"
         return f"{path.name} is not built{why}"
+    nvcc, here = build_info.get(name, {}).get("nvcc"), torch.version.cuda
+    # One for another CUDA may load, beside a second CUDA runtime in the process.
+    if nvcc and nvcc.partition(".")[0] != str(here).partition(".")[0]:
+        return (f"{path.name} is built for CUDA {nvcc}, torch {torch.__version__} "
+                f"for {here or 'none'}")
     try:
         torch.ops.load_library(str(path))
-    except OSError as error:
-        return f"{path.name} does not load: {str(error).splitlines()[0]}"
+    except OSError as error:  # torch's own words are only that it could not; the cause says why
+        return f"{path.name} does not load: {str(error.__cause__ or error).splitlines()[0]}"
     return None
 
 

@@ -133,6 +133,19 @@ def test_no_torch_where_none_was_asked_for(bare, sources, compiler, tmp_path):
     assert last_line(done).startswith("error: torch cannot be imported (No module named 'torch')")
 
 
+def test_setuptools_that_is_too_old(bare, sources, tmp_path):
+    packages = tmp_path / "packages" / "setuptools"
+    (packages / "command").mkdir(parents=True)
+    (packages / "__init__.py").write_text("__version__, Extension, setup = '65.5', 0, 0\n")
+    for name in ("build_meta", "command/__init__", "command/build_ext", "command/build_py"):
+        (packages / f"{name}.py").write_text(
+            "build_editable = build_sdist = build_wheel = prepare_metadata_for_build_editable = "
+            "prepare_metadata_for_build_wheel = build_ext = build_py = None\n")
+    done = hook("build_wheel", str(tmp_path), sources=sources, python=bare,
+                PYTHONPATH=str(packages.parent))
+    assert last_line(done).startswith("error: setuptools 65.5 is too old: pip install --upgrade")
+
+
 # --- compilers ------------------------------------------------------------------------------------
 
 
