@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,9 +65,20 @@ def _load(name: str) -> str | None:
 cpu_reason = _load("cpu")
 # The instruction set is asked of the CPU library, whatever else is there.
 cuda_reason = _load("cuda") if cpu_reason is None else f"it needs the CPU library: {cpu_reason}"
-triton_reason = None if importlib.util.find_spec("triton") else "Triton is not installed"
 #: Triton's interpreter runs kernels on CPU tensors: slowly, for tests and debugging.
 triton_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _without_triton() -> str | None:
+    """None where Triton works, otherwise the reason. It compiles what launches its kernels, in C."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if triton_interpreted or os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return None
+    return "Triton takes a C compiler (gcc, clang or what CC names), and there is none"
+
+
+triton_reason = _without_triton()
 
 
 def define(*schemas: str, triton: str | None = None,

@@ -45,6 +45,20 @@ def test_a_library_that_does_not_load_says_why(monkeypatch, tmp_path):
     assert reason.startswith("_C_cpu.so does not load: ") and "Could not load this" not in reason
 
 
+def test_triton_takes_a_c_compiler(monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    for name in ("CC", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(_library, "triton_interpreted", False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _library._without_triton().startswith("Triton takes a C compiler (gcc, clang or ")
+    (tmp_path / "clang").touch(0o755)
+    assert _library._without_triton() is None
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(_library, "triton_interpreted", True)
+    assert _library._without_triton() is None
+
+
 @pytest.mark.skipif(_library.cuda_reason is not None, reason=str(_library.cuda_reason))
 def test_cuda_library_answers_without_a_gpu():
     info = torch.ops.pose_kernels.cuda_build_info()
