@@ -70,7 +70,7 @@ triton_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _without_triton() -> str | None:
-    """None where Triton works, otherwise the reason. It compiles what launches its kernels, in C."""
+    """None where Triton works, otherwise the reason. What launches its kernels it compiles in C."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if triton_interpreted or os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
