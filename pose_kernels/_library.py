@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,19 +50,35 @@ def _load(name: str) -> str | None:
         built = build_info.get(name, {}).get("reason")
         why = f": {built}" if built else " (run `pip install -e .`)"
         return f"{path.name} is not built{why}"
+    nvcc, here = build_info.get(name, {}).get("nvcc"), torch.version.cuda
+    # One for another CUDA may load, beside a second CUDA runtime in the process.
+    if nvcc and nvcc.partition(".")[0] != str(here).partition(".")[0]:
+        return (f"{path.name} is built for CUDA {nvcc}, torch {torch.__version__} "
+                f"for {here or 'none'}")
     try:
         torch.ops.load_library(str(path))
-    except OSError as error:
-        return f"{path.name} does not load: {str(error).splitlines()[0]}"
+    except OSError as error:  # torch's own words are only that it could not; the cause says why
+        return f"{path.name} does not load: {str(error.__cause__ or error).splitlines()[0]}"
     return None
 
 
 cpu_reason = _load("cpu")
 # The instruction set is asked of the CPU library, whatever else is there.
 cuda_reason = _load("cuda") if cpu_reason is None else f"it needs the CPU library: {cpu_reason}"
-triton_reason = None if importlib.util.find_spec("triton") else "Triton is not installed"
 #: Triton's interpreter runs kernels on CPU tensors: slowly, for tests and debugging.
 triton_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _without_triton() -> str | None:
+    """None where Triton works, otherwise the reason. What launches its kernels it compiles in C."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if triton_interpreted or os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return None
+    return "Triton takes a C compiler (gcc, clang or what CC names), and there is none"
+
+
+triton_reason = _without_triton()
 
 
 def define(*schemas: str, triton: str | None = None,

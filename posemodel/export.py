@@ -9,9 +9,9 @@
 
 import argparse
 import os
-import shutil
 from pathlib import Path
 
+from posemodel.runtime.compilers import check_aot_inductor
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import writing
 from posemodel.runtime.main import run_main
@@ -86,10 +86,8 @@ def _check_request(arguments: argparse.Namespace) -> None:
     if out.suffix == ".pt2" and (arguments.about or arguments.half):
         flag = "--about" if arguments.about else "--half"
         raise UserError(f"{flag} is for weights: give --out a name ending in .safetensors")
-    compilers = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    if arguments.compile and not any(name and shutil.which(name) for name in compilers):
-        raise UserError("--compile takes a C++ compiler, and there is none (g++, clang++, or the "
-                        "variable CXX); without --compile the program needs none")
+    if arguments.compile:
+        check_aot_inductor()
 
 
 def _write_weights(model, path: Path, about: str, *, half: bool) -> None:

@@ -38,13 +38,16 @@ def _train(config, argv: list[str], world, interruptions: "Interruptions") -> in
     from posemodel.engine.run_folder import kernels_on
     from posemodel.engine.trainer import Trainer
     from posemodel.evaluation.held_out import instruments_of_run
+    from posemodel.runtime.compilers import check_torch_compile
     from posemodel.runtime.environment import choose_machine
 
     check_seed(config.seed)
     check_root(config.data)
     machine = choose_machine(config.device, config.precision, config.tf32, world)
-    # What can be missing, such as the weights of a loss, first: a run that cannot start leaves no
-    # folder behind.
+    # What can be missing, such as a compiler or the weights of a loss, first: a run that cannot
+    # start leaves no folder behind.
+    if config.compile:
+        check_torch_compile(machine.device.type)
     trainer = Trainer(config, machine.device, machine.dtype, world)
     with world.first_alone():
         instruments = instruments_of_run(config, machine.device) if world.first else None

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from posemodel import export as command
 from posemodel.export import TOLERANCE, main
 from posemodel.inference import programs
 from posemodel.inference.model import PoseTransferModel
@@ -220,6 +219,7 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys, words, says):
 
 
 def test_missing_compiler_is_said(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(command.shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="C.. compiler, and there is none"):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="takes a C.. compiler, and there is no g"):
         main([str(run), "--out", str(tmp_path / "a.pt2"), "--compile"])

@@ -28,6 +28,37 @@ def test_a_missing_library_has_a_reason():
         assert reason is None or len(reason.splitlines()) == 1
 
 
+@pytest.mark.parametrize("cuda, says", [("12.8", "2.14.1 for 12.8"), (None, "2.14.1 for none")])
+def test_a_library_for_another_cuda_is_not_loaded(cuda, says, monkeypatch, tmp_path):
+    monkeypatch.setattr(_library, "_here", tmp_path)
+    monkeypatch.setattr(_library, "build_info", {"cuda": {"nvcc": "13.0"}})
+    monkeypatch.setattr(torch, "__version__", "2.14.1")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    (tmp_path / "_C_cuda.so").touch()
+    assert _library._load("cuda") == f"_C_cuda.so is built for CUDA 13.0, torch {says}"
+
+
+def test_a_library_that_does_not_load_says_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(_library, "_here", tmp_path)
+    (tmp_path / "_C_cpu.so").write_text("no library")
+    reason = _library._load("cpu")
+    assert reason.startswith("_C_cpu.so does not load: ") and "Could not load this" not in reason
+
+
+def test_triton_takes_a_c_compiler(monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    for name in ("CC", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(_library, "triton_interpreted", False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _library._without_triton().startswith("Triton takes a C compiler (gcc, clang or ")
+    (tmp_path / "clang").touch(0o755)
+    assert _library._without_triton() is None
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(_library, "triton_interpreted", True)
+    assert _library._without_triton() is None
+
+
 @pytest.mark.skipif(_library.cuda_reason is not None, reason=str(_library.cuda_reason))
 def test_cuda_library_answers_without_a_gpu():
     info = torch.ops.pose_kernels.cuda_build_info()

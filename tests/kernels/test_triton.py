@@ -42,4 +42,4 @@ def test_says_where_it_runs():
     entry = pose_kernels.implementations()["guided_correlation"]["triton"]
     assert entry.devices == ("cuda",)
     if not entry.available:
-        assert entry.reason == "Triton is not installed"
+        assert entry.reason.startswith("Triton ")
