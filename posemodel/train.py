@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+from functools import partial
 
 from posemodel.config.flags import parse_train
 from posemodel.runtime.interruptions import Interrupted, Interruptions
@@ -79,18 +80,20 @@ def _steps(start: int, trainer, data, journal, interruptions: Interruptions) -> 
     with interruptions.held():
         if start and due(config.evaluate_every, start) and not journal.has_evaluated(start):
             journal.evaluate(start)
-        for step in range(start + 1, config.steps + 2):
-            began, batch = time.perf_counter(), None
+        step = start
+        while True:
             # A batch may be long in coming, or never come.
-            with interruptions.at_once():
-                batch = data.batch(step) if step <= config.steps else None
+            began, batch = time.perf_counter(), None
+            if step < config.steps:
+                batch = interruptions.unless_interrupted(partial(data.batch, step + 1))
             if stop := trainer.world.agree(interruptions.code):
-                if saved < step - 1:
-                    journal.save(step - 1)
-                journal.stopped(stop, step - 1)
+                if saved < step:
+                    journal.save(step)
+                journal.stopped(stop, step)
                 return stop
-            if step > config.steps:
+            if step == config.steps:
                 break
+            step += 1
             _step(step, trainer, batch, journal, began)
             if due(config.evaluate_every, step):
                 journal.evaluate(step)

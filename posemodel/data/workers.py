@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 from collections.abc import Iterator
+from functools import partial
 
 from posemodel.engine.progress import Progress
 from posemodel.engine.report import end_panel, write_report
@@ -44,8 +45,7 @@ class Journal:
         """Held-out pairs: a picture and a line of eval.jsonl. A signal ends it without the line."""
         with self.world.first_alone(), self._pause():
             if self.run is not None:
-                with self.interruptions.at_once():
-                    self._evaluate(self.run, step)
+                self.interruptions.unless_interrupted(partial(self._evaluate, self.run, step))
 
     def _evaluate(self, run: RunFolder, step: int) -> None:
         trainer, config = self.trainer, self.config

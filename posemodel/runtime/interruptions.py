@@ -3,7 +3,10 @@
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 class Interrupted(BaseException):
@@ -44,17 +47,14 @@ class Interruptions:
         finally:
             self._held = False
 
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Inside of `held`, around what may be left unfinished: a signal ends it, and the program
-        goes on behind; after a signal it does not begin."""
+    def unless_interrupted(self, work: Callable[[], Result]) -> Result | None:
+        """Inside of `held`, what may be left unfinished: the result, or None where a signal has
+        ended it or came before."""
         try:
             self._held = False
-            if self.code:
-                raise Interrupted(self.code - 128)
-            yield
+            return None if self.code else work()
         except Interrupted:
-            pass  # `code` says so
+            return None
         finally:
             self._held = True
 
