@@ -200,7 +200,8 @@ def _version(package: str) -> str | None:
 def _output(*command: str) -> str:
     """What a command prints; empty if it is not there or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace",
+                              timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
