@@ -1,14 +1,17 @@
 """`python -m posemodel.transfer`: a person in a photograph, in new poses."""
 
 import argparse
+import contextlib
 import itertools
 import re
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.main import run_main
+from posemodel.transfer.kinds import KINDS, chosen, size_warning
 
 if TYPE_CHECKING:  # `--help` needs none of these
     import numpy as np
@@ -22,8 +25,8 @@ _POSE_FILES = (".json", ".npy", ".csv", ".txt")
 
 def main(argv: list[str]) -> int:
     """Puts the person of a photograph into new poses. Writes a contact sheet and, for each pose,
-    the finished picture, the photograph moved by the flow alone, the flow, its picture, the
-    visibility and the skeleton; of several poses also an animation."""
+    what --write chooses: the finished picture, the photograph moved by the flow alone, the flow,
+    its picture, the visibility, the skeleton; of several poses also an animation."""
     parser = argparse.ArgumentParser(prog="python -m posemodel.transfer", description=main.__doc__)
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN",
                         help="run folder, or a .safetensors file of posemodel.export (default: the "
@@ -39,6 +42,9 @@ def main(argv: list[str]) -> int:
                         help="folder for the results; new or empty")
     parser.add_argument("--overwrite", action="store_true",
                         help="replace the results of an earlier transfer in DIR")
+    parser.add_argument("--write", nargs="+", choices=tuple(KINDS), metavar="WHAT",
+                        help=f"files of each pose: {', '.join(KINDS)} (flow is a NumPy file, flo "
+                        "one of Middlebury; default: all of one pose, refined of several)")
     parser.add_argument("--format", metavar="FORMAT",
                         help="order of the joints, where the files leave it open: openpose18, "
                         "body25, coco17, wholebody133, mediapipe33, openpose18-normalized")
@@ -79,7 +85,9 @@ def transfer(arguments: argparse.Namespace) -> int:
     source_pose, targets = _source_pose(arguments, frame), _targets(arguments, frame)
     warnings = [check_pose(source_pose, frame),
                 *(check_pose(target.pose, target.frame) for target in targets)]
-    folder = OutputFolder(arguments.out, planned_files(targets), overwrite=arguments.overwrite)
+    kinds = chosen(arguments.write, poses=len(targets))
+    folder = OutputFolder(arguments.out, planned_files(targets, kinds),
+                          overwrite=arguments.overwrite)
     model = PoseTransferModel.choose(arguments.run, arguments.device)
     print(f"model: {model.summary}")
     if model.about:
@@ -87,13 +95,18 @@ def transfer(arguments: argparse.Namespace) -> int:
     for who, lines in zip(["source", *(t.name for t in targets)], warnings, strict=True):
         for line in lines:
             print(f"warning: {who}: {line}")
+    if large := size_warning(kinds, [target.frame for target in targets], arguments.out):
+        print(large)
     record = _record(arguments, model, source_pose, frame, targets, warnings)
     with folder.writing(record):
-        _write(arguments, folder, model, image, source_pose, targets, record)
+        _write(arguments, folder, model, image, source_pose, targets, kinds, record)
     poses = "pose" if len(targets) == 1 else "poses"
-    print(f"{len(targets)} {poses} in {record['seconds']:.2f} s")
+    print(f"{len(targets)} {poses} in {record['seconds']:.1f} s, of which the model took "
+          f"{record['model_seconds']:.1f} s")
     print(f"contact sheet: {arguments.out / 'contact_sheet.png'}")
-    print(f"pictures: {arguments.out / 'refined'} and the folders beside it")
+    print("files of each pose: " + ", ".join(
+        str(arguments.out / place) for place in dict.fromkeys(KINDS[kind].folder
+                                                              for kind in kinds)))
     return 0
 
 
@@ -114,35 +127,59 @@ def _record(arguments: argparse.Namespace, model: "PoseTransferModel", source_po
 
 
 def _write(arguments: argparse.Namespace, folder: "OutputFolder", model: "PoseTransferModel",
-           image: "np.ndarray", source_pose: "Pose", targets: "list[Target]", record: dict) -> None:
-    """Compute and write all pictures; adds crops and time to the record."""
+           image: "np.ndarray", source_pose: "Pose", targets: "list[Target]",
+           kinds: tuple[str, ...], record: dict) -> None:
+    """Compute and write all pictures; adds crops and times to the record."""
     from tqdm import tqdm
 
-    from posemodel.transfer.output import Sheet, write_animation, write_pose, write_source
+    from posemodel.transfer.output import Sheet, write_pose, write_source
 
+    began = time.perf_counter()
     write_source(folder, image, source_pose)
     sheet = Sheet(model.aspect, poses=len(targets))
     seconds, crops = 0.0, []
-    with tqdm(total=len(targets), disable=None, unit="pose") as bar:
+    with tqdm(total=len(targets), disable=None, unit="pose") as bar, \
+            _film(arguments, folder, model, targets) as film:
         for batch in _batches(targets, arguments.batch_size):
             result = model.transfer(
                 image, source_pose.joints, [target.pose.joints for target in batch],
                 target_size=batch[0].frame, fit=arguments.fit, batch_size=arguments.batch_size)
             for index, target in enumerate(batch):
-                write_pose(folder, result, index, target)
+                write_pose(folder, result, index, target, kinds)
                 sheet.add(result, index, target.name)
+                if film is not None:
+                    film.add(result, index)
                 bar.update()
             seconds += result.seconds["total"]
             crops += result.target_crops
+    sheet.write(folder, f"{arguments.image.name} in new poses: {model.name}, {model.step} steps")
     record["source"]["crop"] = asdict(result.source_crop)
-    record["seconds"] = round(seconds, 3)
     for entry, crop in zip(record["targets"], crops, strict=True):
         entry["crop"] = asdict(crop)
-    sheet.write(folder, f"{arguments.image.name} in new poses: {model.name}, {model.step} steps")
-    if len(targets) > 1:
+    record["seconds"] = round(time.perf_counter() - began, 3)
+    record["model_seconds"] = round(seconds, 3)
+
+
+@contextlib.contextmanager
+def _film(arguments: argparse.Namespace, folder: "OutputFolder", model: "PoseTransferModel",
+          targets: "list[Target]"):
+    """Of several poses in frames of one size, a film to add them to, which is written at the end;
+    else None."""
+    from posemodel.inference.crop import find_crop
+    from posemodel.transfer.output import Film
+
+    frames = {target.frame for target in targets}
+    if len(targets) == 1 or len(frames) > 1:
+        if len(frames) > 1:
+            print("no animation: the target poses belong to frames of different sizes")
+        yield None
+        return
+    with contextlib.closing(Film(targets[0].frame, [
+            find_crop(target.pose.joints, target.frame, model.aspect, arguments.fit)
+            for target in targets])) as film:
+        yield film
         # Few poses are looked at one by one; many are a film.
-        fps = arguments.fps or (12.0 if len(targets) >= 12 else 2.0)
-        write_animation(folder, targets, crops, fps)
+        film.write(folder, arguments.fps or (12.0 if len(targets) >= 12 else 2.0))
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
