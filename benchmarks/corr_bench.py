@@ -45,6 +45,7 @@ from corr_table import show, show_all, show_header, title
 from operators import NAMES, operator
 
 from posemodel.runtime.errors import UserError
+from posemodel.runtime.output import surviving
 
 SCHEMA = 1
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -131,4 +132,5 @@ def main(words=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with surviving():
+        sys.exit(main())

@@ -33,6 +33,7 @@ from command import check_output
 
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import write_result
+from posemodel.runtime.output import surviving
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARK, SCHEMA = "kernel_table", 1
@@ -349,4 +350,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with surviving():
+        sys.exit(main())

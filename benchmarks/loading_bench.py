@@ -27,6 +27,7 @@ from posemodel.data.reading import open_pairs
 from posemodel.data.synthesize import SynthesisPlan, synthesize
 from posemodel.mannequins.pairs import BACKGROUNDS, Mannequins
 from posemodel.poses.maps import pose_maps
+from posemodel.runtime.output import surviving
 
 #: Rows and columns of the images of a layout on disk.
 SIZES = {kind: layout.frame for kind, layout in LAYOUTS.items()}
@@ -189,4 +190,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with surviving():
+        main()

@@ -52,6 +52,7 @@ from step_table import show, show_all, show_header, show_progress
 
 from posemodel.config.presets import PRESETS
 from posemodel.config.sections import Config, ModelConfig
+from posemodel.runtime.output import surviving
 
 BENCHMARK, SCHEMA = "step", 1
 #: Those that compute the same.
@@ -194,4 +195,5 @@ def main(words=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with surviving():
+        sys.exit(main())

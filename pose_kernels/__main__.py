@@ -6,6 +6,7 @@ Exit code 1 when a check fails. ``--json`` prints the same as JSON.
 
 import argparse
 import json
+import os
 import platform
 import sys
 
@@ -117,10 +118,14 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     found = report()
-    if arguments.json:
-        print(json.dumps(found, indent=2))
-    else:
-        show(found)
+    try:
+        if arguments.json:
+            print(json.dumps(found, indent=2))
+        else:
+            show(found)
+        print(end="", flush=True)
+    except BrokenPipeError:  # the reader has what he wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0 if found["passed"] else 1
 
 

@@ -1,11 +1,12 @@
 """`python -m posemodel.train [preset] [--flags]`: train; the same command again continues."""
 
 import contextlib
-import signal
 import sys
 import time
+from functools import partial
 
 from posemodel.config.flags import parse_train
+from posemodel.runtime.interruptions import Interrupted, Interruptions
 from posemodel.runtime.main import run_main
 
 
@@ -24,14 +25,18 @@ def train(config, argv: list[str]) -> int:
     from posemodel.runtime import distributed
 
     try:
-        with distributed.join(config.timeout) as world, Interruptions() as interruptions:
+        with Interruptions() as interruptions, distributed.join(config.timeout) as world:
             return _train(config, argv, world, interruptions)
+    except Interrupted as stop:
+        print(f"{stop}: ended before a step was made; what was saved is as it was",
+              file=sys.stderr)
+        return stop.code
     except (NonFiniteLoss, distributed.LostProcess) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _train(config, argv: list[str], world, interruptions: "Interruptions") -> int:
+def _train(config, argv: list[str], world, interruptions: Interruptions) -> int:
     from posemodel.data.source import check_root, check_seed, open_training_data
     from posemodel.engine.journal import Journal
     from posemodel.engine.report import start_panel
@@ -51,7 +56,8 @@ def _train(config, argv: list[str], world, interruptions: "Interruptions") -> in
     trainer = Trainer(config, machine.device, machine.dtype, world)
     with world.first_alone():
         instruments = instruments_of_run(config, machine.device) if world.first else None
-    data = open_training_data(config.data, machine.device, trainer.pairs, seed=config.seed)
+    data = open_training_data(config.data, machine.device, trainer.pairs, seed=config.seed,
+                              timeout=config.timeout)
     weights = trainer.reconstruction.weights
     with contextlib.closing(data), _run_folder(config, argv, world, weights) as run:
         start = trainer.restore(run)
@@ -63,16 +69,42 @@ def _train(config, argv: list[str], world, interruptions: "Interruptions") -> in
             for line in origins:
                 run.log(line)
             data.report_to(run.log)
-        journal = Journal(run, trainer, start, instruments)
-        if origins:
-            journal.evaluate(0)  # what there is to get better than
-        for step in range(start + 1, config.steps + 1):
-            _step(step, trainer, data, journal)
-            stop = world.agree(interruptions.code)
-            _keep(step, config, journal, stop)
-            if stop:
-                journal.stopped(signal.Signals(stop - 128).name, step)
+        journal = Journal(run, trainer, start, instruments, interruptions)
+        return _steps(start, trainer, data, journal, interruptions)
+
+
+def _steps(start: int, trainer, data, journal, interruptions: Interruptions) -> int:
+    """All steps after `start`, with evaluations and checkpoints; returns the exit code."""
+    config, saved = trainer.config, start
+
+    def due(every: int, step: int) -> bool:
+        return step % every == 0 or step == config.steps
+
+    with interruptions.held():
+        # Of other weights: what there is to get better than.
+        late = due(config.evaluate_every, start) if start else bool(config.init)
+        if late and not journal.has_evaluated(start):
+            journal.evaluate(start)
+        step = start
+        while True:
+            # A batch may be long in coming, or never come.
+            began, batch = time.perf_counter(), None
+            if step < config.steps:
+                batch = interruptions.unless_interrupted(partial(data.batch, step + 1))
+            if stop := trainer.world.agree(interruptions.code):
+                if saved < step:
+                    journal.save(step)
+                journal.stopped(stop, step)
                 return stop
+            if step == config.steps:
+                break
+            step += 1
+            _step(step, trainer, batch, journal, began)
+            if due(config.evaluate_every, step):
+                journal.evaluate(step)
+            if due(config.checkpoint_every, step):
+                journal.save(step)
+                saved = step
         journal.finished()
     return 0
 
@@ -90,48 +122,12 @@ def _run_folder(config, argv: list[str], world, weights: dict | None):
         yield run
 
 
-def _step(step: int, trainer, data, journal) -> None:
-    """One step, and where its time went."""
-    began = time.perf_counter()
-    batch = data.batch(step)
+def _step(step: int, trainer, batch, journal, began: float) -> None:
+    """One step, and where its time went since it `began` to wait for its batch."""
     fetched = time.perf_counter()
     losses = trainer.step(step, batch)
     done = time.perf_counter()
     journal.step(step, losses, 1000 * (fetched - began), step_ms=1000 * (done - began))
-
-
-def _keep(step: int, config, journal, stop: int) -> None:
-    """Evaluation and checkpoint, where they are due."""
-    last = step == config.steps
-    if step % config.evaluate_every == 0 or last:
-        journal.evaluate(step)
-    if step % config.checkpoint_every == 0 or last or stop:
-        journal.save(step)
-
-
-class Interruptions:
-    """SIGINT and SIGTERM only raise a flag: the step at work ends well, and is saved.
-
-    A second Ctrl-C is an ordinary KeyboardInterrupt.
-    """
-
-    def __init__(self):
-        self.code = 0
-
-    def __enter__(self):
-        self._before = {number: signal.signal(number, self._note)
-                        for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, _frame):
-        if self.code:
-            raise KeyboardInterrupt
-        self.code = 128 + number
-        print(f"{signal.Signals(number).name}: saving after this step", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def test_packages(checkup, monkeypatch):
     assert "optional: lpips not installed, for the metric LPIPS" in told(checkup)
 
 
-@pytest.mark.parametrize("what", ["disk", "memory", "folder"])
+@pytest.mark.parametrize("what", ["disk", "memory", "shared memory", "folder"])
 def test_too_little_room(what, checkup, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(installation, "_memory", lambda: (2**35, 2**35))
@@ -125,6 +125,9 @@ def test_too_little_room(what, checkup, tmp_path, monkeypatch):
         monkeypatch.setattr(installation, "_LEAST_DISK", 2**80)
     elif what == "memory":
         monkeypatch.setattr(installation, "_memory", lambda: (2**35, 2**29))
+    elif what == "shared memory":
+        monkeypatch.setattr(installation, "_SHARED", tmp_path)
+        monkeypatch.setattr(installation, "_LEAST_SHARED", 2**80)
     else:
         def refused(dir):
             raise PermissionError(13, "Permission denied")
@@ -132,9 +135,9 @@ def test_too_little_room(what, checkup, tmp_path, monkeypatch):
         monkeypatch.setattr(installation.tempfile, "TemporaryFile", refused)
     checkup.examine("machine", installation.machine)
     problem, = checkup.problems
-    assert problem.stops
-    assert {"disk": "free in", "memory": "0.5 GiB of memory", "folder": "cannot write into"
-            }[what] in problem.what
+    assert problem.stops == (what != "shared memory")
+    assert {"disk": "free in", "memory": "0.5 GiB of memory", "folder": "cannot write into",
+            "shared memory": "of shared memory are free"}[what] in problem.what
 
 
 def test_a_wrong_kernel_stops(checkup, monkeypatch):

@@ -124,6 +124,58 @@ def test_a_disk_that_is_read_only(tmp_path, monkeypatch):
     assert not run.exists()
 
 
+def hanging_evaluation(step, _rank):
+    from posemodel.engine import journal
+
+    original = journal.write_samples
+
+    def hang(*model, title):
+        if title == f"step {step}":
+            time.sleep(1000)
+        original(*model, title=title)
+
+    journal.write_samples = hang
+
+
+def hanging_start(_rank):
+    from posemodel.engine.trainer import Trainer
+
+    def hang(*_):
+        print("hanging", flush=True)
+        time.sleep(1000)
+
+    Trainer.__init__ = hang
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_signal_breaks_off_an_evaluation_which_is_made_later(step, tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train_main([*FLAGS, "--out", str(whole)]) == 0
+    flags = [*FLAGS, "--checkpoint-every", "100", "--out", str(run)]
+    (process,) = ranks.start(flags, log=tmp_path / "log", before=partial(hanging_evaluation, step))
+    wait_for(lambda: len(lines(run / "metrics.jsonl")) == step, process)
+    time.sleep(0.3)
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    assert ranks.end(process, seconds=60) == 143 and time.monotonic() - began < 10
+    assert steps(run) == [step] and not (run / "DONE").exists()
+    assert train_main(flags) == 0
+    assert same(weights(whole), weights(run)) and (run / "DONE").exists()
+    assert lines(whole / "eval.jsonl") == lines(run / "eval.jsonl")
+
+
+def test_a_signal_before_the_first_step_ends_at_once_and_leaves_nothing(tmp_path):
+    (process,) = ranks.start([*FLAGS, "--out", str(tmp_path / "run")], log=tmp_path / "log",
+                             before=hanging_start)
+    log = tmp_path / "log.0"
+    wait_for(lambda: log.exists() and "hanging" in log.read_text(), process)
+    os.kill(process.pid, signal.SIGTERM)
+    assert ranks.end(process, seconds=10) == 143
+    assert log.read_text().splitlines()[1:] == [
+        "SIGTERM: ended before a step was made; what was saved is as it was"]
+    assert not (tmp_path / "run").exists()
+
+
 # --- two processes --------------------------------------------------------------------------------
 # Faults that a rank brings about itself, in step 3; checkpoints are those of step 2.
 

@@ -1,5 +1,6 @@
 """The user study: what volunteers see, what is kept of their answers, and what the table says."""
 
+import fcntl
 import json
 import re
 import sys
@@ -11,6 +12,7 @@ from PIL import Image
 
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.main import run_main
+from posemodel.study import study as studies
 from posemodel.study.__main__ import main
 from posemodel.study.report import report_text, sign_test, summarize, wilson
 from posemodel.study.server import StudySite
@@ -315,3 +317,14 @@ def test_mistakes_get_one_line_and_leave_nothing(argv, says, tmp_path, monkeypat
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and says in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "B", "C"]
+
+
+def test_answers_that_somebody_keeps_locked_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "_PATIENCE", 0.1)
+    path = tmp_path / "answers.jsonl"
+    with path.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="answers.jsonl: another process has kept it locked"):
+            append_answer(path, {"volunteer": "one"})
+    append_answer(path, {"volunteer": "one"})
+    assert read_answers(path) == ([{"volunteer": "one"}], 0)

@@ -2,6 +2,9 @@
 
 import json
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,13 +12,14 @@ import torch
 from PIL import Image
 
 from posemodel.data.__main__ import main as data_main
-from posemodel.data.pair_loader import PairOrder
+from posemodel.data.pair_loader import PairImages, PairOrder
 from posemodel.data.reading import open_pairs
 from posemodel.data.source import open_training_data
 from posemodel.engine.trainer import Trainer
 from posemodel.evaluate import main as evaluate_main
+from posemodel.runtime.main import run_main
 from posemodel.train import main as train_main
-from tests.test_train import lines, same, stopped, weights
+from tests.test_train import ROOT, lines, same, stopped, weights
 from tests.tiny import FLAGS, tiny_config
 
 CPU = torch.device("cpu")
@@ -103,6 +107,44 @@ def test_a_run_stopped_in_the_middle_goes_on_to_the_same_bits(name, roots, runs,
     assert same(weights(runs["market"]), weights(out))
     if code:
         assert "changed since the last start: data.workers: 1 -> 0" in (out / "log.txt").read_text()
+
+
+def train_while_the_third_batch_hangs():
+    """The command, with workers that get stuck as on a disk that does not answer."""
+    original, served = PairImages.__getitem__, []
+
+    def hang(images, wanted):
+        served.append(wanted)
+        if len(served) == 3:
+            time.sleep(1000)
+        return original(images, wanted)
+
+    PairImages.__getitem__ = hang
+    run_main(train_main)
+
+
+def test_a_signal_works_while_a_worker_hangs_and_nothing_is_lost(roots, runs, tmp_path):
+    out = tmp_path / "run"
+    words = flags("market", roots["market"], out, "--checkpoint-every", "100",
+                  "--data.workers", "1")
+    # Not by tests.ranks: workers of its processes would not be forked, and know of no hanging.
+    code = "from tests import test_train_from_disk as t; t.train_while_the_third_batch_hangs()"
+    process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    metrics, deadline = out / "metrics.jsonl", time.monotonic() + 100
+    while not metrics.exists() or len(lines(metrics)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and time.monotonic() - began < 10
+    assert said.endswith("stopped by SIGTERM after step 2; the same command continues\n")
+    assert "Traceback" not in said
+    assert train_main(flags("market", roots["market"], out, "--data.workers", "0")) == 0
+    assert same(weights(runs["market"]), weights(out))
+    assert lines(out / "eval.jsonl") == lines(runs["market"] / "eval.jsonl")
 
 
 @pytest.mark.parametrize("kind", SIZES)

@@ -283,7 +283,8 @@ class Config:
     compile: bool = False
     """torch.compile the networks (D only without R1): a slow first step, then faster ones"""
     timeout: float = 600.0
-    """several processes: seconds that one waits for another before the job ends"""
+    """seconds that a process waits for another one, of the job or one that decodes images, before
+    the job ends"""
     evaluate_every: int = 160
     """steps between evaluations with a sample picture; the last step always has one"""
     checkpoint_every: int = 160

@@ -6,10 +6,7 @@ done to them, is a pure function of (seed, position in the training sequence): t
 changes nothing, and any batch can be asked for directly.
 """
 
-import gc
 import itertools
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,13 +20,12 @@ from posemodel.data.augmentation import Augmentation, augment, draw
 from posemodel.data.images import BadImages, ImageError, read_image, read_or_substitute
 from posemodel.data.layouts.layout import same_aspect
 from posemodel.data.pair_set import PairSet
+from posemodel.data.workers import NoSharedMemory, parts, shared, start_worker
 from posemodel.pictures.pixels import to_images
 from posemodel.poses.joints import pixels_to_normalized
 from posemodel.runtime.errors import UserError
 
 _ORDER = 1  # the random stream of this module; `augmentation` has another
-# Seconds that a worker goes on after SIGTERM; torchrun grants a job as many.
-_GRACE = 30
 
 
 class View:
@@ -100,25 +96,34 @@ class PairImages(Dataset):
     def __getitem__(self, wanted: np.ndarray) -> dict:
         """The pairs with these indices.
 
-        Returns: `images` `[B, 2, H, W, 3]` uint8, `masks` `[B, 2, H, W]` uint8 where the
-        set has masks, `pairs` `[B]` the indices that they really have, `problems` a line for
-        each bad image, `failure` a line if no other pair could be found.
+        Returns: `images` `[B, 2, H, W, 3]` uint8, `masks` `[B, 2, H, W]` uint8 where the set has
+        masks, `pairs`, the B indices that they really have, `problems` a line for each bad image,
+        `failure` a line if there is no batch.
         """
-        samples, problems, failure = [], [], ""
+        samples, problems, failure, arrays = [], [], "", {}
         try:
             samples = [sample for index in wanted
                        if (sample := self._read_or_replace(int(index), problems)) is not None]
+            arrays = {name: shared(torch.from_numpy(array)) for name, array in
+                      self._stacked(samples).items()}
+        # An exception that leaves a worker comes out as its traceback.
         except ImageError as error:
-            failure = str(error)  # an exception that leaves a worker comes out as its traceback
+            failure = f"{error}; check it with python -m posemodel.data check"
+        except NoSharedMemory as error:
+            failure = str(error)
+        if failure:
+            samples, arrays = [], {"images": None}
+        return {**arrays, "pairs": [index for index, *_ in samples], "problems": problems,
+                "failure": failure}
+
+    def _stacked(self, samples: list[Sample]) -> dict[str, np.ndarray]:
         size = self.view.image_size
-        images = np.array([image for _, image, _ in samples], np.uint8).reshape(-1, 2, *size, 3)
-        part = {"images": torch.from_numpy(images),
-                "pairs": torch.tensor([index for index, *_ in samples], dtype=torch.long),
-                "problems": problems, "failure": failure}
+        arrays = {"images": np.array([image for _, image, _ in samples],
+                                     np.uint8).reshape(-1, 2, *size, 3)}
         if self.pairs.layout.masks:
-            masks = np.array([mask for *_, mask in samples], np.uint8).reshape(-1, 2, *size)
-            part["masks"] = torch.from_numpy(masks)
-        return part
+            arrays["masks"] = np.array([masks for *_, masks in samples],
+                                       np.uint8).reshape(-1, 2, *size)
+        return arrays
 
     def _read_or_replace(self, index: int, problems: list[str]) -> Sample | None:
         if self.replace:
@@ -183,12 +188,13 @@ class PairLoader:
 
     def __init__(self, pairs: PairSet, *, image_size: tuple[int, int], fit: str = "pad",
                  workers: int = 0, replace: bool = True, seed: int = 0,
-                 device: torch.device | str = "cpu"):
+                 timeout: float = 600.0, device: torch.device | str = "cpu"):
         """
         Args:
             image_size: (H, W) of the images.
             fit: "pad" or "stretch", see `View`.
             workers: processes that decode; 0: this one.
+            timeout: seconds that these may take for a batch.
             replace, seed: what happens to a pair with a bad image, see `PairImages`.
 
         Raises: `UserError` for a set without pairs and for a size that does not suit it.
@@ -196,6 +202,7 @@ class PairLoader:
         if not len(pairs.pairs):
             raise UserError(f"{pairs.folder}: the {pairs.split} split has no pairs")
         self.pairs, self.workers, self.device = pairs, workers, torch.device(device)
+        self.timeout = timeout
         self.view = View(pairs, image_size=image_size, fit=fit)
         self.images = PairImages(pairs, self.view, replace=replace, seed=seed)
         self._poses = torch.from_numpy(self.view.joints(pairs.joints))
@@ -215,14 +222,15 @@ class PairLoader:
         `[B, 18, 3]`, (x, y, presence), normalised, `pair` `[B]`, the indices of these pairs, and
         where the set has masks `source_mask`, `target_mask` `[B, 1, H, W]` float32, 0 to 1.
 
-        Raises: `UserError` when too many images are bad.
+        Raises: `UserError` when too many images are bad, and for workers that fail or do not
+        answer in time.
         """
         loader = DataLoader(
             self.images, sampler=requests, batch_size=None, num_workers=self.workers,
-            worker_init_fn=_start_worker, pin_memory=self.device.type == "cuda",
+            worker_init_fn=start_worker, pin_memory=self.device.type == "cuda",
             # Its own generator: the global one belongs to the training step.
             generator=torch.Generator())
-        for part in loader:
+        for part in parts(loader, limit=self.timeout):
             self._account(part)
             if len(part["pairs"]):
                 yield self.on_device(part)
@@ -230,7 +238,7 @@ class PairLoader:
     def _account(self, part: dict) -> None:
         """Report bad images; stop when there are too many."""
         if part["failure"]:
-            raise UserError(f"{part['failure']}; check it with python -m posemodel.data check")
+            raise UserError(part["failure"])
         if self.images.replace:
             self._bad.add(2 * len(part["pairs"]), part["problems"])
             return
@@ -248,8 +256,9 @@ class PairLoader:
     def on_device(self, part: dict) -> dict[str, Tensor]:
         """A batch of what `PairImages` returned."""
         images = part["images"].to(self.device, non_blocking=True)
-        ends = torch.from_numpy(self.pairs.pairs)[part["pairs"]]                   # [B, 2]
-        batch = {"pair": part["pairs"]}
+        numbers = torch.tensor(part["pairs"], dtype=torch.long)
+        ends = torch.from_numpy(self.pairs.pairs)[numbers]                         # [B, 2]
+        batch = {"pair": numbers}
         for side, name in enumerate(("source", "target")):
             batch[name] = to_images(images[:, side])
             batch[f"{name}_pose"] = self._poses[ends[:, side]].to(self.device, non_blocking=True)
@@ -296,12 +305,3 @@ class TrainingPairs:
         self._next, stream, self._stream = 0, self._stream, None
         if stream is not None:
             stream.close()
-
-
-def _start_worker(_index: int) -> None:
-    # Ctrl-C and torchrun signal a whole group of processes; the training process alone decides.
-    os.setpgrp()
-    # A cluster signals each process, while the training one needs batches to end its step.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
-    # What was inherited is the training process's to clean up; other loaders, for example.
-    gc.freeze()

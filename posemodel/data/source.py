@@ -68,7 +68,8 @@ class TrainingMannequins:
 
 
 def open_training_data(
-    data: DataConfig, device: torch.device, positions: Callable[[int], Sequence[int]], *, seed: int
+    data: DataConfig, device: torch.device, positions: Callable[[int], Sequence[int]], *, seed: int,
+    timeout: float = 600.0
 ) -> TrainingMannequins | TrainingPairs:
     """The training pairs of a run: `batch(step)` gives those of a step, `description` says in one
     line what they are, and bad images are reported to where `report_to(log)` says.
@@ -76,12 +77,14 @@ def open_training_data(
     Args:
         positions: which places of the endless training sequence a step has, in this process.
         seed: of the run.
+        timeout: seconds that processes which decode images may take for a batch.
 
     Raises: `UserError` when the data set cannot be used.
     """
     if data.generated:
         return TrainingMannequins(data, device, positions, seed=seed)
-    loader = _loader(data, "train", device, workers=data.workers, replace=True, seed=seed)
+    loader = _loader(data, "train", device, workers=data.workers, replace=True, seed=seed,
+                     timeout=timeout)
     # Now rather than at the first evaluation, which may be hours away.
     held_out = len(_loader(data, "test", device, workers=0, replace=False).pairs.pairs)
     train = loader.pairs
@@ -192,8 +195,8 @@ def _size(data: DataConfig) -> str:
 
 
 def _loader(data: DataConfig, split: str, device: torch.device, *, workers: int, replace: bool,
-            seed: int = 0) -> PairLoader:
+            seed: int = 0, timeout: float = 600.0) -> PairLoader:
     check_root(data)
     pairs = open_pairs(data.root, split, kind=data.kind)
     return PairLoader(pairs, image_size=data.image_size, fit=data.fit, workers=workers,
-                      replace=replace, seed=seed, device=device)
+                      replace=replace, seed=seed, timeout=timeout, device=device)

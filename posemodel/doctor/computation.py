@@ -163,8 +163,8 @@ def run_pair(code: str, *, seconds: float) -> tuple[list[str], str]:
         port = probe.getsockname()[1]
     job = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
                         "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE,
-                                  stderr=subprocess.PIPE,
+    processes = [subprocess.Popen([sys.executable, "-c", code], text=True, errors="replace",
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                   env=job | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
                  for rank in range(2)]
     # A process whose partner has failed would wait for it.

@@ -24,6 +24,9 @@ _VARIABLES = ("POSE_KERNELS_IMPL", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES", "
 _GIB = 2**30
 _LEAST_DISK = 1 * _GIB
 _LEAST_MEMORY = 2 * _GIB
+# What the batches of two workers take at 512 pixels.
+_LEAST_SHARED = 64 * 2**20
+_SHARED = Path("/dev/shm")
 
 
 def packages(checkup: Checkup) -> None:
@@ -64,6 +67,14 @@ def machine(checkup: Checkup) -> None:
             checkup.problem(f"only {available / _GIB:.1f} GiB of memory are available",
                             "end other programs; training takes some "
                             f"{_LEAST_MEMORY / _GIB:.0f} GiB", stops=True)
+    if _SHARED.is_dir():
+        shared = shutil.disk_usage(_SHARED).free
+        checkup.say(f"shared memory: {shared / 2**20:,.0f} MiB free in {_SHARED}")
+        if shared < _LEAST_SHARED:
+            checkup.problem(
+                f"only {shared / 2**20:.1f} MiB of shared memory are free: the processes that "
+                "decode images may not get theirs", "train from disk with --data.workers 0, or "
+                f"enlarge {_SHARED} (of a container: --shm-size 1g)", stops=False)
     free = shutil.disk_usage(".").free
     checkup.say(f"disk: {free / _GIB:.1f} GiB free in {Path.cwd()}")
     if free < _LEAST_DISK:
@@ -189,7 +200,8 @@ def _version(package: str) -> str | None:
 def _output(*command: str) -> str:
     """What a command prints; empty if it is not there or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace",
+                              timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

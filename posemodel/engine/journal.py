@@ -1,7 +1,9 @@
 """What a run tells while it trains: progress, metrics, evaluations with pictures, the report."""
 
 import contextlib
+import signal
 from collections.abc import Iterator
+from functools import partial
 
 from posemodel.engine.progress import Progress
 from posemodel.engine.report import end_panel, write_report
@@ -10,6 +12,7 @@ from posemodel.engine.trainer import Trainer
 from posemodel.evaluation.held_out import evaluate, on_the_way
 from posemodel.evaluation.measures import Instruments
 from posemodel.evaluation.samples import write_samples
+from posemodel.runtime.interruptions import Interruptions
 
 
 class Journal:
@@ -17,10 +20,11 @@ class Journal:
     run folder, does the work, and the others wait where that takes long."""
 
     def __init__(self, run: RunFolder | None, trainer: Trainer, start: int,
-                 instruments: Instruments | None = None):
+                 instruments: Instruments | None, interruptions: Interruptions):
         """`instruments` of the evaluations; None: without networks."""
         self.run, self.trainer, self.world = run, trainer, trainer.world
         self.instruments = instruments or Instruments()
+        self.interruptions = interruptions
         self.config = trainer.config
         if run is not None:
             self.progress = Progress(self.config.steps, start, run.log,
@@ -38,33 +42,38 @@ class Journal:
                 "pairs_per_second": rate, "step_ms": step_ms, "data_ms": data_ms})
 
     def evaluate(self, step: int) -> None:
-        """Held-out pairs: a line of eval.jsonl and a picture; of step 0, which no checkpoint has,
-        once in a run."""
-        trainer, config = self.trainer, self.config
+        """Held-out pairs: a picture and a line of eval.jsonl. A signal ends it without the line."""
         with self.world.first_alone(), self._pause():
-            if self.run is None or step == 0 and self.run.read_evaluations():
-                return
-            last = step == config.steps
-            self.run.append_evaluation({
-                "step": step, "reconstruction_loss": trainer.reconstruction.name,
-                "reconstruction_weights": trainer.reconstruction.weights,
-                **evaluate(trainer.averaged, config, trainer.device, trainer.dtype,
-                           log=self.run.log, instruments=self.instruments if last
-                           else on_the_way(self.instruments))})
-            with self.run.writing():
-                write_samples(trainer.averaged, config, trainer.device, trainer.dtype,
-                              self.run.sample_path(step), title=f"step {step}")
+            if self.run is not None:
+                self.interruptions.unless_interrupted(partial(self._evaluate, self.run, step))
+
+    def _evaluate(self, run: RunFolder, step: int) -> None:
+        trainer, config = self.trainer, self.config
+        model = trainer.averaged, config, trainer.device, trainer.dtype
+        with run.writing():
+            write_samples(*model, run.sample_path(step), title=f"step {step}")
+        instruments = self.instruments if step == config.steps else on_the_way(self.instruments)
+        run.append_evaluation({
+            "step": step, "reconstruction_loss": trainer.reconstruction.name,
+            "reconstruction_weights": trainer.reconstruction.weights,
+            **evaluate(*model, log=run.log, instruments=instruments)})
+
+    def has_evaluated(self, step: int) -> bool:
+        """Whether eval.jsonl has a line of step n; the same in all processes."""
+        return self.world.from_first(self.run is not None and any(
+            row.get("step") == step for row in self.run.read_evaluations()))
 
     def save(self, step: int) -> None:
         """A checkpoint."""
         with self._pause():
             self.trainer.save(self.run, step)
 
-    def stopped(self, signal: str, step: int) -> None:
-        """A signal ended the run early."""
+    def stopped(self, code: int, step: int) -> None:
+        """A signal ended the run early; `code` is 128 and its number."""
         if self.run is not None:
             self.progress.close()
-            self.run.log(f"stopped by {signal} after step {step}; the same command continues")
+            name = signal.Signals(code - 128).name
+            self.run.log(f"stopped by {name} after step {step}; the same command continues")
 
     def finished(self) -> None:
         """The last step is done."""

@@ -141,6 +141,7 @@ class Bench:
         command = [sys.executable, "-m", module, *map(str, words)]
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            errors="replace",
             env={**os.environ, "OMP_NUM_THREADS": str(self.threads)})
         self._running.add(process)
         try:

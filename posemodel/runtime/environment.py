@@ -170,7 +170,8 @@ def _git(checkout: Path) -> dict | None:
         # No optional locks: looking must not disturb someone who is working in the checkout.
         command = ["git", "--no-optional-locks", "-C", str(checkout), *words]
         try:
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
+            answer = subprocess.run(command, capture_output=True, text=True,
+                                    errors="replace", timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None

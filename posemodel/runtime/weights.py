@@ -4,8 +4,10 @@ or one line that says why not."""
 import hashlib
 import os
 import re
+import socket
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,6 +23,8 @@ SHIPPED = "shipped"
 """what `--init` calls the model that comes with the package"""
 VARIABLE = "POSEMODEL_WEIGHTS"
 """variable of the environment that names a folder, which is looked into after that of the flag"""
+# Seconds that a server may stay silent in the middle of a download.
+_SILENCE = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,9 @@ class PublishedWeights:
             path = _hub_folder() / self.name
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(self.url, str(path), hash_prefix=named_hash(path))
+                with _sockets_that_answer():
+                    torch.hub.download_url_to_file(self.url, str(path),
+                                                   hash_prefix=named_hash(path))
             except (OSError, RuntimeError) as error:
                 more = f"; {self.otherwise}" if self.otherwise else ""
                 raise UserError(f"{self.what} needs {self.name}: {self._not_here(folder)}, and the "
@@ -103,6 +109,17 @@ def own_folders(folder: str | Path = "") -> list[Path]:
                             "as torchvision names them or as docs/training.md says")
         found.append(Path(place))
     return found
+
+
+@contextmanager
+def _sockets_that_answer() -> Iterator[None]:
+    """torch's download has no limit of its own, and sockets by default none either."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SILENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _hub_folder() -> Path:

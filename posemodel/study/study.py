@@ -10,8 +10,10 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -21,6 +23,8 @@ from posemodel.runtime.files import new_folder
 from posemodel.runtime.folder import OwnFolder
 
 VERSION = 1
+# Seconds that another process may keep the answers locked; it needs milliseconds.
+_PATIENCE = 10.0
 
 # Two questions, as in Appendix D; the wording is ours.
 QUESTIONS = {"realism": "Which one looks more realistic?",
@@ -106,10 +110,11 @@ def _own(folder: Path) -> OwnFolder:
 
 
 def append_answer(path: Path, answer: dict) -> None:
-    """Add a line; it is on the disk when this returns. Safe for several threads and processes."""
+    """Add a line; it is on the disk when this returns. Safe for several threads and processes.
+    Raises: `UserError` where another process keeps the file locked."""
     line = json.dumps(answer, allow_nan=False) + "\n"
     with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file, path)
         end = file.seek(0, os.SEEK_END)
         if end:
             file.seek(end - 1)
@@ -119,6 +124,19 @@ def append_answer(path: Path, answer: dict) -> None:
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UserError(f"{path}: another process has kept it locked for "
+                                f"{_PATIENCE:g} s; end that one, and answer again") from None
+            time.sleep(0.01)
 
 
 def read_answers(path: Path) -> tuple[list[dict], int]:

@@ -1,13 +1,16 @@
 """`python -m posemodel.transfer`: a person in a photograph, in new poses."""
 
 import argparse
+import contextlib
 import itertools
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.main import run_main
+from posemodel.transfer.kinds import KINDS, chosen_kinds, size_warning
 
 if TYPE_CHECKING:  # `--help` needs none of these
     from posemodel.inference.model import PoseTransferModel
@@ -20,8 +23,8 @@ _WARNED = 3  # target poses whose warnings are said one by one
 
 def main(argv: list[str]) -> int:
     """Puts the person of a photograph into new poses. Writes a contact sheet and, for each pose,
-    the finished picture, the photograph moved by the flow alone, the flow, its picture, the
-    visibility and the skeleton; of several poses also an animation."""
+    what --write chooses: the finished picture, the photograph moved by the flow alone, the flow,
+    its picture, the visibility, the skeleton; of several poses also an animation."""
     parser = argparse.ArgumentParser(prog="python -m posemodel.transfer", description=main.__doc__)
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN",
                         help="run folder, or a .safetensors file of posemodel.export (default: the "
@@ -40,6 +43,9 @@ def main(argv: list[str]) -> int:
                         help="folder for the results; new or empty")
     parser.add_argument("--overwrite", action="store_true",
                         help="replace the results of an earlier transfer in DIR")
+    parser.add_argument("--write", nargs="+", choices=tuple(KINDS), metavar="WHAT",
+                        help=f"files of each pose: {', '.join(KINDS)} (flow is a NumPy file, flo "
+                        "one of Middlebury; default: all of one pose, refined of several)")
     parser.add_argument("--format", metavar="FORMAT",
                         help="order of the joints, where the files leave it open: openpose18, "
                         "body25, coco17, halpe26, wholebody133, halpe136, mediapipe33")
@@ -113,20 +119,27 @@ def transfer(arguments: argparse.Namespace) -> int:
     named = None if arguments.name or arguments.source_pose is None else arguments.image.name
     warnings = [check_pose(source.pose, source.frame, named, source.image),
                 *(check_pose(target.pose, target.frame) for target in targets)]
-    folder = OutputFolder(arguments.out, planned_files(targets), overwrite=arguments.overwrite)
+    kinds = chosen_kinds(arguments.write, poses=len(targets))
+    folder = OutputFolder(arguments.out, planned_files(targets, kinds),
+                          overwrite=arguments.overwrite)
     model = PoseTransferModel.choose(arguments.run, arguments.device)
     print(f"model: {model.summary}")
     if model.about:
         print(model.about)
     for line in [*_said(warnings, targets), *source.remarks, *chosen.remarks]:
         print(line)
+    if large := size_warning(kinds, [target.frame for target in targets], arguments.out):
+        print(large)
     record = _record(arguments, model, source, chosen, warnings)
     with folder.writing(record):
-        _write(arguments, folder, model, source, chosen, record)
+        _write(arguments, folder, model, source, chosen, kinds, record)
     poses = "pose" if len(targets) == 1 else "poses"
-    print(f"{len(targets)} {poses} in {record['seconds']:.2f} s")
+    print(f"{len(targets)} {poses} in {record['seconds']:.1f} s, of which the model took "
+          f"{record['model_seconds']:.1f} s")
     print(f"contact sheet: {arguments.out / 'contact_sheet.png'}")
-    print(f"pictures: {arguments.out / 'refined'} and the folders beside it")
+    print("files of each pose: " + ", ".join(
+        str(arguments.out / place) for place in dict.fromkeys(KINDS[kind].folder
+                                                              for kind in kinds)))
     return 0
 
 
@@ -174,37 +187,61 @@ def _record(arguments: argparse.Namespace, model: "PoseTransferModel", source: "
 
 
 def _write(arguments: argparse.Namespace, folder: "OutputFolder", model: "PoseTransferModel",
-           source: "Source", chosen: "Targets", record: dict) -> None:
-    """Compute and write all pictures; adds crops and time to the record."""
+           source: "Source", chosen: "Targets", kinds: tuple[str, ...], record: dict) -> None:
+    """Compute and write all pictures; adds crops and times to the record."""
     from tqdm import tqdm
 
-    from posemodel.transfer.output import Sheet, write_animation, write_pose, write_source
+    from posemodel.transfer.output import Sheet, write_pose, write_source
 
-    targets = chosen.targets
+    began, targets = time.perf_counter(), chosen.targets
     write_source(folder, source.image, source.pose)
     sheet = Sheet(model.aspect, poses=len(targets))
     seconds, crops = 0.0, []
-    with tqdm(total=len(targets), disable=None, unit="pose") as bar:
+    with tqdm(total=len(targets), disable=None, unit="pose") as bar, \
+            _film(arguments, folder, model, source, chosen) as film:
         for batch in _batches(targets, arguments.batch_size):
             result = model.transfer(
                 source.image, source.pose.joints, [target.pose.joints for target in batch],
                 target_size=batch[0].frame, fit=arguments.fit, mask=source.mask,
                 background=record["background"], batch_size=arguments.batch_size)
             for index, target in enumerate(batch):
-                write_pose(folder, result, index, target)
+                write_pose(folder, result, index, target, kinds)
                 sheet.add(result, index, target.name)
+                if film is not None:
+                    film.add(result, index)
                 bar.update()
             seconds += result.seconds["total"]
             crops += result.target_crops
+    sheet.write(folder, f"{arguments.image.name} in new poses: {model.name}, {model.step} steps")
     record["source"]["crop"] = asdict(result.source_crop)
-    record["seconds"] = round(seconds, 3)
     for entry, crop in zip(record["targets"], crops, strict=True):
         entry["crop"] = asdict(crop)
-    sheet.write(folder, f"{arguments.image.name} in new poses: {model.name}, {model.step} steps")
-    if len(targets) > 1:
+    record["seconds"] = round(time.perf_counter() - began, 3)
+    record["model_seconds"] = round(seconds, 3)
+
+
+@contextlib.contextmanager
+def _film(arguments: argparse.Namespace, folder: "OutputFolder", model: "PoseTransferModel",
+          source: "Source", chosen: "Targets"):
+    """Of several poses in frames of one size, a film to add them to, which is written at the end;
+    else None."""
+    from posemodel.inference.crop import find_crop
+    from posemodel.transfer.output import Film
+
+    targets = chosen.targets
+    frames = {target.frame for target in targets}
+    if len(targets) == 1 or len(frames) > 1:
+        if len(frames) > 1:
+            print("no animation: the target poses belong to frames of different sizes")
+        yield None
+        return
+    crops = None if source.mask is not None else [
+        find_crop(target.pose.joints, target.frame, model.aspect, arguments.fit)
+        for target in targets]
+    with contextlib.closing(Film(source.image, targets[0].frame, crops)) as film:
+        yield film
         # Few poses are looked at one by one; many are a film.
-        fps = arguments.fps or chosen.fps or (12.0 if len(targets) >= 12 else 2.0)
-        write_animation(folder, targets, crops, fps)
+        film.write(folder, arguments.fps or chosen.fps or (12.0 if len(targets) >= 12 else 2.0))
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -5,11 +5,14 @@
       transfer.json              what was done: model, files, crops, warnings, files written
       source_skeleton.png        the joints on the photograph
       animation.gif  .mp4        of several poses; the second where imageio-ffmpeg is installed
+
+and of each pose what `--write` chooses (`kinds.py`):
+
       refined/NAME.png           the finished picture, in the frame of the target pose
       warped/NAME.png            the photograph's own pixels moved by the flow
-      flow/NAME.npy              where each pixel is sampled from: [2, H, W] float32, (x, y) in
-                                 pixels of the photograph, NaN outside of the crop
-      flow/NAME.flo              the same minus the pixel's own place: Middlebury
+      flow/NAME.npy              "flow": where each pixel is sampled from: [2, H, W] float32,
+                                 (x, y) in pixels of the photograph, NaN outside of the crop
+      flow/NAME.flo              "flo": the same minus the pixel's own place: Middlebury
       flow_picture/NAME.png      the flow between the two crops in the Middlebury colours
       visibility/NAME.png        grey: 0 invented, 255 visible in the photograph (affine measure)
       skeleton/NAME.png          the target pose
@@ -17,7 +20,9 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
+import itertools
+import tempfile
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +31,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import pose_kernels
+from posemodel.data.films import missing_package, write_mp4
 from posemodel.data.images import inside
 from posemodel.flow.files import write_flo, write_npy
 from posemodel.flow.pictures import flow_picture
@@ -40,14 +46,16 @@ from posemodel.poses.layouts import Pose
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import write_aside, writing
 from posemodel.runtime.folder import OwnFolder
+from posemodel.transfer.kinds import file_of
 
 _RECORD, _SHEET, _SOURCE = "transfer.json", "contact_sheet.png", "source_skeleton.png"
 _GIF, _MP4 = "animation.gif", "animation.mp4"
-_PICTURES = ("refined", "warped", "flow_picture", "visibility", "skeleton")
 _SHEET_ROWS = 12
 _CELL = 256  # rows of a picture in the contact sheet
 _PANEL = (192, 360)  # fewest and most rows of a picture in the animation
 _STRIP = 28  # rows of its headings
+# Of zlib: higher ones take several times as long and save a tenth.
+_COMPRESSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +70,12 @@ class Target:
     """(H, W) of the picture that the joints belong to"""
 
 
-def planned_files(targets: list[Target]) -> list[str]:
+def planned_files(targets: list[Target], kinds: Collection[str]) -> list[str]:
     """All files of a transfer, relative to its folder."""
     files = [_RECORD, _SHEET, _SOURCE]
     if len(targets) > 1:
         files += [_GIF, _MP4]
-    for target in targets:
-        files += [f"{kind}/{target.name}.png" for kind in _PICTURES]
-        files += [f"flow/{target.name}{ending}" for ending in (".npy", ".flo")]
-    return files
+    return files + [file_of(kind, target.name) for target in targets for kind in kinds]
 
 
 class OutputFolder:
@@ -136,7 +141,7 @@ class OutputFolder:
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(picture)
         buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
+        picture.save(buffer, format="PNG", compress_level=_COMPRESSION)
         write_aside(self.file(name), buffer.getvalue())
 
 
@@ -145,22 +150,32 @@ def write_source(folder: OutputFolder, image: np.ndarray, pose: Pose) -> None:
     folder.write_png(_SOURCE, draw_poses(image, [pose], pose))
 
 
-def write_pose(folder: OutputFolder, result: TransferResult, index: int, target: Target) -> None:
-    """All files of one pose."""
-    name, crop = target.name, result.target_crops[index]
-    folder.write_png(f"refined/{name}.png", result.refined(index))
-    folder.write_png(f"warped/{name}.png", result.warped(index))
-    locations = result.locations(index)
-    write_npy(folder.file(f"flow/{name}.npy"), locations)
-    own = np.indices(result.frame, np.float32)[::-1]
-    write_flo(folder.file(f"flow/{name}.flo"), locations - own)
-    colors = _flow_picture(result, index, (crop.height, crop.width))
-    folder.write_png(f"flow_picture/{name}.png", result.placed(index, colors))
-    grey = np.zeros(result.frame, np.uint8)
-    seen = (result.visibility["affine"][index] * 255).round().astype(np.uint8)
-    crop.place(resized(seen, (crop.height, crop.width)), grey)
-    folder.write_png(f"visibility/{name}.png", grey)
-    folder.write_png(f"skeleton/{name}.png", _skeleton_frame(target))
+def write_pose(folder: OutputFolder, result: TransferResult, index: int, target: Target,
+               kinds: Collection[str]) -> None:
+    """The files of one pose that are of these kinds."""
+    crop = result.target_crops[index]
+
+    def colors() -> np.ndarray:
+        return result.placed(index, _flow_picture(result, index, (crop.height, crop.width)))
+
+    def seen() -> np.ndarray:
+        grey = np.zeros(result.frame, np.uint8)
+        found = (result.visibility["affine"][index] * 255).round().astype(np.uint8)
+        crop.place(resized(found, (crop.height, crop.width)), grey)
+        return grey
+
+    pictures = {"refined": lambda: result.refined(index), "warped": lambda: result.warped(index),
+                "flow_picture": colors, "visibility": seen,
+                "skeleton": lambda: _skeleton_frame(target)}
+    for kind in kinds:
+        file = file_of(kind, target.name)
+        if kind in pictures:
+            folder.write_png(file, pictures[kind]())
+        elif kind == "flow":
+            write_npy(folder.file(file), result.locations(index))
+        else:
+            own = np.indices(result.frame, np.float32)[::-1]
+            write_flo(folder.file(file), result.locations(index) - own)
 
 
 class Sheet:
@@ -215,64 +230,100 @@ class Sheet:
         return picture
 
 
-def write_animation(folder: OutputFolder, targets: list[Target], crops: list[Crop],
-                    fps: float) -> None:
-    """Pose, warped and refined side by side as GIF and, where imageio-ffmpeg is installed, as MP4;
-    says what was written or why not.
+class Film:
+    """Source, target pose and result side by side, picture by picture."""
 
-    Args:
-        crops: of the targets.
-        fps: poses per second.
-    """
-    if len({target.frame for target in targets}) > 1:
-        print("no animation: the target poses belong to frames of different sizes")
-        return
-    height, width = targets[0].frame
-    # Left, top, right, bottom of the part of the frame in which something is to be seen.
-    box = (max(0, min(crop.left for crop in crops)), max(0, min(crop.top for crop in crops)),
-           min(width, max(crop.left + crop.width for crop in crops)),
-           min(height, max(crop.top + crop.height for crop in crops)))
-    buffer = io.BytesIO()
-    _panel(folder, targets[0], box).save(
-        buffer, format="GIF", save_all=True, duration=round(1000 / fps), loop=0,
-        append_images=(_panel(folder, target, box) for target in targets[1:]))
-    write_aside(folder.file(_GIF), buffer.getvalue())
-    print(f"animation: {folder.path / _GIF}")
-    try:
-        import imageio_ffmpeg
-        imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError):  # the second: installed, but without its program
-        print("no MP4: it takes pip install imageio-ffmpeg")
-        return
-    file = folder.file(_MP4)
-    temporary = file.with_name("animation.tmp.mp4")
-    size = _panel(folder, targets[0], box).size
-    writer = imageio_ffmpeg.write_frames(str(temporary), size, fps=fps, macro_block_size=2)
-    writer.send(None)
-    for target in targets:
-        writer.send(_panel(folder, target, box).tobytes())
-    writer.close()
-    temporary.replace(file)
-    print(f"animation: {file}")
+    def __init__(self, source: np.ndarray, frame: tuple[int, int], crops: list[Crop] | None):
+        """
+        Args:
+            source: the photograph, `[H, W, 3]` uint8.
+            frame: (H, W) of the target frame, the same for all poses.
+            crops: of all poses to come, where there is nothing to be seen beyond them; None: the
+                whole frame is shown.
+        """
+        height, width = frame
+        # Left, top, right, bottom of the part of the frame in which something is to be seen.
+        left, top, right, bottom = self._box = (0, 0, width, height) if crops is None else (
+            max(0, min(crop.left for crop in crops)), max(0, min(crop.top for crop in crops)),
+            min(width, max(crop.left + crop.width for crop in crops)),
+            min(height, max(crop.top + crop.height for crop in crops)))
+        rows = min(max(bottom - top, _PANEL[0]), _PANEL[1])
+        # Even, as videos demand.
+        self._size = tuple(2 * max(1, round(side / 2))
+                           for side in (rows, (right - left) * rows / (bottom - top)))
+        columns = 2 * max(1, round(source.shape[1] * self._size[0] / source.shape[0] / 2))
+        self._source = Image.fromarray(resized(source, (self._size[0], columns)))
+        self._file, self._ends = tempfile.TemporaryFile(), [0]  # noqa: SIM115 (closed by `close`)
 
+    @property
+    def _page_size(self) -> tuple[int, int]:
+        """(columns, rows)."""
+        rows, columns = self._size
+        return self._source.width + 2 * columns, rows + _STRIP
 
-def _panel(folder: OutputFolder, target: Target, box: tuple[int, int, int, int]) -> Image.Image:
-    """One picture of the animation: pose, warped, refined under their names."""
-    height, width = box[3] - box[1], box[2] - box[0]
-    rows = min(max(height, _PANEL[0]), _PANEL[1])
-    # Even, as videos demand.
-    columns, rows = (2 * max(1, round(side / 2)) for side in (width * rows / height, rows))
-    page = Image.new("RGB", (3 * columns, rows + _STRIP), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
-    parts = {"target pose": _skeleton_frame(target),
-             "warped": Image.open(folder.file(f"warped/{target.name}.png")),
-             "refined": Image.open(folder.file(f"refined/{target.name}.png"))}
-    for index, (title, picture) in enumerate(parts.items()):
-        part = picture.resize((columns, rows), Image.Resampling.BICUBIC, box)
-        page.paste(part, (index * columns, _STRIP))
-        draw.text(((index + 0.5) * columns, _STRIP - 9), title, (32, 33, 36), font=font,
-                  anchor="ms")
-    return page
+    def add(self, result: TransferResult, index: int) -> None:
+        """The next pose."""
+        rows, columns = self._size
+        pose = result.target_poses[index]
+        panels = {
+            "source": self._source,
+            "target pose": self._placed(result, index, lambda size: draw_skeleton(pose, size),
+                                        np.zeros((rows, columns, 3), np.uint8)),
+            "result": self._placed(result, index, lambda size: result.refined_at(index, size),
+                                   self._behind(result))}
+        page, left = Image.new("RGB", self._page_size, "white"), 0
+        draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+        for title, panel in panels.items():
+            page.paste(panel, (left, _STRIP))
+            draw.text((left + panel.width / 2, _STRIP - 9), title, (32, 33, 36), font=font,
+                      anchor="ms")
+            left += panel.width
+        page.save(self._file, format="PNG", compress_level=_COMPRESSION)
+        self._ends.append(self._file.tell())
+
+    def _behind(self, result: TransferResult) -> np.ndarray:
+        if result.behind is None:
+            return np.full((*self._size, 3), 255, np.uint8)
+        left, top, right, bottom = self._box
+        return resized(result.behind[top:bottom, left:right], self._size)
+
+    def _placed(self, result: TransferResult, index: int,
+                picture: Callable[[tuple[int, int]], np.ndarray | Image.Image],
+                ground: np.ndarray) -> Image.Image:
+        """What `picture` makes of the crop, in its place of the ground."""
+        (left, top, right, bottom), (rows, columns) = self._box, self._size
+        crop, x, y = result.target_crops[index], columns / (right - left), rows / (bottom - top)
+        x_0, x_1 = (round((edge - left) * x) for edge in (crop.left, crop.left + crop.width))
+        y_0, y_1 = (round((edge - top) * y) for edge in (crop.top, crop.top + crop.height))
+        panel = Image.fromarray(ground)
+        part = picture((max(1, y_1 - y_0), max(1, x_1 - x_0)))
+        panel.paste(Image.fromarray(np.asarray(part)), (x_0, y_0))
+        return panel
+
+    def _pages(self) -> Iterator[Image.Image]:
+        for begin, end in itertools.pairwise(self._ends):
+            self._file.seek(begin)
+            yield Image.open(io.BytesIO(self._file.read(end - begin)))
+
+    def write(self, folder: OutputFolder, fps: float) -> None:
+        """As GIF and, where imageio-ffmpeg is installed, as MP4; says what was written or why not.
+        `fps`: poses per second."""
+        buffer, pages = io.BytesIO(), self._pages()
+        next(pages).save(buffer, format="GIF", save_all=True, duration=round(1000 / fps), loop=0,
+                         append_images=pages)
+        write_aside(folder.file(_GIF), buffer.getvalue())
+        print(f"animation: {folder.path / _GIF}")
+        why = missing_package()
+        if why:
+            print(f"no MP4: {why}")
+            return
+        file = folder.file(_MP4)
+        write_mp4(file, (np.asarray(page) for page in self._pages()), fps)
+        print(f"animation: {file}")
+
+    def close(self) -> None:
+        """Gives up what was kept."""
+        self._file.close()
 
 
 def _skeleton_frame(target: Target) -> Image.Image:

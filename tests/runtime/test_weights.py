@@ -1,12 +1,14 @@
 """Published weights: where they are looked for, what is refused, what is recorded."""
 
 import hashlib
+import socket
 import struct
 
 import pytest
 import torch
 
 from posemodel.runtime import backbones
+from posemodel.runtime import weights as published_weights
 from posemodel.runtime.backbones import ALEXNET, VGG16, VGG19
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.weights import VARIABLE, PublishedWeights, read_weights, tensors_sha256
@@ -80,6 +82,16 @@ def test_a_download_goes_to_the_cache_with_its_hash(hub, tmp_path, monkeypatch):
     for _ in range(2):  # the second time it lies in the cache
         assert "vgg19-dcbb9e9d.pth: its SHA-256 begins with" in refusal(VGG19.load, tmp_path)
     assert asked == [(VGG19.url, str(hub / "vgg19-dcbb9e9d.pth"), "dcbb9e9d")]
+
+
+def test_a_server_that_falls_silent_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(published_weights, "_SILENCE", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/some.pth"
+        file = PublishedWeights(what="the test", url=url)
+        assert "timed out" in refusal(file.find)
+    assert socket.getdefaulttimeout() is None and not list(tmp_path.rglob("*.pth"))
 
 
 def test_a_name_with_a_hash_is_held_to_it(tmp_path, hub):

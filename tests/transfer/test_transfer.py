@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from posemodel.poses.joints import normalized_to_pixels
 from posemodel.poses.layouts import Pose
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.main import run_main
+from posemodel.transfer import kinds as transfer_kinds
 from posemodel.transfer import output as transfer_output
 from posemodel.transfer.__main__ import main
+from posemodel.transfer.kinds import KINDS
 from tests.flow_reader import read_flo
 from tests.small_runs import write_tiny_run
 
@@ -91,7 +94,7 @@ def transfer(run, person, out, *words) -> dict:
 def test_everything_is_written(run, person, poses, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # as if it were not installed
     out = tmp_path / "deep" / "out"
-    record = transfer(run, person, out, "--target-pose", poses)
+    record = transfer(run, person, out, "--target-pose", poses, "--write", *KINDS)
     names = ["0_frame1", "1_frame2", "2_frame10"]
     assert [target["name"] for target in record["targets"]] == names
     kinds = ("refined", "warped", "flow_picture", "visibility", "skeleton")
@@ -140,7 +143,8 @@ def test_files_are_what_the_model_says(run, person, joints, tmp_path):
 
 def test_batches_give_the_same_files(run, person, poses, tmp_path):
     for size in ("1", "8"):
-        transfer(run, person, tmp_path / size, "--target-pose", poses, "--batch-size", size)
+        transfer(run, person, tmp_path / size, "--target-pose", poses, "--batch-size", size,
+                 "--write", "flow")
     one, other = (np.load(tmp_path / size / "flow" / "2_frame10.npy") for size in ("1", "8"))
     np.testing.assert_allclose(one, other, atol=1e-3)
 
@@ -173,6 +177,75 @@ def test_video(run, person, poses, tmp_path, capsys):
     frames = ffmpeg.read_frames(str(tmp_path / "out" / "animation.mp4"))
     about = next(frames)
     assert about["fps"] == 5 and len(list(frames)) == 3 and "no MP4" not in capsys.readouterr().out
+
+
+def test_of_several_poses_the_finished_pictures_alone_by_default(run, person, poses, tmp_path):
+    record = transfer(run, person, tmp_path / "out", "--target-pose", poses)
+    places = {name.partition("/")[0] for name in files_in(tmp_path / "out")}
+    assert places == {"refined", "contact_sheet.png", "source_skeleton.png", "animation.gif",
+                      "transfer.json"} | ({"animation.mp4"} & places)
+    assert len([name for name in record["files"] if "/" in name]) == 3
+
+
+def test_what_is_written_can_be_chosen(run, person, poses, tmp_path, capsys):
+    out = tmp_path / "out"
+    transfer(run, person, out, "--target-pose", poses / "frame1.json", "--write", "flo", "skeleton")
+    assert set(files_in(out)) == {"contact_sheet.png", "source_skeleton.png", "transfer.json",
+                                  "flow/frame1.flo", "skeleton/frame1.png"}
+    assert f"files of each pose: {out / 'flow'}, {out / 'skeleton'}\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([str(run), *person, "--target-pose", str(poses), "--out", "o", "--write", "video"])
+    assert "invalid choice: 'video'" in capsys.readouterr().err
+
+
+def test_the_film_shows_what_the_pictures_show(run, person, poses, tmp_path):
+    out = tmp_path / "out"
+    record = transfer(run, person, out, "--target-pose", poses, "--write", "refined", "warped")
+    crops = [target["crop"] for target in record["targets"]]
+    left, top = (max(0, min(crop[edge] for crop in crops)) for edge in ("left", "top"))
+    right = min(FRAME[1], max(crop["left"] + crop["width"] for crop in crops))
+    bottom = min(FRAME[0], max(crop["top"] + crop["height"] for crop in crops))
+    with Image.open(out / "animation.gif") as film:
+        film.seek(1)
+        page = film.convert("RGB")
+    columns, rows = page.width // 3, page.height - transfer_output._STRIP
+    for place, kind in ((1, "warped"), (2, "refined")):
+        with Image.open(out / kind / "1_frame2.png") as picture:
+            expected = picture.resize((columns, rows), box=(left, top, right, bottom))
+        panel = page.crop((place * columns, transfer_output._STRIP, (place + 1) * columns,
+                           page.height))
+        far = np.abs(np.asarray(panel, float) - np.asarray(expected, float)).mean()
+        assert far < 12 and np.asarray(expected).std() > 20, kind  # a GIF has 256 colours
+
+
+def test_the_time_said_is_the_time_taken(run, person, poses, tmp_path, capsys, monkeypatch):
+    slow = transfer_output.write_pose
+
+    def write(*words):
+        time.sleep(0.2)
+        slow(*words)
+
+    monkeypatch.setattr(transfer_output, "write_pose", write)
+    began = time.perf_counter()
+    record = transfer(run, person, tmp_path / "out", "--target-pose", poses)
+    assert 0.6 < record["seconds"] < time.perf_counter() - began
+    assert record["model_seconds"] < record["seconds"] - 0.6
+    assert f"3 poses in {record['seconds']:.1f} s, of which the model" in capsys.readouterr().out
+
+
+def test_a_large_size_is_said_before_and_is_about_right(run, person, joints, tmp_path, capsys,
+                                                        monkeypatch):
+    write_pose_file(tmp_path / "b.json", joints[0], FRAME)
+    words = ["--target-pose", tmp_path / "b.json", "--write", "flow", "flo"]
+    transfer(run, person, tmp_path / "small", *words)
+    assert "will be written" not in capsys.readouterr().out
+    monkeypatch.setattr(transfer_kinds, "_LARGE", 100_000)
+    transfer(run, person, tmp_path / "large", *words)
+    printed = capsys.readouterr().out
+    assert printed.index("about 0 MB will be written into") < printed.index("1 pose in")
+    said = sum(KINDS[kind].bytes_per_pixel for kind in ("flow", "flo")) * FRAME[0] * FRAME[1]
+    real = sum(file.stat().st_size for file in (tmp_path / "large" / "flow").iterdir())
+    assert abs(real - said) < 0.01 * said
 
 
 # --- what it reads --------------------------------------------------------------------------------
@@ -345,7 +418,7 @@ def test_interrupted_transfer_can_be_replaced(run, person, poses, tmp_path, monk
     with monkeypatch.context() as patch:
         def interrupt(*_):
             raise KeyboardInterrupt
-        patch.setattr("posemodel.transfer.output.write_animation", interrupt)
+        patch.setattr("posemodel.transfer.output.Film.write", interrupt)
         with pytest.raises(KeyboardInterrupt):
             transfer(run, person, out, "--target-pose", poses)
     assert json.loads((out / "transfer.json").read_text())["finished"] is False
@@ -385,7 +458,7 @@ def test_mistakes_are_one_line(run, person, poses, tmp_path, monkeypatch, capsys
 def test_coco_photograph_in_three_poses(run, poses, tmp_path):
     photo = next((SHARED / "coco").glob("*.jpg"))
     person = ["--image", str(photo), "--source-pose", str(photo.with_suffix(".json"))]
-    record = transfer(run, person, tmp_path / "out", "--target-pose", poses)
+    record = transfer(run, person, tmp_path / "out", "--target-pose", poses, "--write", "warped")
     assert record["finished"] and len(record["targets"]) == 3
     assert record["source"]["format"] == "coco17" and record["source"]["warnings"] == []
     crop = record["source"]["crop"]
