@@ -1,7 +1,6 @@
 """Films: frames read one after the other, and written as MP4 (by imageio-ffmpeg)."""
 
 import contextlib
-import importlib.util
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -72,7 +71,11 @@ def is_film(path: Path) -> bool:
 
 def missing_package() -> str:
     """Why films can be neither read nor written; empty if they can."""
-    if importlib.util.find_spec("imageio_ffmpeg") is None:
+    try:
+        import imageio_ffmpeg
+
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):  # the second: installed, but without its program
         return f"the package imageio-ffmpeg is not installed ({_INSTALL})"
     return ""
 

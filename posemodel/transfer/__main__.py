@@ -46,6 +46,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--write", nargs="+", choices=tuple(KINDS), metavar="WHAT",
                         help=f"files of each pose: {', '.join(KINDS)} (flow is a NumPy file, flo "
                         "one of Middlebury; default: all of one pose, refined of several)")
+    _add_reading(parser)
+    parser.add_argument("--fit", choices=("person", "frame"), default="person",
+                        help="person: who is small in the picture is cut out for the model; frame: "
+                        "it sees the whole picture (default: person)")
+    parser.add_argument("--fps", type=float, metavar="N",
+                        help="pictures per second of the animation (default: 2, from 12 poses on "
+                        "12)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N",
+                        help="poses worked on at a time (default: 8)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    _add_driver_and_background(parser)
+    return transfer(parser.parse_args(argv))
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """How files of joints are read."""
     parser.add_argument("--format", metavar="FORMAT",
                         help="order of the joints, where the files leave it open: openpose18, "
                         "body25, coco17, halpe26, wholebody133, halpe136, mediapipe33")
@@ -73,17 +89,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--target-size", type=int, nargs=2, metavar=("H", "W"),
                         help="frame of the target poses whose files do not state it (default: that "
                         "of the photograph)")
-    parser.add_argument("--fit", choices=("person", "frame"), default="person",
-                        help="person: who is small in the picture is cut out for the model; frame: "
-                        "it sees the whole picture (default: person)")
-    parser.add_argument("--fps", type=float, metavar="N",
-                        help="pictures per second of the animation (default: 2, from 12 poses on "
-                        "12)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N",
-                        help="poses worked on at a time (default: 8)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    _add_driver_and_background(parser)
-    return transfer(parser.parse_args(argv))
 
 
 def _add_driver_and_background(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """Films, written and read."""
 
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from tests.small_datasets import refused
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 
-from posemodel.data import films  # noqa: E402
 from posemodel.data.films import Film, is_film, write_mp4  # noqa: E402
 
 
@@ -82,7 +82,7 @@ def test_a_film_that_is_not_there(tmp_path) -> None:
 
 
 def test_without_the_package(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(films.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     refused("imageio-ffmpeg is not installed", Film, tmp_path / "clip.mp4")
 
 

@@ -115,7 +115,7 @@ def test_everything_is_written(run, person, poses, tmp_path, capsys, monkeypatch
         assert film.n_frames == 3 and film.info["duration"] == 500
     printed = capsys.readouterr().out
     assert f"model: {run}, 7 steps, 32 x 32 pixels, on cpu" in printed
-    assert "no MP4: it takes pip install imageio-ffmpeg" in printed
+    assert "no MP4: the package imageio-ffmpeg is not installed" in printed
     assert record["model"] == {"name": str(run), "step": 7, "image_size": [32, 32], "about": ""}
     assert record["source"]["frame"] == [128, 128] and record["targets"][0]["frame"] == [*FRAME]
 
@@ -208,14 +208,16 @@ def test_the_film_shows_what_the_pictures_show(run, person, poses, tmp_path):
     with Image.open(out / "animation.gif") as film:
         film.seek(1)
         page = film.convert("RGB")
-    columns, rows = page.width // 3, page.height - transfer_output._STRIP
-    for place, kind in ((1, "warped"), (2, "refined")):
-        with Image.open(out / kind / "1_frame2.png") as picture:
-            expected = picture.resize((columns, rows), box=(left, top, right, bottom))
-        panel = page.crop((place * columns, transfer_output._STRIP, (place + 1) * columns,
-                           page.height))
-        far = np.abs(np.asarray(panel, float) - np.asarray(expected, float)).mean()
-        assert far < 12 and np.asarray(expected).std() > 20, kind  # a GIF has 256 colours
+    rows = page.height - transfer_output._STRIP
+    columns = (page.width - rows) // 2  # the photograph is a square
+    with Image.open(out / "refined" / "1_frame2.png") as picture:
+        result = picture.resize((columns, rows), box=(left, top, right, bottom))
+    with Image.open(tmp_path / "person.png") as picture:
+        source = picture.resize((rows, rows))
+    for panel, expected in (((0, rows), source), ((page.width - columns, page.width), result)):
+        shown = page.crop((panel[0], transfer_output._STRIP, panel[1], page.height))
+        far = np.abs(np.asarray(shown, float) - np.asarray(expected, float)).mean()
+        assert far < 12 and np.asarray(expected).std() > 20  # a GIF has 256 colours
 
 
 def test_the_time_said_is_the_time_taken(run, person, poses, tmp_path, capsys, monkeypatch):
