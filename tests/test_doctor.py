@@ -38,9 +38,9 @@ def told(checkup):
 
 
 def test_every_optional_package_is_known():
-    extras = dict(re.findall(r"^(eval|video|tb) = (\[.*\])$", (ROOT / "pyproject.toml").read_text(),
+    extras = dict(re.findall(r"^(eval|video|tb|pose) = (\[.*\])$", (ROOT / "pyproject.toml").read_text(),
                              re.MULTILINE))
-    assert extras.keys() == {"eval", "video", "tb"}
+    assert extras.keys() == {"eval", "video", "tb", "pose"}
     for names in extras.values():
         assert set(json.loads(names)) <= installation._OPTIONAL.keys()
 

@@ -17,7 +17,8 @@ _OPTIONAL = {"lpips": "the metric LPIPS (pip install -e '.[eval]')",
              "scikit-image": "tests of SSIM (pip install -e '.[test]')",
              "tensorboard": "scalars in TensorBoard (pip install -e '.[tb]')",
              "playwright": "tests of pages in a browser (pip install -e '.[test]')",
-             "imageio-ffmpeg": "MP4 films of transfers (pip install -e '.[video]')"}
+             "imageio-ffmpeg": "films, read and written (pip install -e '.[video]')",
+             "mediapipe": "joints and masks found in pictures (pip install -e '.[pose]')"}
 # Variables of the environment that change what runs; no others are shown.
 _VARIABLES = ("POSE_KERNELS_IMPL", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
               "GOMP_SPINCOUNT", "POSEMODEL_WEIGHTS")
@@ -132,7 +133,9 @@ def weights(checkup: Checkup, folder: str = "") -> None:
         folder: of `--weights`, looked into first.
     """
     from posemodel.evaluation.fid import FEATURES
+    from posemodel.poses.estimator import POSE_LANDMARKER
     from posemodel.runtime import backbones
+    from posemodel.runtime.files import sha256
     from posemodel.runtime.weights import own_folders, read_weights, tensors_sha256
 
     try:
@@ -161,6 +164,10 @@ def weights(checkup: Checkup, folder: str = "") -> None:
             continue
         checkup.say(f"{name}: {path}, SHA-256 of its tensors {tensors_sha256(tensors)[:12]}, for "
                     f"{use}")
+    why = POSE_LANDMARKER.missing(folder)
+    checkup.say(f"MediaPipe's PoseLandmarker: missing, needed by joints of pictures: {why}" if why
+                else f"MediaPipe's PoseLandmarker: {POSE_LANDMARKER.look(folder)}, SHA-256 "
+                     f"{sha256(POSE_LANDMARKER.look(folder))[:12]}, for joints of pictures")
 
 
 def data(checkup: Checkup, root: str) -> None:

@@ -1,0 +1,142 @@
+"""A real person: the methods of Table 1 on one's own film, for the same time, background kept.
+
+    python -m posemodel.data film CLIP... --out data/me
+    python benchmarks/film_bench.py data/me --weights DIR --minutes 5 --json docs/film.json
+    python benchmarks/film_bench.py --read docs/film.json            # the table again
+
+Each row is an ordinary run of `posemodel.train person` under --out; the same command again goes on
+where it stopped. `shipped` is the package's model before the first step, `ours` starts from it,
+`ours anew` and the methods of Table 1 start from nothing. A few steps are timed first, with the
+same threads and right before the run, and the run then has as many steps as fit into the minutes.
+All lay the moved person over the photograph's own background by the same mask, and are measured on
+the same held-out pairs: source from the first part of a shot, target from its last fifth. With
+--seeds N, rows are means of N runs, and the spread is theirs.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+METHODS = {
+    "ours": [], "ours anew": ["--init", ""],
+    **{name: ["--init", "", "--model.flow", name] for name in ("fomm", "mraa", "tpsmm", "gfla32")},
+}
+COLUMNS = {"l1": "l1", "person_l1": "l1, person", "lpips_alex": "LPIPS-Alex",
+           "lpips_vgg": "LPIPS-VGG"}
+TIMED = 24  # steps
+SKIPPED = 8  # of them, while memory is found and workers start
+
+
+def main() -> int:
+    """Run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("root", nargs="?", help="data set of posemodel.data film")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="print a table that was written")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training (default: 5)")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/film"), help="default: runs/film")
+    parser.add_argument("--weights", default="", metavar="DIR", help="published weights; with "
+                        "VGG-16 among them the loss is --loss.reconstruction vgg16")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[],
+                        help="further flags of posemodel.train, last")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    if arguments.read is not None:
+        print(table(json.loads(arguments.read.read_text())))
+        return 0
+    if arguments.root is None or arguments.minutes <= 0 or arguments.seeds < 1:
+        parser.error("give the folder of a data set, --minutes above 0 and --seeds of at least 1")
+    rows = {name: [result(arguments, name, seed) for seed in range(arguments.seeds)]
+            for name in arguments.methods}
+    content = {"command": ["python", *sys.argv], "minutes": arguments.minutes, "rows": rows}
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    print(table(content))
+    return 0
+
+
+def result(arguments: argparse.Namespace, name: str, seed: int) -> dict:
+    """First and last evaluation of a run, its steps and the milliseconds of each."""
+    folder = arguments.out / f"{name.replace(' ', '-')}-{seed}"
+    flags = ["--data.root", arguments.root, "--seed", str(seed), *METHODS[name],
+             *(["--weights", arguments.weights, "--loss.reconstruction", "vgg16"]
+               if arguments.weights else []), *arguments.flags]
+    if not (folder / "DONE").exists():
+        steps = planned_steps(folder, flags, arguments.minutes)
+        train(folder, [*flags, "--steps", str(steps), "--evaluate-every", str(steps)])
+    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    return {"seed": seed, "steps": rows[-1]["step"], "step_ms": median_ms(folder),
+            "environment": json.loads((folder / "env.json").read_text()),
+            "before": next((kept(row) for row in rows if row["step"] == 0), None),
+            "after": kept(rows[-1])}
+
+
+def kept(row: dict) -> dict:
+    """The numbers of an evaluation that the table has, and what they depend on."""
+    names = [f"{image}_{column}" for image in ("copy", "warped", "refined") for column in COLUMNS]
+    return {name: row.get(name) for name in [*names, "pairs", "lpips"]}
+
+
+def planned_steps(folder: Path, flags: list[str], minutes: float) -> int:
+    """Steps that fit into the minutes, by a few of them in a run that is thrown away; a run that
+    was stopped has those that it was started with."""
+    if (folder / "config.json").exists():
+        return json.loads((folder / "config.json").read_text())["steps"]
+    timed = folder.with_name(f"{folder.name}-timed")
+    train(timed, [*flags, "--steps", str(TIMED), "--evaluate-every", str(TIMED), "--log-every", "1",
+                  "--data.evaluation-pairs", "1"])
+    return max(TIMED, round(60_000 * minutes / median_ms(timed)))
+
+
+def median_ms(folder: Path) -> float:
+    """Of a step of a run, without the first ones."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return statistics.median(row["step_ms"] for row in rows if row["step"] > SKIPPED)
+
+
+def train(folder: Path, flags: list[str]) -> None:
+    """One run; ends the program where it fails."""
+    command = [sys.executable, "-m", "posemodel.train", "person", *flags, "--out", str(folder)]
+    print(" ".join(command), flush=True)
+    done = subprocess.run(command)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def table(content: dict) -> str:
+    """In Markdown."""
+    rows = content["rows"]
+    heads = [*COLUMNS.values(), "warped LPIPS-Alex", "steps", "ms a step"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+
+    def line(name: str, values: list[dict], image: str, extra: list[str]) -> None:
+        cells = [mean([row[f"{image}_{column}"] for row in values]) for column in COLUMNS]
+        cells.append(mean([row["warped_lpips_alex"] for row in values]) if image != "copy" else "")
+        lines.append(f"| {name} | " + " | ".join([*cells, *extra]) + " |")
+
+    first = next(iter(rows.values()))
+    line("copying the source", [first[0]["after"]], "copy", ["", ""])
+    before = [row["before"] for row in rows.get("ours", []) if row["before"]]
+    if before:
+        line("the package's model, unchanged", before[:1], "refined", ["0", ""])
+    for name, runs in rows.items():
+        line(name, [run["after"] for run in runs], "refined",
+             [mean([run["steps"] for run in runs], 0), mean([run["step_ms"] for run in runs], 0)])
+    return "\n".join(lines)
+
+
+def mean(values: list[float | None], digits: int | None = None) -> str:
+    """And the spread, where there are several."""
+    if None in values:
+        return "-"
+    digits = (3 if max(values) < 1 else 1) if digits is None else digits
+    text = f"{statistics.fmean(values):.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
