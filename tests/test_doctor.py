@@ -38,8 +38,8 @@ def told(checkup):
 
 
 def test_every_optional_package_is_known():
-    extras = dict(re.findall(r"^(eval|video|tb|pose) = (\[.*\])$", (ROOT / "pyproject.toml").read_text(),
-                             re.MULTILINE))
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = dict(re.findall(r"^(eval|video|tb|pose) = (\[.*\])$", project, re.MULTILINE))
     assert extras.keys() == {"eval", "video", "tb", "pose"}
     for names in extras.values():
         assert set(json.loads(names)) <= installation._OPTIONAL.keys()

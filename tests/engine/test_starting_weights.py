@@ -1,5 +1,7 @@
 """A new run from the weights of another one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -88,3 +90,11 @@ def test_the_command_starts_from_weights_once_and_then_continues(run, tmp_path, 
     # The folder is complete: nothing of its origin is read again.
     assert main([*command, "--steps", "2"]) == 0
     assert (tmp_path / "second" / "log.txt").read_text().count("M starts from") == 1
+
+
+def test_the_package_s_model_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = PoseTransferModel.shipped("cpu").generator.state_dict()
+    assert equal([read_weights(Path("shipped"), print), shipped])
+    run = write_tiny_run(tmp_path / "shipped")  # one's own folder of that name goes first
+    assert equal([read_weights(Path("shipped"), print), tiny_generator().state_dict()]), run

@@ -1,0 +1,75 @@
+"""A model of one's own: from a film to a data set, a run from other weights, and its pictures."""
+
+import json
+
+import pytest
+
+pytest.importorskip("imageio_ffmpeg")
+
+from posemodel.config.presets import person  # noqa: E402
+from posemodel.config.sections import Config  # noqa: E402
+from posemodel.data.__main__ import main as data_main  # noqa: E402
+from posemodel.engine.starting_weights import start_from  # noqa: E402
+from posemodel.evaluate import main as evaluate_main  # noqa: E402
+from posemodel.inference.model import PoseTransferModel  # noqa: E402
+from posemodel.train import main as train_main  # noqa: E402
+from tests.small_films import frames, knowing, write_film  # noqa: E402
+from tests.small_runs import write_tiny_run  # noqa: E402
+from tests.tiny import FLAGS  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """A data set of a short film."""
+    folder, shown = tmp_path_factory.mktemp("film"), frames(14)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        knowing(monkeypatch, shown)
+        assert data_main(["film", str(write_film(folder / "me.mp4", shown)), "--out",
+                          str(folder / "set")]) == 0
+    return folder / "set"
+
+
+def test_from_a_film_to_a_model(film, tmp_path, capsys):
+    origin = write_tiny_run(tmp_path / "origin")
+    command = ["person", *FLAGS, "--data.root", str(film), "--data.workers", "0", "--init",
+               str(origin), "--out", str(tmp_path / "mine")]
+    assert train_main(command) == 0
+    evaluations = tmp_path / "mine" / "eval.jsonl"
+    rows = [json.loads(line) for line in evaluations.read_text().splitlines()]
+    # What it started from is measured too, once, and what it is about: the person.
+    assert [row["step"] for row in rows] == [0, 3, 6]
+    for row in rows:
+        assert row["data"] == "film" and row["pairs"] == 4
+        assert row["copy_person_l1"] > row["copy_l1"] > 0 and row["refined_person_l1"] > 0
+    assert "refined person, l1" in capsys.readouterr().out
+    assert (tmp_path / "mine" / "samples" / "step_000006.png").exists()
+    assert train_main(command) == 0
+    assert evaluations.read_text().count('"step": 0,') == 1
+    assert PoseTransferModel.from_run(tmp_path / "mine", "cpu").step == 6
+    numbers = tmp_path / "numbers.json"
+    assert evaluate_main([str(tmp_path / "mine"), "--lpips", "none", "--json", str(numbers),
+                          "--picture", str(tmp_path / "sheet.png")]) == 0
+    assert json.loads(numbers.read_text())["refined_person_l1"] == pytest.approx(
+        rows[-1]["refined_person_l1"], rel=1e-4)
+
+
+def test_methods_of_table_1_keep_the_background_too(film, tmp_path):
+    assert train_main(["person", *FLAGS, "--data.root", str(film), "--data.workers", "0", "--init",
+                       "", "--model.flow", "fomm", "--steps", "1", "--out",
+                       str(tmp_path / "fomm")]) == 0
+    row = json.loads((tmp_path / "fomm" / "eval.jsonl").read_text())
+    # An untrained flow moves hardly anything, and what is nobody's stays to the bit: the whole
+    # picture is off by less than the person alone would make it.
+    assert row["warped_l1"] < 0.8 * row["copy_person_l1"]
+
+
+def test_the_preset_has_the_networks_of_the_package(monkeypatch):
+    """All of the package's weights fit."""
+    from posemodel.build import build_generator
+
+    config: Config = person()
+    shipped = PoseTransferModel.shipped("cpu")
+    generator = build_generator(config.model, config.data.image_size)
+    lines = start_from(generator, shipped.generator.state_dict(), "it")
+    assert lines == ["M starts from it", "C_l starts from it", "R starts from it"]
+    assert config.data.image_size == shipped.size and config.init == "shipped"
