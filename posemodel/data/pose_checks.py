@@ -58,7 +58,9 @@ def check_pose(pose: Pose, image_size: tuple[int, int], image_name: str | None =
             "the person lies on the side and would stand if x and y changed places: swapped?")
     elif outside.any() and down <= abs(right) and _inside(xy[:, ::-1], image_size).all():
         warnings.append("with x and y swapped all joints would lie inside: swapped?")
-    elif borders := _border_warnings(xy, image_size, image):
+    # Without the image nothing shows where the person stands, but in a data set they stand in the
+    # middle.
+    elif (image is not None or pose.name) and (borders := _border_warnings(xy, image_size, image)):
         warnings += borders
     elif outside.mean() > 0.5 and xy.min() >= 0:
         warnings.append("most joints lie outside: are they of a larger picture than this one?")

@@ -86,7 +86,8 @@ def in_step(numbers: Sequence[int]) -> list[int | None] | None:
 def distance(first: Pose, second: Pose) -> float:
     """How far two poses are from each other, in sizes of the larger one: the median over the joints
     that both have. Infinite for nobody, and for pictures of different sizes."""
-    if first.frame != second.frame or not (first.present.any() and second.present.any()):
+    frames = {first.frame, second.frame} - {None}
+    if len(frames) > 1 or not (first.present.any() and second.present.any()):
         return math.inf
     both = first.present & second.present
     if both.any():

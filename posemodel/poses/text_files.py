@@ -88,6 +88,8 @@ def _number_lines(path: Path, text: str) -> list[tuple[int, list[float]]]:
             raise UserError(
                 f"{path}: line {number} is no row of numbers, and no other known file of joints "
                 f"starts like this one") from error
+    if not lines:
+        raise UserError(f"{path}: has no number in it")
     return lines
 
 

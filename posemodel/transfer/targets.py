@@ -83,12 +83,19 @@ def read_targets(files: Sequence[Path], arguments: argparse.Namespace, size: tup
     else:
         poses = [(file, choose_person(people, arguments.person)) for file, people in read if people]
     if arguments.smooth:
-        # Poses that are all asked for, and those of a data set, are taken for one shot.
-        shots = track.shots if result.record else [0] * len(poses)
+        # Of others than a film, too, only those that lie near each other belong together.
+        shots = track.shots if film and not arguments.every_person else tracks(
+            [[pose] for _, pose in poses])[0].shots
         better = smoothed([pose for _, pose in poses], shots, arguments.smooth)
         poses = [(file, pose) for (file, _), pose in zip(poses, better, strict=True)]
         result.remarks.append(f"joints smoothed over {arguments.smooth:g} frames")
     result.targets = _named(poses, default)
+    units = {pose.units for _, pose in poses if pose.frame == default} - {"pixels"}
+    if units and not arguments.target_size:
+        result.remarks.append(
+            f"target: joints in {' and '.join(sorted(units))} of a picture whose size is not "
+            f"stated, taken for that of the photograph, {default[1]} x {default[0]} "
+            "(--target-size H W says another)")
     return result
 
 

@@ -61,9 +61,11 @@ def test_a_person_who_stands_at_the_border_is_not_swapped():
 
 
 def test_frames_with_and_without_borders():
-    """Without an image only those are named who stand more than a border beside the middle."""
-    only(check_pose(pose(moved(x=-50)), WITH_BORDERS), "40 is to be added to x")
-    only(check_pose(pose(moved(x=10)), WITHOUT), "40 is to be taken from x")
+    """Without an image only those rows of a data set are named in which somebody stands more than a
+    border beside the middle."""
+    only(check_pose(pose(moved(x=-50), name="a.jpg"), WITH_BORDERS), "40 is to be added to x")
+    only(check_pose(pose(moved(x=10), name="a.jpg"), WITHOUT), "40 is to be taken from x")
+    assert check_pose(pose(moved(x=10)), WITHOUT) == []  # one of several people of a film
 
 
 def before_white(x, size):
@@ -101,7 +103,8 @@ def test_generated_rows_give_no_warning_of_borders(tmp_path):
         for name, rows in zip(names, joints, strict=True):
             image = read_image(root / "train" / name)
             for seen in (image, None):
-                lines = check_pose(Pose(joints=rows, format="openpose18"), size, name, seen)
+                lines = check_pose(Pose(joints=rows, format="openpose18", name=name), size, name,
+                                   seen)
                 assert "borders" not in " ".join(lines), name
 
 

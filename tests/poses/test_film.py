@@ -99,6 +99,8 @@ def test_after_a_cut_who_stands_out_is_followed():
 def test_pictures_of_other_sizes_are_another_shot():
     (track,) = tracks([[person(frame=(300, 300))], [person(frame=(600, 600))]])
     assert track.shots == [0, 1]
+    (track,) = tracks([[person(frame=(300, 300))], [person()]])  # one that does not say
+    assert track.shots == [0, 0]
 
 
 def test_gaps_lie_on_the_way_and_ends_stay():

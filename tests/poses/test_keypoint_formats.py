@@ -561,6 +561,7 @@ NUMBERS = ("people", 0, "pose_keypoints_2d")
     ("", "is empty"),
     ("\n \n", "is empty"),
     ("hello there", "line 1 is no row of numbers"),
+    (", ;\n,", "has no number in it"),
     ("1 2\n3\n", "line 2 has 1 numbers, not 2"),
     ("1 2\n3 4\n", "2 joints; formats"),
     ('{"people": [', "broken JSON"),

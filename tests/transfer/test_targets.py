@@ -122,7 +122,13 @@ def test_smooth(tmp_path):
     rough, calm = read(files), read(files, smooth=2.0)
     assert np.std(shifts(calm)) < 0.6 * np.std(shifts(rough))
     assert calm.remarks == ["joints smoothed over 2 frames"]
-    assert len(read(files, smooth=1.0, every_person=True).targets) == 20
+    every = read(files, smooth=2.0, every_person=True)
+    assert shifts(every) == shifts(calm)
+
+
+def test_smoothing_mixes_nobody_with_anybody_else(tmp_path):
+    files = write(tmp_path / "two", *([person(0), person(900)] for _ in range(4)))
+    assert shifts(read(files, smooth=2.0, every_person=True)) == [0, 900] * 4
 
 
 def test_ultralytics_leaves_frames_out(tmp_path):
@@ -139,7 +145,14 @@ def test_ultralytics_leaves_frames_out(tmp_path):
 
 def test_units(tmp_path):
     np.save(tmp_path / "a.npy", person().joints[:, :2] / 256)
-    (target,) = read([tmp_path / "a.npy"]).targets
+    found = read([tmp_path / "a.npy"])
+    (target,) = found.targets
+    assert found.remarks == ["target: joints in fractions of a picture whose size is not stated, "
+                             "taken for that of the photograph, 256 x 256 (--target-size H W says "
+                             "another)"]
+    other = read([tmp_path / "a.npy"], target_size=(512, 256))
+    assert other.remarks == [] and other.targets[0].frame == (512, 256)
+    assert other.targets[0].pose.joints[0].tolist() == [BODY[0, 0], 2 * BODY[0, 1], 1]
     np.testing.assert_allclose(target.pose.joints, person().joints, atol=1e-3)
     assert target.frame == SIZE and target.pose.units == "fractions"
     (target,) = read([tmp_path / "a.npy"], units="pixels").targets
