@@ -302,6 +302,16 @@ class Config:
         _require(self, "timeout", 0 < self.timeout < math.inf, "a positive number")
 
     @property
+    def course_depends_on_steps(self) -> bool:
+        """Whether a step does something else where more steps are to follow."""
+        optim = self.optim
+        phases = self.loss.adversarial_weight or {optim.phase_two_decoder,
+                                                  optim.phase_two_rest} != {1.0}
+        # TPSMM leaves splines out in the first part of a run.
+        return (optim.schedule != "constant" or self.model.flow == "tpsmm"
+                or bool(phases) and 0 < optim.phase_one < 1)
+
+    @property
     def flow_positions(self) -> int:
         """Positions of the flow's grid."""
         size = self.data.image_size

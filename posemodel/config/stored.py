@@ -78,12 +78,19 @@ def _typed(kind, value, name: str):
 
 def drift(saved: Config, wanted: Config) -> list[str]:
     """Lines `field: saved -> wanted` for every field that a continued run may not change."""
-    return [line for name, line in _changes(saved, wanted) if name not in FREE_ON_RESUME]
+    return [line for name, line in _changes(saved, wanted) if not _is_free(name, saved, wanted)]
 
 
 def free_changes(saved: Config, wanted: Config) -> list[str]:
     """Lines `field: saved -> wanted` for every field that has changed and may."""
-    return [line for name, line in _changes(saved, wanted) if name in FREE_ON_RESUME]
+    return [line for name, line in _changes(saved, wanted) if _is_free(name, saved, wanted)]
+
+
+def _is_free(name: str, saved: Config, wanted: Config) -> bool:
+    if name == "steps":
+        # Those that were made are then the first ones of a longer run.
+        return wanted.steps > saved.steps and not saved.course_depends_on_steps
+    return name in FREE_ON_RESUME
 
 
 def _changes(saved: Config, wanted: Config) -> list[tuple[str, str]]:

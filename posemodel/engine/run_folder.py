@@ -17,6 +17,7 @@ restored checkpoint has not seen yet.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -60,7 +61,7 @@ class RunFolder:
                 lock = until_open.enter_context(own.lock("training in"))
                 saved = _read_config(path) if own.record.exists() else None
                 if saved is not None:
-                    _refuse_drift(path, saved, config)
+                    _refuse_drift(path, saved, config, argv)
                 run = cls(path, config, resumed=saved is not None, lock=lock)
                 run._start(saved, argv, processes, weights)
                 until_open.pop_all()
@@ -207,15 +208,36 @@ def _read_config(path: Path) -> Config:
         return from_dict(values)
 
 
-def _refuse_drift(path: Path, saved: Config, wanted: Config) -> None:
+def _refuse_drift(path: Path, saved: Config, wanted: Config, argv: list[str]) -> None:
     lines = drift(saved, wanted)
     if not lines:
         return
     shown = "; ".join(lines[:5]) + (f"; and {len(lines) - 5} more" if len(lines) > 5 else "")
-    why = " (more steps change the whole course of the learning rate)" \
+    why = " (other steps change the whole course of the run)" \
         if saved.steps != wanted.steps else ""
-    raise UserError(f"{path} holds another run: {shown}{why}. Start a new one with another --out, "
-                    f"or continue this one with its own command (the last in {path}/command.txt)")
+    anew = "Start a new one with another --out"
+    if (path / "checkpoints" / "LATEST").exists():
+        anew = f"Start a new one from its weights: {_new_run(path, saved, wanted, argv)}"
+    raise UserError(f"{path} holds another run: {shown}{why}. {anew}; or continue this one with "
+                    f"its own command (the last in {path}/command.txt)")
+
+
+def _new_run(path: Path, saved: Config, wanted: Config, argv: list[str]) -> str:
+    """The command of a new run from the weights in `path`, with what was asked for by `argv`."""
+    parts = iter(argv)
+    words = []
+    for word in parts:
+        flag, equals, _ = word.partition("=")
+        if flag not in ("--out", "--init", "--steps"):
+            words.append(word)
+        elif not equals:
+            next(parts, None)  # its value
+    # A longer run: the steps that the weights have not seen yet.
+    steps = wanted.steps - saved.steps if wanted.steps > saved.steps else wanted.steps
+    out = next(name for number in itertools.count(2)
+               if not (name := path.with_name(f"{path.name}-{number}")).exists())
+    return shlex.join(["python", "-m", "posemodel.train", *words, "--steps", str(steps),
+                       "--init", str(path), "--out", str(out)])
 
 
 def _now() -> str:

@@ -125,11 +125,12 @@ class Bench:
         words = [str(word) for word in (self.preset, *self.flags, *cell.flags, "--device",
                                         self.device, *self._weights_flag(), "--out", path, *flags)]
         if (path / "DONE").exists():
-            changed = drift(RunFolder.open_existing(path).config, parse_train(words).config)
-            if changed:
+            there, wanted = RunFolder.open_existing(path).config, parse_train(words).config
+            if changed := drift(there, wanted):
                 raise UserError(f"{path} holds another run: {'; '.join(changed)}. Choose another "
                                 "--out")
-            return
+            if there.steps == wanted.steps:
+                return
         self.log(f"{doing} {path.name}")
         self._command("posemodel.train", *words)
 

@@ -111,6 +111,28 @@ def test_drift_names_what_may_not_change():
     assert drift(saved, wanted) == ["steps: 900 -> 1000", "model.flow_depth: 6 -> 3"]
 
 
+@pytest.mark.parametrize(("changes", "free"), [
+    ({}, True), ({"optim.schedule": "cosine"}, False), ({"model.flow": "tpsmm"}, False),
+    ({"loss.adversarial_weight": 0.1}, True),  # phase one is all
+    ({"loss.adversarial_weight": 0.1, "optim.phase_one": 0.5}, False),
+    ({"loss.adversarial_weight": 0.1, "optim.phase_one": 0.0}, True),
+    ({"optim.phase_two_rest": 0.1, "optim.phase_one": 0.5}, False),
+    ({"optim.phase_one": 0.5}, True)])
+def test_steps_may_grow_where_they_do_not_change_what_came_before(changes, free):
+    saved, wanted = quick(), quick()
+    changes = {"optim.schedule": "constant", "optim.phase_one": 1.0,
+               "loss.adversarial_weight": 0.0} | changes
+    for name, value in changes.items():
+        section, _, field = name.partition(".")
+        for config in (saved, wanted):
+            setattr(getattr(config, section), field, value)
+    wanted.steps = saved.steps + 10
+    line = f"steps: {saved.steps} -> {wanted.steps}"
+    assert (drift(saved, wanted), free_changes(saved, wanted)) == (
+        ([], [line]) if free else ([line], []))
+    assert drift(wanted, saved) == [f"steps: {wanted.steps} -> {saved.steps}"]
+
+
 def test_free_fields_may_change_and_exist():
     wanted = replace(quick(), device="cpu", out="elsewhere", log_every=1)
     assert drift(quick(), wanted) == []

@@ -88,7 +88,7 @@ def test_drift_is_refused_and_nothing_is_touched(config):
         RunFolder.open(config, [])
     message = str(caught.value)
     assert "steps: 900 -> 1200" in message and "optim.lr: 0.001 -> 0.5" in message
-    assert "learning rate" in message and "another --out" in message and "command.txt" in message
+    assert "the whole course" in message and "another --out" in message and "command.txt" in message
     after = everything(Path(config.out))
     after.pop(Path("lock")), before.pop(Path("lock"))
     assert after == before

@@ -1,10 +1,14 @@
 """A new run from the weights of another one."""
 
+import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
+from posemodel.engine.run_folder import RunFolder
 from posemodel.engine.starting_weights import read_weights, start_from
 from posemodel.engine.trainer import Trainer
 from posemodel.inference import PoseTransferModel
@@ -98,3 +102,62 @@ def test_the_package_s_model_by_its_name(tmp_path, monkeypatch):
     assert equal([read_weights(Path("shipped"), print), shipped])
     run = write_tiny_run(tmp_path / "shipped")  # one's own folder of that name goes first
     assert equal([read_weights(Path("shipped"), print), tiny_generator().state_dict()]), run
+def printed_command(words) -> list[str]:
+    """The words of the command that a refusal prints."""
+    with pytest.raises(UserError) as refused:
+        main(words)
+    said = str(refused.value)
+    assert "\n" not in said
+    command = re.search(r"from its weights: python -m posemodel\.train (.*); or continue", said)
+    return shlex.split(command[1])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two steps, its learning rate a cosine."""
+    out = tmp_path_factory.mktemp("trained") / "a run"
+    assert main([*FLAGS, "--steps", "2", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize("changed", [
+    ["--steps", "5"], ["--optim.batch-size", "4", "--optim.accumulate=2"],
+    ["--precision", "bfloat16", "--optim.lr", "1e-4"]])
+def test_a_refusal_prints_the_command_of_a_new_run_from_the_old_weights(changed, trained, capsys):
+    words = [*FLAGS, "--steps", "2", "--out", str(trained), *changed]
+    command = printed_command(words)
+    # What is longer makes the steps that are lacking.
+    assert command[-6:-2] == ["--steps", "3" if "5" in changed else "2", "--init", str(trained)]
+    assert command.count("--out") == command.count("--steps") == 1
+    out = Path(command[-1])
+    assert out.parent == trained.parent and not out.exists()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert f"M starts from {trained}" in capsys.readouterr().out
+    assert (out / "DONE").exists()
+    assert Path(printed_command(words)[-1]) != out  # that name is taken now
+
+
+def test_without_weights_no_command_is_printed(tmp_path):
+    config = tiny_config()
+    config.out = str(tmp_path / "run")
+    RunFolder.open(config, []).close()
+    config.optim.lr = 0.5
+    with pytest.raises(UserError, match="Start a new one with another --out; or continue"):
+        RunFolder.open(config, [])
+
+
+def test_with_a_constant_rate_a_run_grows_to_the_bits_of_a_longer_one(tmp_path, capsys):
+    flags = [*FLAGS, "--optim.schedule", "constant", "--optim.phase-one", "1"]
+    whole, grown = tmp_path / "whole", tmp_path / "grown"
+    assert main([*flags, "--out", str(whole)]) == 0
+    assert main([*flags, "--steps", "4", "--out", str(grown)]) == 0 and (grown / "DONE").exists()
+    capsys.readouterr()
+    assert main([*flags, "--out", str(grown)]) == 0
+    assert "changed since the last start: steps: 4 -> 6" in capsys.readouterr().out
+    one, other = (checkpoint.load_latest(run / "checkpoints").weights for run in (whole, grown))
+    assert all(equal([one[name], other[name]]) for name in one)
+    assert [json.loads(line)["step"] for line in (grown / "eval.jsonl").read_text().splitlines()
+            ] == [3, 4, 6]
+    with pytest.raises(UserError, match="steps: 6 -> 4"):
+        main([*flags, "--steps", "4", "--out", str(grown)])
