@@ -20,7 +20,7 @@ class Inspection:
     warped: Tensor
     """`[B, 3, H, W]`"""
     flow: Tensor
-    """at image size, `[B, 2, H, W]`, normalised"""
+    """at image size, `[B, 2, H, W]`, normalised; the background of a scene comes from its place"""
     scores: dict[str, Tensor]
     """visibility by each measure, at image size, `[B, 1, H, W]`, higher is more visible; by
     "affine" alone where there is no truth to judge the others by, and without those that need a
@@ -47,7 +47,8 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
                              "correlation": visibility.correlation_score(*features)}
         else:
             flow = model.flow(source, *poses)
-        image, _, warped = model.transfer(source, flow, scene_of_batch(batch))
+        scene = scene_of_batch(batch)
+        image, _, warped = model.transfer(source, flow, scene)
         if has_truth(batch):
             # The way back starts from the image that was made: the target is what nobody has.
             backward = model.flow(image, *reversed(poses))
@@ -58,4 +59,7 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
               for name, score in coarse_scores.items()}
     if has_truth(batch):
         scores["cycle"] = visibility.cycle_score(fine, pose_kernels.resize_flow(backward, size))
+    if scene is not None:
+        still = pose_kernels.identity_flow(*size, device=flow.device).to(fine.dtype)
+        fine = torch.where(scene.cover(flow) > 0.5, fine, still)
     return Inspection(image.clamp(-1, 1), warped, fine, scores)

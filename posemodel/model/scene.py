@@ -32,8 +32,11 @@ class Scene(NamedTuple):
             image: `[B, 3, H, W]`, warped or refined.
             flow: `[B, 2, h, w]`, target -> source, which also moves the mask.
         """
-        cover = pose_kernels.flow_sample(self.mask, flow.float(), tuple(image.shape[-2:]))
-        return torch.lerp(self.behind.float(), image.float(), cover)
+        return torch.lerp(self.behind.float(), image.float(), self.cover(flow))
+
+    def cover(self, flow: Tensor) -> Tensor:
+        """How much of each pixel the moved person covers, `[B, 1, H, W]`."""
+        return pose_kernels.flow_sample(self.mask, flow.float(), tuple(self.behind.shape[-2:]))
 
 
 def scene_of(source: Tensor, mask: Tensor, *, rows: float | None = None) -> Scene:

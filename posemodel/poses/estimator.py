@@ -117,7 +117,7 @@ def people(landmarks: list[np.ndarray], masks: list[np.ndarray],
     poses = [from_array(rows, _LANDMARKS, image_size=size) for rows, _ in both]
     seen = [(pose, mask) for pose, (_, mask) in zip(poses, both, strict=True)
             if pose.present.any()]
-    return [Person(pose=replace(pose, person=number), mask=mask)
+    return [Person(pose=replace(pose, person=number, units="pixels"), mask=mask)
             for number, (pose, mask) in enumerate(seen)]
 
 

@@ -50,24 +50,7 @@ def read_targets(files: Sequence[Path], arguments: argparse.Namespace, size: tup
     Raises: `UserError`.
     """
     default = tuple(arguments.target_size or size)
-    fps = 0.0
-    options = {"format": arguments.format, "units": arguments.units, "image_size": default}
-    read: list[tuple[Path, list[Pose]]] = []  # each picture of each file
-    film = not arguments.target_name
-    for file in files:
-        if is_film(file) or is_picture(file):
-            seen, fps = _look_at(file, estimator)
-            read += seen
-            continue
-        if arguments.target_name:
-            read += [(file, read_poses(file, name=name, **options))
-                     for name in arguments.target_name]
-            continue
-        pictures = read_pictures(file, **options)
-        read += [(file, people) for people in pictures.people]
-        # Pictures with names of their own are of a data set.
-        film = film and (pictures.film or len(pictures.people) == 1)
-    read = _with_left_out(read)
+    read, film, fps = _read(files, arguments, default, estimator)
     frames = [people for _, people in read]
     if not any(frames):
         where = files[0] if len(files) == 1 else f"{files[0]} and the {len(files) - 1} after it"
@@ -97,6 +80,27 @@ def read_targets(files: Sequence[Path], arguments: argparse.Namespace, size: tup
             f"stated, taken for that of the photograph, {default[1]} x {default[0]} "
             "(--target-size H W says another)")
     return result
+
+
+def _read(files: Sequence[Path], arguments: argparse.Namespace, size: tuple[int, int],
+          estimator: Estimator) -> tuple[list[tuple[Path, list[Pose]]], bool, float]:
+    """The people of each picture of each file, whether they are frames, and how many a second."""
+    options = {"format": arguments.format, "units": arguments.units, "image_size": size}
+    read: list[tuple[Path, list[Pose]]] = []
+    film, fps = not arguments.target_name, 0.0
+    for file in files:
+        if is_film(file) or is_picture(file):
+            seen, fps = _look_at(file, estimator)
+            read += seen
+        elif arguments.target_name:
+            read += [(file, read_poses(file, name=name, **options))
+                     for name in arguments.target_name]
+        else:
+            pictures = read_pictures(file, **options)
+            read += [(file, people) for people in pictures.people]
+            # Pictures with names of their own are of a data set.
+            film = film and (pictures.film or len(pictures.people) == 1)
+    return _with_left_out(read), film, fps
 
 
 def _look_at(file: Path, estimator: Estimator) -> tuple[list[tuple[Path, list[Pose]]], float]:
