@@ -35,6 +35,8 @@ def by_image(poses: Sequence[Pose]) -> Pictures:
     images: dict[str | None, list[Pose]] = {}
     for pose in poses:
         images.setdefault(pose.name, []).append(pose)
+    if images.keys() == {None}:
+        return people_or_frames(list(poses))
     people = list(images.values()) or [[]]
     order = counted([name or "" for name in images])
     if order is None:
