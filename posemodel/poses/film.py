@@ -5,7 +5,6 @@ frame in which nobody was found. All films come as such lists, whatever files th
 """
 
 import bisect
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from posemodel.poses.layouts import Pose
-from posemodel.poses.pictures import distance, prominence
+from posemodel.poses.pictures import distances, prominence
 from posemodel.runtime.errors import UserError
 
 # How far a person may have moved, in its own sizes: from one frame to the next, more for each frame
@@ -29,15 +28,33 @@ class Track:
     """what `--person` calls it: its number in the first frame that has anybody; who comes later
     is counted on"""
     poses: dict[int, Pose] = field(default_factory=dict)
-    """by frame, where it was found"""
+    """by frame, in order, where it was found"""
     shots: list[int]
     """of each frame of the film, the shot that it belongs to: from one to the next nobody is near
     where anybody was"""
+    way: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    """`[2]`, pixels a frame, that it last went"""
 
     @property
     def joints(self) -> int:
         """found in all frames"""
         return sum(int(pose.present.sum()) for pose in self.poses.values())
+
+    @property
+    def last(self) -> int:
+        """the last frame in which it was found"""
+        return next(reversed(self.poses))
+
+    def add(self, index: int, pose: Pose, *, cut: bool) -> None:
+        """It was found in another frame, after a cut or not."""
+        self.way = np.zeros(2)
+        if self.poses and not cut:
+            before = self.poses[self.last]
+            both = pose.present & before.present
+            if both.any():
+                moved = (pose.joints - before.joints)[both, :2].mean(axis=0)
+                self.way = moved / (index - self.last)
+        self.poses[index] = pose
 
 
 def tracks(frames: Sequence[Sequence[Pose]]) -> list[Track]:
@@ -54,18 +71,19 @@ def tracks(frames: Sequence[Sequence[Pose]]) -> list[Track]:
     shot = 0
     for index, people in enumerate(frames):
         links = _near(found, people, index)
-        if people and found and not links:
+        cut = bool(people and found and not links)
+        if cut:
             shot += 1
             links = dict(zip(sorted(range(len(people)), key=lambda n: prominence(people[n]))[::-1],
                              sorted(found, key=lambda track: track.joints)[::-1], strict=False))
         for number, pose in enumerate(people):
             track = links.get(number)
             if track is None:
-                first = all(min(other.poses) == index for other in found)
+                first = all(next(iter(other.poses)) == index for other in found)
                 track = Track(shots=shots, number=pose.person if first else
                               max(other.number for other in found) + 1)
                 found.append(track)
-            track.poses[index] = pose
+            track.add(index, pose, cut=cut)
         shots.append(shot)
     if not found:
         raise UserError(f"nobody was found in any of the {len(frames)} frames")
@@ -91,7 +109,7 @@ def without_gaps(track: Track) -> list[Pose]:
     """A pose for every frame. Where the person was not found, joints lie on the straight way from
     where they were last to where they are next, or stay where the film or the shot ends, or where
     only one of the two is known."""
-    known = sorted(track.poses)
+    known = list(track.poses)
     poses = []
     for index, shot in enumerate(track.shots):
         if index in track.poses:
@@ -148,33 +166,27 @@ def _fitted(xy: np.ndarray, weights: np.ndarray, time: np.ndarray) -> np.ndarray
 
 
 def _near(found: Sequence[Track], people: Sequence[Pose], index: int) -> dict[int, Track]:
-    """Which people of a frame are which of the tracks so far: the nearest two first."""
-    apart = []
-    for (place, track), (number, pose) in itertools.product(enumerate(found), enumerate(people)):
-        last = max(track.poses)
-        far = min(distance(known, pose) for known in (track.poses[last], _expected(track, index)))
-        if far <= min(_STEP + _STEP_MORE * (index - last - 1), _STEP_MOST):
-            apart.append((far, place, number))
+    """Which people of a frame are which of the tracks so far: the nearest two first. A person is
+    near where it was last, or where it would be if it had gone on in the same way."""
+    if not found or not people:
+        return {}
+    since = np.array([index - track.last for track in found])
+    last = [track.poses[track.last] for track in found]
+    known, seen = (np.stack([pose.joints for pose in poses]) for poses in (last, people))
+    gone_on = known.copy()
+    gone_on[..., :2] += since[:, None, None] * np.stack([track.way for track in found])[:, None]
+    apart = np.minimum(distances(known, seen), distances(gone_on, seen))
+    sizes = [{pose.frame for pose in poses} - {None} for poses in (last, people)]
+    if len(sizes[0] | sizes[1]) > 1:
+        other = [[len({one.frame, two.frame} - {None}) > 1 for two in people] for one in last]
+        apart[np.array(other)] = np.inf
+    apart[apart > np.minimum(_STEP + _STEP_MORE * (since - 1), _STEP_MOST)[:, None]] = np.inf
     links: dict[int, Track] = {}
-    for _, place, number in sorted(apart):
-        if number not in links and found[place] not in links.values():
-            links[number] = found[place]
+    for place in np.argsort(apart, axis=None, kind="stable")[:np.isfinite(apart).sum()].tolist():
+        track, number = found[place // len(people)], place % len(people)
+        if number not in links and track not in links.values():
+            links[number] = track
     return links
-
-
-def _expected(track: Track, index: int) -> Pose:
-    """Where a person is in a frame if it has gone on as it last went."""
-    *earlier, last = sorted(track.poses)[-2:]
-    pose = track.poses[last]
-    if not earlier or track.shots[earlier[0]] != track.shots[last]:
-        return pose
-    both = pose.present & track.poses[earlier[0]].present
-    if not both.any():
-        return pose
-    way = (pose.joints - track.poses[earlier[0]].joints)[both, :2].mean(axis=0)
-    joints = pose.joints.copy()
-    joints[pose.present, :2] += way * (index - last) / (last - earlier[0])
-    return replace(pose, joints=joints)
 
 
 def _between(first: Pose, second: Pose, share: float) -> Pose:

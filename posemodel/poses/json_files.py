@@ -187,7 +187,7 @@ def _from_result(item: dict, person: int, where: str, convert: Convert) -> Pose:
         if len(scores) != len(rows):
             raise UserError(f"{place}: {len(rows)} joints with {len(scores)} scores")
         rows = np.column_stack([rows[:, :2], scores])
-    image = item.get("image_id")
+    image = next((item[key] for key in ("image_id", *_FRAME) if item.get(key) is not None), None)
     score = next((item[key] for key in ("score", "bbox_score", "confidence")
                   if item.get(key) is not None), None)
     return replace(convert(rows, where=place), person=person,

@@ -35,6 +35,8 @@ def by_image(poses: Sequence[Pose]) -> Pictures:
     images: dict[str | None, list[Pose]] = {}
     for pose in poses:
         images.setdefault(pose.name, []).append(pose)
+    if images.keys() == {None}:
+        return people_or_frames(list(poses))
     people = list(images.values()) or [[]]
     order = counted([name or "" for name in images])
     if order is None:
@@ -84,19 +86,34 @@ def in_step(numbers: Sequence[int]) -> list[int | None] | None:
 
 
 def distance(first: Pose, second: Pose) -> float:
-    """How far two poses are from each other, in sizes of the larger one: the median over the joints
-    that both have. Infinite for nobody, and for pictures of different sizes."""
+    """How far two poses are from each other, as `distances`; infinite for nobody, and for pictures
+    of different sizes."""
     frames = {first.frame, second.frame} - {None}
     if len(frames) > 1 or not (first.present.any() and second.present.any()):
         return math.inf
-    both = first.present & second.present
-    if both.any():
-        apart = float(np.median(_lengths(first.joints[both, :2] - second.joints[both, :2])))
-    else:
-        first_at, second_at = (pose.joints[pose.present, :2].mean(axis=0)
-                               for pose in (first, second))
-        apart = float(_lengths(first_at - second_at))
-    return apart / max(_size(first), _size(second), 1e-6)
+    return float(distances(first.joints[None], second.joints[None])[0, 0])
+
+
+def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How far poses are from each other, in sizes (diagonals of the box) of the larger one: the
+    median over the joints that both have, of those without any between their middles.
+
+    Args:
+        first, second: `[N, 18, 3]` and `[M, 18, 3]`, with at least one joint each.
+
+    Returns: `[N, M]`.
+    """
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    both = (first[:, None, :, 2] > 0) & (second[None, :, :, 2] > 0)
+    apart = _lengths(first[:, None, :, :2] - second[None, :, :, :2])
+    count = np.maximum(both.sum(axis=-1), 1)[..., None]
+    rising = np.sort(np.where(both, apart, np.inf), axis=-1)
+    median = sum(np.take_along_axis(rising, place, axis=-1)[..., 0] / 2
+                 for place in ((count - 1) // 2, count // 2))
+    (middle, size), (other_middle, other_size) = map(_middles_and_sizes, (first, second))
+    between = _lengths(middle[:, None] - other_middle[None])
+    larger = np.maximum(np.maximum(size[:, None], other_size[None]), 1e-6)
+    return np.where(both.any(axis=-1), median, between) / larger
 
 
 def prominence(pose: Pose) -> tuple[int, float]:
@@ -105,10 +122,13 @@ def prominence(pose: Pose) -> tuple[int, float]:
     return len(xy), math.prod(np.ptp(xy, axis=0).tolist()) if len(xy) else 0.0
 
 
-def _size(pose: Pose) -> float:
-    """Diagonal of the box around the joints, which are some."""
-    return float(_lengths(np.ptp(pose.joints[pose.present, :2], axis=0)))
+def _middles_and_sizes(joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`[N, 2]` and `[N]`, the mean of the joints and the diagonal of the box around them."""
+    here, xy = joints[..., 2:] > 0, joints[..., :2]
+    low = np.where(here, xy, np.inf).min(axis=1)
+    high = np.where(here, xy, -np.inf).max(axis=1)
+    return (xy * here).sum(axis=1) / here.sum(axis=1), _lengths(high - low)
 
 
 def _lengths(vectors: np.ndarray) -> np.ndarray:
-    return np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=-1))
+    return np.sqrt((vectors ** 2).sum(axis=-1))

@@ -5,6 +5,7 @@ import pytest
 
 from posemodel.poses.film import choose_track, smoothed, tracks, without_gaps
 from posemodel.poses.layouts import Pose
+from posemodel.poses.pictures import distances
 from tests.small_datasets import refused, whole_person
 
 BODY = np.stack([whole_person(0), whole_person(1)])
@@ -166,3 +167,18 @@ def test_a_short_film(count):
     poses = [person(x=index) for index in range(count)]
     np.testing.assert_allclose([pose.joints for pose in smoothed(poses, [0] * count, 1.0)],
                                [pose.joints for pose in poses], atol=1e-3)
+
+
+def test_distances_are_medians_in_sizes_of_the_larger_one():
+    one, other = whole_person(0), whole_person(0) * np.float32([2, 2, 1])
+    other[:4] = 0
+    box = np.ptp(other[4:, :2], axis=0)
+    expected = np.median(np.hypot(*(other - one)[4:, :2].T)) / np.hypot(*box)
+    apart = distances(np.stack([one, other]), np.stack([other, one, one]))
+    np.testing.assert_allclose(apart, [[expected, 0, 0], [0, expected, expected]], rtol=1e-5)
+    head, feet = one.copy(), one.copy()
+    head[10:14], feet[:10], feet[14:] = 0, 0, 0  # nothing in common: their middles
+    middles = [part[part[:, 2] > 0, :2].mean(axis=0) for part in (head, feet)]
+    size = np.hypot(*np.ptp(head[head[:, 2] > 0, :2], axis=0))
+    np.testing.assert_allclose(distances(head[None], feet[None])[0, 0],
+                               np.hypot(*(middles[0] - middles[1])) / size, rtol=1e-5)

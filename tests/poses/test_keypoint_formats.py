@@ -456,6 +456,8 @@ FILMS = {
         "keypoints": [[coco_at(0)[:, :2].tolist()], [],
                       [coco_at(x)[:, :2].tolist() for x in (20, 300)]],
         "scores": [[COCO[:, 2].tolist()], [], [COCO[:, 2].tolist()] * 2]},
+    "results with frames": [{"frame": frame, "keypoints": coco_at(x).ravel().tolist()}
+                            for frame, x in ((3, 0), (5, 20), (5, 300), (6, 30))],
     "Ultralytics": [[ultralytics(coco_at(0))], [],
                     [ultralytics(coco_at(20)), ultralytics(coco_at(300))]],
     "MediaPipe": [{"landmarks": [mediapipe(0)], "worldLandmarks": []}, {"landmarks": []},
@@ -476,7 +478,7 @@ def test_films(tmp_path, name):
     first, nobody, third, *more = places(pictures)
     assert (first, nobody, third[:1]) == ([129], [], [149])
     assert third[1:] in ([], [429]) and more in ([], [[159]])
-    if name not in ("OpenPose by name", "AlphaPose"):
+    if name not in ("OpenPose by name", "AlphaPose", "results with frames"):
         refused("is a film of 3 frames, where the joints of one picture.*--frame N", read_poses,
                 path, image_size=(256, 512))
     refused("nobody was found in frame 1", read_poses, path, frame=1, image_size=(256, 512))
@@ -513,6 +515,8 @@ def test_arrays_of_films(tmp_path, kind):
     assert film.film and places(film) == [[129, 429], [139], [149], [159, 439]]
     one = written(frames)  # [T, K, 3] of one person
     assert one.film and places(one) == [[129], [139], [149], [159]]
+    path = write(tmp_path, [{"keypoints": rows.tolist()} for rows in frames], "results.json")
+    assert read_pictures(path).film and places(read_pictures(path)) == places(one)
     people = written(np.stack([coco_at(x) for x in (0, 100, 200, 300)]))  # beside each other
     assert not people.film and places(people) == [[129, 229, 329, 429]]
 
