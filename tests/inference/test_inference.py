@@ -390,6 +390,25 @@ def test_a_trace_is_the_model_for_any_batch_and_can_be_saved(tmp_path):
             assert torch.allclose(found, expected, atol=1e-5)
 
 
+def test_onnx_from_the_reference_is_the_model_for_any_batch(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    network, batch = InferencePath(tiny_generator()).eval(), torch.export.Dim("batch", min=1)
+
+    def inputs(count):
+        return (torch.rand(count, 3, 32, 32) * 2 - 1, random_poses(count),
+                random_poses(count, seed=1))
+
+    with torch.no_grad(), pose_kernels.use_implementation("reference"):
+        torch.onnx.export(network, inputs(2), dynamo=True, dynamic_shapes=({0: batch},) * 3).save(
+            tmp_path / "model.onnx")
+        session, given = runtime.InferenceSession(tmp_path / "model.onnx"), inputs(3)
+        found = session.run(None, {place.name: value.numpy() for place, value in
+                                   zip(session.get_inputs(), given, strict=True)})
+        for one, other in zip(found, network(*given), strict=True):
+            assert np.abs(one - other.numpy()).max() < 1e-3
+
+
 def test_pose_without_joints_is_refused(model, photograph):
     image, pose = photograph
     with pytest.raises(UserError, match="source pose has no joint"):
