@@ -6,6 +6,7 @@ the source in normalised [-1, 1] at pixel centres (``align_corners=False``). Cor
 pose_kernels`` says what is built and checks it.
 """
 
+from . import _flops
 from ._dispatch import Implementation, implementations, use_implementation
 from .correlation_4d import correlation_4d
 from .flow_sample import flow_sample
@@ -16,6 +17,8 @@ from .identity_flow import identity_flow
 from .mutual_matches import Matches, mutual_matches
 from .resize_flow import resize_flow
 from .soft_mutual_normalize import soft_mutual_normalize
+
+_flops.register()
 
 __version__ = "0.1.0"
 

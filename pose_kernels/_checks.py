@@ -118,10 +118,15 @@ def check_out(out, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bo
         raise ValueError("out: expected memory of its own, got that of an input")
 
 
+def plain_size(size):
+    """torch.jit.trace hands out sizes as tensors; as numbers they are constants of the trace."""
+    return int(size) if isinstance(size, torch.Tensor) and torch.jit.is_tracing() else size
+
+
 def check_size(size) -> tuple[int, int]:
     """(height, width), two positive integers."""
     try:
-        height, width = size
+        height, width = map(plain_size, size)
         if isinstance(height, float) or isinstance(width, float) or not min(height, width) > 0:
             raise ValueError
     except (TypeError, ValueError):

@@ -35,6 +35,7 @@ def identity_flow(height: int, width: int, *, dtype: torch.dtype | None = None,
     Raises:
         TypeError, ValueError: a size that is not a positive integer, a dtype that is not floating.
     """
+    height, width = _checks.plain_size(height), _checks.plain_size(width)
     for name, size in (("height", height), ("width", width)):
         if not isinstance(size, (int, torch.SymInt)) or isinstance(size, bool):
             raise TypeError(f"{name}: expected a positive integer, got {type(size).__name__}")

@@ -114,6 +114,14 @@ def read_image_bytes(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) ->
     return _decode(io.BytesIO(data), name, max_pixels)
 
 
+def picture_pixels(picture: Image.Image) -> np.ndarray:
+    """As `read_image`, of a picture that Pillow has opened already. Raises: `ImageError`."""
+    name = getattr(picture, "filename", "") or "the picture"
+    with _named(name, picture.format or "picture"):
+        picture.load()
+        return _upright(picture)
+
+
 def inside(root: str | os.PathLike, name: str) -> Path:
     """`root / name` for a file name out of a list or an archive, which must not leave `root`.
 
@@ -234,8 +242,12 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
             f"{name}: {width} x {height} pixels; images of up to {max_pixels:,} pixels are read")
     with _named(name, kind):
         image.load()
-        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
-        return _rgb(image if turn is None else image.transpose(turn))
+        return _upright(image)
+
+
+def _upright(image: Image.Image) -> np.ndarray:
+    turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    return _rgb(image if turn is None else image.transpose(turn))
 
 
 def _reader(head: bytes, name: str) -> tuple[str, type[Image.Image]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -20,6 +21,7 @@ import pose_kernels
 from posemodel.build import build_generator
 from posemodel.config.sections import Config
 from posemodel.config.stored import from_dict, to_dict
+from posemodel.data.images import picture_pixels
 from posemodel.data.layouts.deepfashion import DEEPFASHION
 from posemodel.flow import visibility as visibility_scores
 from posemodel.inference.background import behind_person, checked_mask, scene_of_views
@@ -171,7 +173,7 @@ class PoseTransferModel:
                             f"{self.config.model.flow}")
 
     @torch.inference_mode()
-    def transfer(self, image: np.ndarray, source_pose: np.ndarray,
+    def transfer(self, image: np.ndarray | Image.Image, source_pose: np.ndarray,
                  target_poses: Sequence[np.ndarray] | np.ndarray, *,
                  target_size: tuple[int, int] | None = None, fit: str = "person",
                  mask: np.ndarray | None = None, background: str = "keep",
@@ -179,9 +181,10 @@ class PoseTransferModel:
         """One person in new poses.
 
         Args:
-            image: the person, `[H, W, 3]` uint8.
+            image: the person, `[H, W, 3]` uint8, or a picture of Pillow's, read as from a file:
+                upright as its EXIF data say, transparent pixels over white.
             source_pose: their joints, `[18, 3]` in pixels of `image`.
-            target_poses: `[N, 18, 3]` in pixels of the target frame.
+            target_poses: `[N, 18, 3]` in pixels of the target frame, at least one.
             target_size: (H, W) of the target frame; None: as the image.
             fit: "person" or "frame", see `find_crop`; each pose has a crop of its own.
             mask: how much of each pixel of `image` is the person, `[H, W]`, 0 to 1 (bool and uint8
@@ -199,7 +202,10 @@ class PoseTransferModel:
             shape or type.
         """
         clock = _Clock(self.device)
+        image = picture_pixels(image) if isinstance(image, Image.Image) else image
         _check_image(image)
+        if not len(target_poses):
+            raise ValueError("target_poses: expected [N, 18, 3] with at least one pose, found none")
         poses = [_checked_pose(pose) for pose in [source_pose, *target_poses]]
         self._check_measures(measures)
         source_frame = tuple(image.shape[:2])
@@ -345,6 +351,9 @@ def _read_config(metadata: dict[str, str], path: Path) -> Config:
 
 
 def _check_image(image: np.ndarray) -> None:
+    if not isinstance(image, np.ndarray):
+        raise ValueError("image: expected [H, W, 3] uint8 or a picture of Pillow's, found "
+                         f"{type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"image: expected [H, W, 3] uint8, found {image.shape} {image.dtype}")
 

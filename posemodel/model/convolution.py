@@ -48,7 +48,13 @@ def planes(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`[B, C, H, W]` in channels-last from convolutions, in planes and in `dtype` for operators
     that read those; the gradient goes back as it was left. Without that it stays in planes, and
     BatchNorm's backward takes many times as long for the two layouts."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _in_planes(x, dtype)  # also what torch.jit.trace can save
     return _Planes.apply(x, dtype)
+
+
+def _in_planes(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype, memory_format=torch.contiguous_format, copy=True)
 
 
 class _Planes(torch.autograd.Function):
@@ -56,7 +62,7 @@ class _Planes(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.dtype = x.dtype
-        return x.to(dtype, memory_format=torch.contiguous_format, copy=True)
+        return _in_planes(x, dtype)
 
     @staticmethod
     @once_differentiable

@@ -14,9 +14,11 @@ from PIL import Image
 
 import pose_kernels
 from posemodel.config.stored import to_dict
+from posemodel.data.images import read_image
 from posemodel.inference import model as inference
 from posemodel.inference.crop import find_crop
 from posemodel.inference.model import PoseTransferModel, newest_run
+from posemodel.inference.programs import InferencePath
 from posemodel.mannequins.pairs import Mannequins
 from posemodel.poses.crop import Crop
 from posemodel.poses.files import openpose_json
@@ -24,7 +26,7 @@ from posemodel.poses.joints import JOINTS, normalized_to_pixels
 from posemodel.poses.layouts import Pose
 from posemodel.runtime.errors import UserError
 from tests.small_runs import tiny_generator, write_tiny_run
-from tests.tiny import tiny_config
+from tests.tiny import random_poses, tiny_config
 
 NOSE, NECK, ANKLE = (JOINTS.index(name) for name in ("nose", "neck", "left_ankle"))
 
@@ -339,13 +341,73 @@ def test_inputs_are_left_alone(model, photograph):
                          [(dict(image=np.zeros((8, 8, 3))), "expected .H, W, 3. uint8"),
                           (dict(image=np.zeros((8, 8), np.uint8)), "expected .H, W, 3. uint8"),
                           (dict(image=np.zeros((0, 8, 3), np.uint8)), "expected .H, W, 3. uint8"),
+                          (dict(image="photo.jpg"), "a picture of Pillow's, found str"),
                           (dict(source_pose=np.zeros((17, 3))), "18, 3"),
+                          (dict(target_poses=[]), "at least one pose, found none"),
+                          (dict(target_poses=np.zeros((0, 18, 3))), "at least one pose"),
                           (dict(target_poses=[np.full((18, 3), np.nan)]), "finite"),
                           (dict(measures=["afine"]), "affine, cycle")])
 def test_wrong_arrays_are_refused(model, photograph, change, says):
     arguments = dict(image=photograph[0], source_pose=photograph[1], target_poses=[photograph[1]])
     with pytest.raises(ValueError, match=says):
         model.transfer(**(arguments | change))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_a_picture_of_pillows_is_read_as_from_a_file(model, photograph, mode, tmp_path):
+    picture = Image.fromarray(photograph[0]).convert(mode)
+    if mode == "RGBA":
+        picture.putalpha(Image.new("L", picture.size, 100))
+    picture.save(tmp_path / "photo.png")
+    pose = photograph[1]
+    expected = model.transfer(read_image(tmp_path / "photo.png"), pose, [pose]).refined(0)
+    assert np.array_equal(model.transfer(picture, pose, [pose]).refined(0), expected)
+    with Image.open(tmp_path / "photo.png") as opened:
+        assert np.array_equal(model.transfer(opened, pose, [pose]).refined(0), expected)
+
+
+def test_a_picture_of_pillows_is_turned_upright_as_a_file_is(model, photograph, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(photograph[0]).copy()).save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.png") as picture:
+        result = model.transfer(picture, photograph[1], [photograph[1]])
+    assert np.array_equal(result.refined(0), model.transfer(*photograph, [photograph[1]]).refined(0)
+                          )
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_is_the_model_for_any_batch_and_can_be_saved(tmp_path):
+    network = InferencePath(tiny_generator()).eval()
+
+    def inputs(batch):
+        return (torch.rand(batch, 3, 32, 32) * 2 - 1, random_poses(batch),
+                random_poses(batch, seed=1))
+
+    with torch.no_grad():
+        torch.jit.trace(network, inputs(2), check_trace=False).save(tmp_path / "traced.pt")
+        traced, given = torch.jit.load(tmp_path / "traced.pt"), inputs(3)
+        for found, expected in zip(traced(*given), network(*given), strict=True):
+            assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_onnx_from_the_reference_is_the_model_for_any_batch(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    network, batch = InferencePath(tiny_generator()).eval(), torch.export.Dim("batch", min=1)
+
+    def inputs(count):
+        return (torch.rand(count, 3, 32, 32) * 2 - 1, random_poses(count),
+                random_poses(count, seed=1))
+
+    with torch.no_grad(), pose_kernels.use_implementation("reference"):
+        torch.onnx.export(network, inputs(2), dynamo=True, dynamic_shapes=({0: batch},) * 3).save(
+            tmp_path / "model.onnx")
+        session, given = runtime.InferenceSession(tmp_path / "model.onnx"), inputs(3)
+        found = session.run(None, {place.name: value.numpy() for place, value in
+                                   zip(session.get_inputs(), given, strict=True)})
+        for one, other in zip(found, network(*given), strict=True):
+            assert np.abs(one - other.numpy()).max() < 1e-3
 
 
 def test_pose_without_joints_is_refused(model, photograph):
