@@ -18,9 +18,9 @@ from posemodel.config.flags import parse_train
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RUNNABLE = [*(ROOT / "docs" / f"{name}.md" for name in ("operators", "derivatives", "precision",
-                                                "guided-readout", "other-models", "guide")),
-            ROOT / "README.md"]
+RUNNABLE = [*(ROOT / "docs" / f"{name}.md" for name in (
+    "operators", "derivatives", "precision", "guided-readout", "other-models", "compile-export",
+    "guide")), ROOT / "README.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
