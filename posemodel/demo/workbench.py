@@ -80,6 +80,8 @@ class Workbench:
         first = next(iter(self._examples))
         pose = self.normalized(first)
         self.transfer(first, pose, pose)
+        if estimator is not None:
+            estimator(self.person(first).image)
 
     def people(self) -> dict[str, Person]:
         """Examples, then uploads, by id."""
