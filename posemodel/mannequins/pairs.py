@@ -103,7 +103,7 @@ class Mannequins:
               joint is all zero;
             - `flow` [B, 2, H, W], the identity on the target's background;
             - `visible` [B, 1, H, W] bool, the target shows a surface point that the source shows
-              too, a background that stays where it is included;
+              too, a background that stays where it is included, but for plain white;
             - `source_foreground`, `target_foreground` [B, 1, H, W] bool;
             - `source_part`, `target_part` [B, 1, H, W] int64, indices into PART_NAMES (0
               background);
@@ -123,7 +123,8 @@ class Mannequins:
         people_on_black = self._expose(canvas)
         images = self._before(people_on_black, clutter)
         if self.background == "still":
-            visible |= (part[0::2] == 0) & (part[1::2] == 0)
+            seen = (part[0::2] == 0) & (part[1::2] == 0)
+            visible |= seen & torch.from_numpy(~plain).to(self.device).view(-1, 1, 1, 1)
 
         facing = people.stance.facing
         apart = np.abs((facing[:, 0] - facing[:, 1] + 180.0) % 360.0 - 180.0).astype(np.float32)
