@@ -55,8 +55,8 @@ def corr_bench(modules):
     return modules.corr_bench
 
 
-@pytest.mark.parametrize("name", ["corr_bench.py", "experiments.py", "loading_bench.py",
-                                  "step_bench.py"])
+@pytest.mark.parametrize("name", ["corr_bench.py", "experiments.py", "film_bench.py",
+                                  "loading_bench.py", "step_bench.py"])
 def test_help(name):
     done = bench(name, "--help")
     assert done.returncode == 0 and "usage" in done.stdout

@@ -179,6 +179,27 @@ def test_the_shipped_model():
         in squeezed((DOCS / "guide.md").read_text())
 
 
+def test_the_shipped_model_before_white():
+    row = read(DOCS / "mannequin-128-white.json")
+    assert row["step"] == 0 and row["pairs"] == 256
+    assert (f"refined l1 {row['refined_l1']:.2f}, LPIPS-Alex {row['refined_lpips_alex']:.3f} of "
+            f"{row['warped_lpips_alex']:.3f} warped, flow error {row['epe_visible']:.2f} pixels") \
+        in squeezed((DOCS / "guide.md").read_text())
+
+
+@pytest.mark.parametrize("name, heading", [("film", "How good it is"),
+                                           ("film-12", "Twelve minutes")])
+def test_a_real_person(name, heading):
+    """As `film_bench.py --read` prints it."""
+    bench = runpy.run_path(str(ROOT / "benchmarks" / "film_bench.py"))
+    content = read(DOCS / f"{name}.json")
+    expected = [[cell.strip() for cell in line.split("|")[1:-1]]
+                for line in bench["table"](content).splitlines()]
+    assert table(DOCS / "photographs.md", heading) == [expected[0], *expected[2:]]
+    pairs = {run["after"]["pairs"] for runs in content["rows"].values() for run in runs}
+    assert pairs == {48}
+
+
 def test_visibility_in_the_default_run():
     row = read(DOCS / "quick.json")
     assert [cells[1] for cells in table(DOCS / "results.md", "The default run", "AUC")[1:]] \
