@@ -214,9 +214,9 @@ def _square(joints: np.ndarray, frame: tuple[int, int]) -> Crop:
 def _sharpness(frame: np.ndarray, pose: Pose) -> float:
     """Variance of the Laplacian of the person's box, 128 pixels large."""
     xy = pose.joints[pose.joints[:, 2] > 0, :2]
-    low = xy.min(0).clip(0).astype(int)
-    high = np.minimum(xy.max(0).astype(int) + 2, frame.shape[1::-1])
-    part = Image.fromarray(frame[low[1]:max(high[1], low[1] + 1), low[0]:max(high[0], low[0] + 1)])
+    corners = np.stack([xy.min(0), xy.max(0)]).astype(int)
+    low, high = corners.clip(0, np.array(frame.shape[1::-1]) - 1)
+    part = Image.fromarray(frame[low[1]:high[1] + 1, low[0]:high[0] + 1])
     grey = np.asarray(part.convert("L").resize((128, 128), Image.Resampling.BILINEAR), np.float32)
     around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
     return float((around - 4 * grey[1:-1, 1:-1]).var())
