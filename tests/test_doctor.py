@@ -212,7 +212,7 @@ def test_weights_in_a_folder_of_ones_own(checkup, tmp_path, monkeypatch):
     assert right == f"AlexNet: {tmp_path}/alexnet-features.pth, SHA-256 of its tensors " \
                     f"{digest[:12]}, for LPIPS-Alex"
     assert wrong.startswith(f"PROBLEM: VGG-16: {tmp_path}/vgg16-features.pth: ")
-    assert len(missing) == 5 and all(": missing, needed by " in line for line in missing)
+    assert len(missing) == 6 and all(": missing, needed by " in line for line in missing)
     problem, = checkup.problems
     assert not problem.stops and backbones.VGG16.url in problem.remedy
 

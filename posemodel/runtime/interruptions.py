@@ -54,6 +54,7 @@ class Interruptions:
             self._held = False
             return None if self.code else work()
         except Interrupted:
+            self._say()
             return None
         finally:
             self._held = True
@@ -64,4 +65,7 @@ class Interruptions:
         self.code = 128 + number
         if not self._held:
             raise Interrupted(number)
-        print(f"{signal.Signals(number).name}: saving after this step", file=sys.stderr)
+        self._say()
+
+    def _say(self) -> None:
+        print(f"{signal.Signals(self.code - 128).name}: saving after this step", file=sys.stderr)
