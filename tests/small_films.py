@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,11 @@ class Frame:
 
 def frames(count: int, *, person: int = 0) -> list[Frame]:
     """Somebody in changing poses before a background that stays."""
-    pairs = (count + 1) // 2
+    return list(_frames((count + 1) // 2, person))[:count]
+
+
+@cache
+def _frames(pairs: int, person: int) -> tuple[Frame, ...]:
     made = Mannequins(size=SIZE, background="cluttered", seed=11).pairs(
         range(100 * person, 100 * person + pairs), persons=[person] * pairs,
         scenes=[person] * 2 * pairs)
@@ -44,7 +49,7 @@ def frames(count: int, *, person: int = 0) -> list[Frame]:
             pose = Pose(joints=joints * joints[:, 2:], format="mediapipe33", frame=SIZE)
             found.append(Frame(to_pictures(made[view][index : index + 1])[0],
                                [Person(pose=pose, mask=mask)]))
-    return found[:count]
+    return tuple(found)
 
 
 def beside(first: Frame, second: Frame) -> Frame:
