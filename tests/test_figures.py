@@ -187,16 +187,20 @@ def test_the_shipped_model_before_white():
         in squeezed((DOCS / "guide.md").read_text())
 
 
-@pytest.mark.parametrize("name, heading", [("film-12", "Twelve minutes")])
-def test_a_real_person(name, heading):
-    """As `film_bench.py --read` prints it."""
+def test_a_real_person():
+    """As `film_bench.py --read` prints it, and a longer run."""
     bench = runpy.run_path(str(ROOT / "benchmarks" / "film_bench.py"))
-    content = read(DOCS / f"{name}.json")
+    content, longer = read(DOCS / "film.json"), read(DOCS / "film-12.json")
     expected = [[cell.strip() for cell in line.split("|")[1:-1]]
                 for line in bench["table"](content).splitlines()]
-    assert table(DOCS / "photographs.md", heading) == [expected[0], *expected[2:]]
-    pairs = {run["after"]["pairs"] for runs in content["rows"].values() for run in runs}
-    assert pairs == {48}
+    assert table(DOCS / "photographs.md", "How good it is") == [expected[0], *expected[2:]]
+    assert (content["minutes"], longer["minutes"]) == (3, 12)
+    run, = longer["rows"]["ours"]
+    after = run["after"]
+    assert (f"{run['steps']} steps, l1 {after['refined_l1']:.1f}, the person's "
+            f"{after['refined_person_l1']:.1f}, LPIPS-Alex {after['refined_lpips_alex']:.3f}") \
+        in squeezed((DOCS / "photographs.md").read_text())
+    assert {each["after"]["pairs"] for runs in content["rows"].values() for each in runs} == {48}
 
 
 def test_visibility_in_the_default_run():
