@@ -204,11 +204,7 @@ def _square(joints: np.ndarray, frame: tuple[int, int]) -> Crop:
     low, high = xy.min(0), xy.max(0)
     side = max(2, round(_MARGIN * float((high - low).max())))
     left, top = ((low + high) / 2 - (side - 1) / 2).round().astype(int).tolist()
-
-    def inside(first: int, end: int) -> int:
-        return min(max(first, 0), end - side) if side <= end else (end - side) // 2
-
-    return Crop(left=inside(left, frame[1]), top=inside(top, frame[0]), width=side, height=side)
+    return Crop(left=left, top=top, width=side, height=side).inside(frame)
 
 
 def _sharpness(frame: np.ndarray, pose: Pose) -> float:

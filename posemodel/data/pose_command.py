@@ -65,9 +65,8 @@ def show_pose(arguments: argparse.Namespace) -> int:
     size = image.shape[:2]
     found = []
     if arguments.poses is None:
-        found = _find(arguments, image)
-        poses = [person.pose for person in found]
-        chosen = poses[0] if arguments.person is None else choose_person(poses, arguments.person)
+        found, person = _find(arguments, image)
+        poses, chosen = [each.pose for each in found], person.pose
     else:
         poses = read_poses(arguments.poses, format=arguments.format, units=arguments.units,
                            name=arguments.name, frame=arguments.frame, image_size=size,
@@ -95,9 +94,8 @@ def show_pose(arguments: argparse.Namespace) -> int:
         write_result(arguments.out, buffer.getvalue())
         print(f"picture: {arguments.out}")
     if arguments.mask:
-        mask = next(person.mask for person in found if person.pose is chosen)
         buffer = io.BytesIO()
-        Image.fromarray((mask * 255).round().astype(np.uint8)).save(buffer, format="PNG")
+        Image.fromarray((person.mask * 255).round().astype(np.uint8)).save(buffer, format="PNG")
         write_result(arguments.mask, buffer.getvalue())
         print(f"mask: {arguments.mask}")
     if arguments.json:
@@ -106,9 +104,9 @@ def show_pose(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _find(arguments: argparse.Namespace, image: np.ndarray) -> "list[Person]":
-    """Everybody in the image. Raises: `UserError` where there is nobody."""
-    from posemodel.poses.estimator import nobody, pose_estimator
+def _find(arguments: argparse.Namespace, image: np.ndarray) -> "tuple[list[Person], Person]":
+    """Everybody in the image, and who is chosen. Raises: `UserError` where there is nobody."""
+    from posemodel.poses.estimator import choose_found, people_in, pose_estimator
 
     of_files = {"--name": arguments.name, "--frame": arguments.frame,
                 "--format": arguments.format, "--units": arguments.units,
@@ -117,10 +115,8 @@ def _find(arguments: argparse.Namespace, image: np.ndarray) -> "list[Person]":
     if given:
         raise UserError(f"{given[0]} says how a file of joints is read, and none is given")
     with pose_estimator(arguments.weights) as estimator:
-        found = estimator(image)
-    if not found:
-        raise nobody(arguments.image)
-    return found
+        found = people_in(image, arguments.image, estimator)
+    return found, choose_found(found, arguments.person, "--person")
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:

@@ -54,8 +54,7 @@ def behind_person(image: np.ndarray, mask: np.ndarray, crop: Crop, frame: tuple[
     # The person may stand partly outside of the crop; all of them goes.
     scale = min(1.0, _FILLED_ROWS / crop.height)
     size = tuple(max(1, round(side * scale)) for side in frame)
-    small = F.interpolate(torch.from_numpy(mask)[None, None], size, mode="bilinear",
-                          antialias=True, align_corners=False)
+    small = _resized_mask(mask, size)
     scene = scene_of(to_tensor(resized(image, size), torch.device("cpu")), small,
                      rows=crop.height * scale)
     filled = resized(to_pictures(scene.behind)[0], frame)
@@ -74,7 +73,12 @@ def scene_of_views(mask: np.ndarray, behind: np.ndarray, crops: Sequence[Crop],
         size: (H, W) of a view.
     """
     views = np.stack([resized(crop.cut(behind), size) for crop in crops])
-    small = F.interpolate(torch.from_numpy(mask)[None, None], size, mode="bilinear",
-                          antialias=True, align_corners=False)
+    small = _resized_mask(mask, size)
     return Scene(small.to(device).expand(len(crops), -1, -1, -1),
                  to_images(torch.from_numpy(views).to(device)))
+
+
+def _resized_mask(mask: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """`[1, 1, *size]`, averaged where it is reduced."""
+    return F.interpolate(torch.from_numpy(mask)[None, None], size, mode="bilinear",
+                         antialias=True, align_corners=False)

@@ -41,9 +41,7 @@ def find_crop(pose: np.ndarray, frame: tuple[int, int], aspect: float, fit: str)
     side = max(down, across / aspect)
     if side > _SMALL * whole.height or side < 2:
         return whole
-    crop = _crop((low + high) / 2, side, aspect)
-    return Crop(left=_inside(crop.left, crop.width, width),
-                top=_inside(crop.top, crop.height, height), width=crop.width, height=crop.height)
+    return _crop((low + high) / 2, side, aspect).inside(frame)
 
 
 def _crop(middle: Sequence[float], height: float, aspect: float) -> Crop:
@@ -52,8 +50,3 @@ def _crop(middle: Sequence[float], height: float, aspect: float) -> Crop:
     columns = max(1, round(rows * aspect))
     return Crop(left=round(float(middle[0]) - (columns - 1) / 2),
                 top=round(float(middle[1]) - (rows - 1) / 2), width=columns, height=rows)
-
-
-def _inside(first: int, length: int, end: int) -> int:
-    """A span moved into 0 .. end, or to its middle if it is longer."""
-    return min(max(first, 0), end - length) if length <= end else (end - length) // 2

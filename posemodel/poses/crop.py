@@ -1,6 +1,6 @@
 """A rectangle of a picture, and the joints in it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,12 @@ class Crop:
     top: int
     width: int
     height: int
+
+    def inside(self, frame: tuple[int, int]) -> "Crop":
+        """Moved into a frame (H, W) or, where it is larger, to its middle."""
+        height, width = frame
+        return replace(self, left=_inside(self.left, self.width, width),
+                       top=_inside(self.top, self.height, height))
 
     def cut(self, picture: np.ndarray) -> np.ndarray:
         """These pixels of a picture `[H, W, 3]`; beyond its edges they are repeated."""
@@ -44,3 +50,8 @@ class Crop:
         rows = torch.cat([places, torch.ones_like(places[:1])]).movedim(0, -1)
         inside = normalized_to_pixels(rows, (self.height, self.width))[..., :2].movedim(-1, 0)
         return inside + inside.new_tensor([self.left, self.top]).view(2, 1, 1)
+
+
+def _inside(first: int, length: int, end: int) -> int:
+    """A span moved into 0 .. end, or to its middle if it is longer."""
+    return min(max(first, 0), end - length) if length <= end else (end - length) // 2

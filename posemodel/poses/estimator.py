@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from posemodel.poses.files import choose_person
 from posemodel.poses.layouts import Pose, from_array
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.weights import PublishedWeights
@@ -121,10 +122,22 @@ def people(landmarks: list[np.ndarray], masks: list[np.ndarray],
             for number, (pose, mask) in enumerate(seen)]
 
 
-def nobody(path: Path) -> UserError:
-    """What is said of a picture in which nobody was found."""
-    return UserError(f"{path}: nobody was found in this picture; try one that shows a person as a "
-                     "whole, or give a file of joints")
+def people_in(image: np.ndarray, path: Path, estimator: Estimator) -> list[Person]:
+    """Everybody in a picture. Raises: `UserError` where there is nobody."""
+    found = estimator(image)
+    if not found:
+        raise UserError(f"{path}: nobody was found in this picture; try one that shows a person as "
+                        "a whole, or give a file of joints")
+    return found
+
+
+def choose_found(found: list[Person], number: int | None, flag: str) -> Person:
+    """Person `number`, or where that is None the one who covers most of the picture. Raises:
+    `UserError` where nobody has that number."""
+    if number is None:
+        return found[0]
+    pose = choose_person([person.pose for person in found], number, flag=flag)
+    return next(person for person in found if person.pose is pose)
 
 
 def missing_package() -> str:

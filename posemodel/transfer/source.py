@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from posemodel.data.images import read_image
-from posemodel.poses.estimator import Estimator, Person, nobody
+from posemodel.poses.estimator import Estimator, Person, choose_found, people_in
 from posemodel.poses.files import choose_person, people_of_image, read_poses
 from posemodel.poses.layouts import Pose
 from posemodel.poses.pictures import distance
@@ -61,23 +61,6 @@ def read_source(arguments: argparse.Namespace, estimator: Estimator) -> Source:
         source.remarks.append(f"source: {people} people, number {pose.person} is taken "
                               "(--source-person N takes another)")
     return source
-
-
-def people_in(image: np.ndarray, path: Path, estimator: Estimator) -> list[Person]:
-    """Everybody in a picture. Raises: `UserError` where there is nobody."""
-    found = estimator(image)
-    if not found:
-        raise nobody(path)
-    return found
-
-
-def choose_found(found: list[Person], number: int | None, flag: str) -> Person:
-    """Person `number`, or where that is None the one who covers most of the picture. Raises:
-    `UserError` where nobody has that number."""
-    if number is None:
-        return found[0]
-    pose = choose_person([person.pose for person in found], number, flag=flag)
-    return next(person for person in found if person.pose is pose)
 
 
 def _read_pose(arguments: argparse.Namespace, size: tuple[int, int]) -> tuple[Pose, int]:

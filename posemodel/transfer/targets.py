@@ -1,4 +1,5 @@
-"""The target poses of a transfer out of files of joints: one person, in every frame."""
+"""The target poses of a transfer out of files of joints, pictures and films: one person, in every
+frame."""
 
 import argparse
 import re
