@@ -3,7 +3,11 @@
 import torch
 
 import pose_kernels
+from posemodel.engine.trainer import Trainer
+from posemodel.evaluation.inspection import inspect
 from posemodel.model.scene import Scene, fill, scene_of, scene_of_batch
+from tests.small_runs import tiny_generator
+from tests.tiny import random_poses, tiny_config
 
 
 def disc(size: int, x: float, y: float, radius: float) -> torch.Tensor:
@@ -69,3 +73,30 @@ def test_batches_with_and_without_masks() -> None:
     flow = pose_kernels.identity_flow(32, 32)[None].flip(-1)
     # A mask of ones: the flow moves all there is.
     assert torch.allclose(whole.under(source, flow), source, atol=1e-6)
+
+
+def nobody_moves() -> dict[str, torch.Tensor]:
+    """Two pairs of one picture in which the mask finds nobody."""
+    picture = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return {"source": picture, "target": picture, "source_pose": random_poses(2, seed=1),
+            "target_pose": random_poses(2, seed=2), "source_mask": torch.zeros(2, 1, 32, 32)}
+
+
+def test_an_evaluation_lays_people_over_their_background() -> None:
+    batch = nobody_moves()
+    seen = inspect(tiny_generator(), batch, torch.float32)
+    assert torch.equal(seen.image, batch["source"]) and torch.equal(seen.warped, batch["source"])
+    assert torch.equal(seen.flow, pose_kernels.identity_flow(32, 32).expand_as(seen.flow))
+    del batch["source_mask"]
+    free = inspect(tiny_generator(), batch, torch.float32).warped
+    assert (free - batch["source"]).abs().max() > 0.1
+
+
+def test_training_compares_people_over_their_background() -> None:
+    trainer = Trainer(tiny_config(), torch.device("cpu"), torch.float32)
+    trainer.generator.load_state_dict(tiny_generator().state_dict())
+    losses = trainer.step(1, nobody_moves())
+    assert losses["loss_reconstruction"] == losses["loss_warped"] == 0
+    batch = nobody_moves()
+    del batch["source_mask"]
+    assert trainer.step(2, batch)["loss_warped"] > 0.01
