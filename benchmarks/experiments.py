@@ -55,8 +55,10 @@ VARIANTS = {
     "alternate": "--optim.tasks alternate --steps {twice}",
     "batch-4": "--optim.batch-size 4 --steps {twice}",
     "batch-16": "--optim.batch-size 16 --steps {half}",
+    "lr-3e-4": "--optim.lr 3e-4",
     "lr-5e-4": "--optim.lr 5e-4",
     "lr-2e-3": "--optim.lr 2e-3",
+    "lr-3e-3": "--optim.lr 3e-3",
     "ema-0": "--optim.ema 0",
     "depth-1": "--model.flow-depth 1",
     "depth-3": "--model.flow-depth 3",
@@ -71,6 +73,8 @@ VARIANTS = {
     "background-0.3": "--loss.affine-background 0.3",
     "pixels-128": "--data.image-size 128 128",
     "still": "--data.background still",
+    **{method: f"--model.flow {method}" for method in ("fomm", "mraa", "tpsmm", "gfla32",
+                                                       "gfla64")},
     "gan-0": "--loss.adversarial-weight 0",
     "gan-0.1": "--loss.adversarial-weight 0.1 --optim.phase-one 0.6",
 }
@@ -107,7 +111,8 @@ def flags_of(name: str, steps: int) -> list[str]:
             count = words[at + 1]
             del words[at : at + 2]
         flags += words
-    return [*flags, "--steps", count]
+    # The table has the last evaluation alone.
+    return [*flags, "--steps", count, "--evaluate-every", count]
 
 
 def train(name: str, seed: int, arguments: argparse.Namespace) -> dict:

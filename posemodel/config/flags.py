@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from posemodel.config.presets import PRESETS
+from posemodel.config.presets import PRESETS, for_method
 from posemodel.config.sections import Config
 from posemodel.config.stored import from_dict, to_dict
 from posemodel.runtime.errors import UserError
@@ -35,7 +35,8 @@ RENAMED = {"loss.weights_folder": "weights"}
 WITHOUT_FLAG = frozenset({
     "data.pairs_per_epoch", "model.stream", "model.discriminator_width",
     "model.discriminator_layers", "model.refine_blocks", "loss.reconstruction_weight",
-    "optim.betas", "optim.phase_two_decoder", "optim.phase_two_rest",
+    "loss.affine_unit", "optim.betas", "optim.milestones", "optim.phase_two_decoder",
+    "optim.phase_two_rest",
 })
 
 
@@ -54,7 +55,10 @@ def parse_train(argv: list[str]) -> TrainRequest:
     config_file = _value_of("--config", words)
     if preset is not None and config_file is not None:
         raise UserError(f"both a preset ({preset}) and --config {config_file}: give one of them")
-    start = _from_file(config_file) if config_file is not None else _from_preset(preset or "quick")
+    if config_file is not None:
+        start = _from_file(config_file)
+    else:
+        start = for_method(_from_preset(preset or "quick"), _value_of("--model.flow", words))
 
     flags = _parse_flags(words, start)
     config = _as(Config, flags)

@@ -164,6 +164,9 @@ class ModelConfig:
         if least < 1:
             raise UserError(f"--model is {least}, expected widths and depths of at least 1")
         _require(self, "refine_downsamplings", self.refine_downsamplings in (0, 1, 2), "0, 1 or 2")
+        _require(self, "refine_downsamplings",
+                 self.refine != "paper" or self.refine_downsamplings > 0,
+                 "1 or 2 with --model.refine paper, whose encoder has no other layers")
         _require(self, "refine_blocks", self.refine_blocks >= 0, "0 or more")
         _require(self, "motion_input", self.flow != "ours" or self.motion_input == "keypoints",
                  "keypoints: only with another --model.flow than ours")
@@ -181,9 +184,12 @@ class LossConfig:
 
     section = "loss."
 
-    reconstruction: Literal["pyramid", "vgg16", "vgg19"] = "pyramid"
+    reconstruction: Literal["pyramid", "vgg16", "vgg16-features", "vgg16-paper",
+                            "vgg19"] = "pyramid"
     """pyramid: l1 at four resolutions, no network; vgg16: the same plus l1 of VGG-16 features at
-    two; vgg19: the paper's, l1 of VGG-19 features at four. Both need ImageNet weights"""
+    two; vgg19: the paper's, l1 of VGG-19 features at four; vgg16-paper: that on VGG-16;
+    vgg16-features: pyramid, and VGG-16 where a method of Table 1 has a loss on features. All but
+    pyramid need ImageNet weights"""
     weights_folder: str = ""
     """folder of published weights, for this loss and LPIPS; looked into before that of the variable
     POSEMODEL_WEIGHTS, torch hub's cache and a download"""
@@ -192,10 +198,13 @@ class LossConfig:
     warped_weight: float = 1.0
     """weight of the same loss on the warped source itself (0 in the paper)"""
     affine_weight: float = 1.0
-    """lambda of the affine preserving loss (Eq. 7)"""
+    """lambda_2, weight of the affine preserving loss (Eq. 7)"""
+    affine_unit: Literal["normalized", "cell"] = "normalized"
+    """what its distances are measured in: coordinates of [-1, 1], whatever the grid; or cells of
+    the flow's grid (the paper, whose s_f runs over 1..h_1)"""
     joint_weight: float = 1.0
     """weight of the distance at each joint between the flow and that joint of the source (0 in the
-    paper)"""
+    paper, and for a method of Table 1 where a command does not say otherwise)"""
     affine_background: float = 0.1
     """weight in Eq. 7 of a position away from the person, where one on a limb has 1 (1 in the
     paper)"""
@@ -230,7 +239,9 @@ class OptimConfig:
     lr: float = 1e-3
     """Adam's learning rate"""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """course of the learning rates over the run, after a warm-up of 2 %"""
+    """course of the learning rates over the run: cosine, after a warm-up of 2 %; constant"""
+    milestones: tuple[float, ...] = ()
+    """shares of the steps, after each of which the learning rates are a tenth of before"""
     betas: tuple[float, float] = (0.9, 0.99)
     """Adam's coefficients, for the generator"""
     phase_one: float = 1.0
@@ -254,6 +265,8 @@ class OptimConfig:
                          "clip")
         _require(self, "phase_one", 0 <= self.phase_one <= 1, "a share, 0 to 1")
         _require(self, "ema", 0 <= self.ema < 1, "[0, 1)")
+        _require(self, "milestones", all(0 <= share <= 1 for share in self.milestones),
+                 "shares, 0 to 1")
         _require(self, "betas", all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
 
 
@@ -308,7 +321,8 @@ class Config:
         phases = self.loss.adversarial_weight or {optim.phase_two_decoder,
                                                   optim.phase_two_rest} != {1.0}
         # TPSMM leaves splines out in the first part of a run.
-        return (optim.schedule != "constant" or self.model.flow == "tpsmm"
+        return (optim.schedule != "constant" or bool(optim.milestones)
+                or self.model.flow == "tpsmm"
                 or bool(phases) and 0 < optim.phase_one < 1)
 
     @property

@@ -115,7 +115,8 @@ class Objective:
         if background != 1:
             body = body_map(pose, tuple(flow.shape[-2:]), _BODY_SIGMA)
             weight = background + (1 - background) * body
-        return {"loss_affine": affine_loss(flow, affine, weight)}
+        return {"loss_affine": affine_loss(flow, affine, weight,
+                                           cells=self.loss.affine_unit == "cell")}
 
     def _task_2(self, flow: Tensor, part: Part, *, adversarial: bool) -> dict[str, Tensor]:
         """Transfer to the target pose and compare (Eq. 5, 6)."""
@@ -130,7 +131,7 @@ class Objective:
             compared["loss_warped"] = warped if scene is None else scene.under(warped, flow)
         distances = self.reconstruction(list(compared.values()), batch["target"])
         values = dict(zip(compared, distances, strict=True))
-        if loss.joint_weight and not self.estimator.has_own_losses:
+        if loss.joint_weight:
             values["loss_joint"] = joint_loss(flow, batch["source_pose"], batch["target_pose"])
         if adversarial:
             values |= self._adversarial(part.image, batch)

@@ -26,7 +26,7 @@ def start_panel(run: RunFolder, machine: Machine, start_step: int, *, kernels: s
     loss = f"{loss_name} on the refined image x {config.loss.reconstruction_weight:g}"
     for name, weight in (("on the warped one", config.loss.warped_weight),
                          ("affine", config.loss.affine_weight if ours else 0),
-                         ("joint", config.loss.joint_weight if ours else 0),
+                         ("joint", config.loss.joint_weight),
                          (f"adversarial ({config.loss.adversarial})",
                           config.loss.adversarial_weight)):
         loss += f", {name} x {weight:g}" if weight else ""

@@ -55,7 +55,7 @@ class Schedule:
     def course(self, step: int) -> float:
         """The factor on every learning rate."""
         if self.optim.schedule == "constant":
-            return 1.0
+            return 0.1 ** sum(step > share * self.steps for share in self.optim.milestones)
         warm_up = min(1.0, step / max(1.0, 0.02 * self.steps))
         return warm_up * (0.5 + 0.5 * math.cos(math.pi * (step - 1) / self.steps))
 

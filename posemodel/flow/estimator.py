@@ -30,7 +30,7 @@ class FlowEstimator(nn.Module, ABC):
     has_correlation = False
     """whether the flow comes out of a correlation map, which `encode` and `match` give"""
     has_own_losses = False
-    """taught by `losses` in the place of the affine task (Eq. 7) and the joint loss"""
+    """taught by `losses` in the place of the affine task (Eq. 7)"""
     progress = 0.0
     """the share of the training that is done, 0 to 1; a trainer sets it before each step"""
 

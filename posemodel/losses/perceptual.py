@@ -1,5 +1,4 @@
-"""Multi-resolution perceptual losses (Eq. 5): the paper's on VGG-19, and VGG-16 beside the pyramid.
-"""
+"""Multi-resolution perceptual losses (Eq. 5): the paper's form, and VGG-16 beside the pyramid."""
 
 import itertools
 from collections.abc import Sequence
@@ -49,7 +48,16 @@ VGG16 = Form(name="pyramid l1 and VGG-16 perceptual, two scales", network=_netwo
 """Half as many convolutions at half as many scales. What it does not see, the coarse scales, the
 pyramid does; the two parts are of about the same size (`docs/training.md`), so that weights which
 suit the pyramid suit it."""
-FORMS = {"vgg16": VGG16, "vgg19": VGG19}
+VGG16_PAPER = replace(VGG19, name="VGG-16 perceptual, four scales",
+                      network=_network(backbones.VGG16),
+                      layers={**VGG19.layers, "relu4_1": 19, "relu5_1": 26})
+"""The paper's form on VGG-16, the network nearest to VGG-19: the same layers by name."""
+VGG16_FEATURES = replace(
+    VGG16, name="pyramid l1, with VGG-16 features for a method's own losses",
+    layers={name: end for name, end in VGG16_PAPER.layers.items() if name != "relu5_1"}, scales=())
+"""Nothing but the pyramid is compared; GFLA and TPSMM compare features in losses of their own."""
+FORMS = {"vgg16": VGG16, "vgg16-paper": VGG16_PAPER, "vgg16-features": VGG16_FEATURES,
+         "vgg19": VGG19}
 """by their names in `loss.reconstruction`"""
 
 

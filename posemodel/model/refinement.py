@@ -45,13 +45,13 @@ class ResidualBlock(nn.Module):
 
 
 class RefinementEncoder(nn.Module):
-    """A stem, then convolutions that halve the resolution and double the width."""
+    """Convolutions that halve the resolution each; the n-th has `width 2^n` channels."""
 
     def __init__(self, *, width: int, downsamplings: int):
         super().__init__()
-        widths = [width * 2**level for level in range(downsamplings + 1)]
-        downs = (conv(before, after, stride=2) for before, after in itertools.pairwise(widths))
-        self.layers = nn.Sequential(conv(3, width, kernel=7), *downs)
+        widths = [3, *(width * 2**level for level in range(1, downsamplings + 1))]
+        self.layers = nn.Sequential(
+            *(conv(before, after, stride=2) for before, after in itertools.pairwise(widths)))
 
     def forward(self, image: Tensor) -> Tensor:
         """`[B, 3, H, W]` -> `[B, width 2^n, H / 2^n, W / 2^n]` with n down-samplings."""
@@ -127,15 +127,10 @@ def carry_colours(encoder: RefinementEncoder, decoder: RefinementDecoder) -> Non
     cell into four signals, the up-sampling takes them out again. As many signals as the widths have
     room for; the other channels start random, as usual.
     """
-    stem, *downs = (block[0].weight for block in encoder.layers)      # [out, in, k, k]
+    downs = [block[0].weight for block in encoder.layers]             # [out, in, 3, 3]
     ups = [block[0].weight for block in decoder.up][::-1]             # [in, out, 4, 4]
-    colours = min(3, stem.shape[0] // 2)
-    stem[: 2 * colours] = 0
-    for colour in range(colours):
-        stem[2 * colour, colour, 3, 3] = 1
-        stem[2 * colour + 1, colour, 3, 3] = -1
-    signals = colours
-    for down, up in zip(downs, ups, strict=True):
+    signals = colours = min(3, ups[0].shape[1] // 2)
+    for level, (down, up) in enumerate(zip(downs, ups, strict=True)):
         finer, signals = signals, min(4 * signals, down.shape[0] // 2)
         down[: 2 * signals] = 0
         up[:, : 2 * finer] = 0
@@ -143,9 +138,13 @@ def carry_colours(encoder: RefinementEncoder, decoder: RefinementDecoder) -> Non
             corner, origin = divmod(signal, finer)
             row, column = divmod(corner, 2)
             for sign, out in ((1, 2 * signal), (-1, 2 * signal + 1)):
-                for weight in (down, up):
-                    weight[out, 2 * origin, 1 + row, 1 + column] = sign
-                    weight[out, 2 * origin + 1, 1 + row, 1 + column] = -sign
+                up[out, 2 * origin, 1 + row, 1 + column] = sign
+                up[out, 2 * origin + 1, 1 + row, 1 + column] = -sign
+                if level == 0:      # the image itself, which has no mirrored channels
+                    down[out, origin, 1 + row, 1 + column] = sign
+                else:
+                    down[out, 2 * origin, 1 + row, 1 + column] = sign
+                    down[out, 2 * origin + 1, 1 + row, 1 + column] = -sign
     last = decoder.last.weight
     last *= 0.1
     for colour in range(colours):

@@ -93,6 +93,17 @@ def test_a_file_from_before_the_folder_of_weights(file, folder):
         from_dict(values)
 
 
+@pytest.mark.parametrize(("flow", "weight"), [("ours", 1.0), ("fomm", 0.0)])
+def test_a_file_from_before_other_methods_could_have_the_loss_on_joints_is_read(flow, weight):
+    config = quick()
+    config.model.flow = flow
+    values = to_dict(config)
+    del values["loss"]["affine_unit"], values["optim"]["milestones"]
+    read = from_dict(values)
+    assert (read.loss.joint_weight, read.loss.affine_unit) == (weight, "normalized")
+    assert read.optim == config.optim
+
+
 @pytest.mark.parametrize(("before", "now"), [(True, "paper"), (False, "none")])
 def test_a_file_from_before_r_had_several_forms_is_read(before, now):
     wanted = quick()

@@ -1,12 +1,14 @@
 """Every preset takes steps in both phases: its losses and schedule with small networks."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torchvision.models.vgg import cfgs, make_layers
 
 from posemodel.build import build_discriminator, build_generator
+from posemodel.config.flags import parse_train
 from posemodel.config.presets import PRESETS
 from posemodel.engine import objective, trainer
 from posemodel.losses.perceptual import PerceptualLoss
@@ -69,3 +71,32 @@ def test_fast_presets_have_the_sizes_of_the_slow_ones():
         assert fast.data == slow.data
         slow.model.flow_parametrization = fast.model.flow_parametrization
         assert fast.model == slow.model and fast.steps < slow.steps / 10
+
+
+@pytest.mark.parametrize("flow", ["fomm", "mraa", "tpsmm", "gfla32", "gfla64"])
+def test_other_methods_keep_their_own_papers_optimiser(flow):
+    ours, quick = PRESETS["paper"](), parse_train(["--model.flow", flow]).config
+    theirs = parse_train(["paper", f"--model.flow={flow}"]).config
+    assert theirs.loss.joint_weight == quick.loss.joint_weight == 0
+    assert theirs.optim.lr == (1e-4 if flow.startswith("gfla") else 2e-4)
+    assert theirs.optim.phase_two_decoder == theirs.optim.phase_two_rest == 1
+    assert theirs.steps == ours.steps // (1 if flow.startswith("gfla") else 3)
+    assert theirs.data == ours.data and quick.optim == PRESETS["quick"]().optim
+    # What a command says still counts.
+    changed = parse_train(["paper", "--model.flow", flow, "--optim.lr", "3e-4",
+                           "--loss.joint-weight", "1"]).config
+    assert (changed.optim.lr, changed.loss.joint_weight) == (3e-4, 1.0)
+
+
+def test_paper_small_is_the_paper_in_all_but_sizes_rates_and_network():
+    small, paper = PRESETS["paper-small"](), PRESETS["paper"]()
+    same = ("affine_weight", "affine_unit", "affine_background", "adversarial",
+            "adversarial_weight", "joint_weight", "warped_weight", "reconstruction_weight",
+            "feature_matching_weight", "r1_weight")
+    assert all(getattr(small.loss, name) == getattr(paper.loss, name) for name in same)
+    assert len(small.model.encoder_channels) == len(paper.model.encoder_channels) == 10
+    for changed in ("encoder_channels", "refine_width", "discriminator_width",
+                    "discriminator_layers"):
+        setattr(small.model, changed, getattr(paper.model, changed))
+    assert small.model == paper.model
+    assert small.optim == replace(paper.optim, lr=small.optim.lr, phase_two_decoder=1.0)

@@ -24,6 +24,7 @@ OWN = {"fomm": set(), "mraa": set(), "tpsmm": {"loss_warp"},
 def config_of(method, **changes):
     # GFLA's network is too deep for 32 pixels.
     size = (64, 64) if method.startswith("gfla") else (32, 32)
+    changes = {"loss_joint_weight": 0.0, **changes}
     return tiny_config(model_flow=method, data_image_size=size, **changes)
 
 
@@ -61,6 +62,15 @@ def test_two_steps_and_a_resume(method):
         moved = [name for name, value in whole.weights()[net].items()
                  if name.startswith("warping.") and not torch.equal(value, before[net][name])]
         assert moved, net
+
+
+@pytest.mark.parametrize("method", ["fomm", "gfla64"])
+def test_a_method_may_have_the_loss_on_joints(method):
+    config = config_of(method, loss_joint_weight=2.0)
+    batch, = batches_of(config, 1)
+    with_joints, without = (trainer(one).step(1, batch) for one in (config, config_of(method)))
+    assert with_joints["loss"] == pytest.approx(
+        without["loss"] + 2 * with_joints["loss_joint"], rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["fomm", "gfla64"])

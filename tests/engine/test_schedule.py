@@ -15,6 +15,12 @@ def test_the_rates_warm_up_and_end_near_zero():
     assert constant.course(1) == constant.course(1000) == 1
 
 
+def test_a_tenth_after_each_milestone():
+    schedule = Schedule(OptimConfig(schedule="constant", milestones=(0.6, 0.9)), 100)
+    assert [schedule.course(step) for step in (1, 60, 61, 90, 91, 100)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
 def test_the_factors_of_phase_two():
     optim = OptimConfig(lr=1e-6, lr_discriminator=1e-4, schedule="constant", phase_one=0.5,
                         phase_two_decoder=100, phase_two_rest=0.01)

@@ -247,7 +247,7 @@ def test_several_sources_of_one_target_are_the_single_ones():
     assert torch.allclose(together, apart, atol=1e-6)
 
 
-@pytest.mark.parametrize("downsamplings", [0, 1, 2])
+@pytest.mark.parametrize("downsamplings", [1, 2])
 def test_skip_connections_show_the_warped_image_at_every_scale(downsamplings):
     model = small((64, 64), skip=True, refine_downsamplings=downsamplings).refinement.eval()
     decoder, seen = model.decoder, []
@@ -318,7 +318,7 @@ def test_discriminator_is_conditioned_on_the_pose_and_gives_features_on_demand()
 
 
 @pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize(("width", "downsamplings"), [(6, 0), (12, 1), (24, 2)])
+@pytest.mark.parametrize(("width", "downsamplings"), [(12, 1), (24, 2)])
 def test_untrained_refinement_carries_colours(width, downsamplings, skip):
     # Up to a scale and a shift of each colour, and to the noise of the random channels, the
     # untrained network returns its input.
