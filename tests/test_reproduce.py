@@ -12,13 +12,24 @@ import pytest
 from PIL import Image
 
 from posemodel.config.flags import config_text, parse_train
+from posemodel.config.presets import PRESETS
 from posemodel.evaluate import main as evaluate_main
 from posemodel.evaluation import statistics
 from posemodel.reproduce import __main__ as command
 from posemodel.reproduce import pictures
 from posemodel.reproduce.results import BETTER, OPEN, WORSE, TableNumbers
 from posemodel.reproduce.runs import Bench, Result
-from posemodel.reproduce.tables import MEASURES, OURS, TABLES, Cell, Table, with_images
+from posemodel.reproduce.tables import (
+    MEASURES,
+    OURS,
+    PAPERS,
+    PAPERS_METHOD,
+    TABLES,
+    Cell,
+    Table,
+    of_preset,
+    with_images,
+)
 from posemodel.runtime.backbones import ALEXNET
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.weights import tensors_sha256
@@ -32,12 +43,31 @@ ROOT = Path(__file__).resolve().parents[1]
 # --- what is in the tables ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("preset", ["quick", *PAPERS])
 @pytest.mark.parametrize("name", TABLES)
-def test_every_cell_is_a_run_that_can_be_started(name):
-    for cell in TABLES[name].cells:
-        config = parse_train(list(cell.flags)).config
-        assert (config == parse_train([]).config) == (cell.key in ("ours", "copy"))
+def test_every_cell_is_a_run_that_can_be_started(name, preset):
+    table = of_preset(TABLES[name], preset)
+    for cell in table.cells:
+        config = parse_train([cell.preset or preset, *cell.flags]).config
+        assert (config == parse_train([preset]).config) == (cell.key in ("ours", "copy"))
         assert set(cell.paper) <= set(MEASURES)
+    assert table.reference in {cell.key for cell in table.cells}
+    assert not any(cell.extends for cell in table.cells) or preset == "quick"
+
+
+def test_the_papers_method_has_a_row_beside_ours_and_rows_of_its_own():
+    rows = {cell.key: cell for cell in of_preset(TABLES["table1"], "quick").cells}
+    config = parse_train([rows["paper-small"].preset, *rows["paper-small"].flags]).config
+    small = PRESETS["paper-small"]()
+    assert (config.model.encoder_channels, config.loss.joint_weight, config.optim.tasks) \
+        == (small.model.encoder_channels, 0.0, "alternate")
+    for method in ("fomm", "mraa", "tpsmm", "gfla32", "gfla64"):
+        plain, joints = (parse_train(list(rows[key].flags)).config
+                         for key in (method, f"{method}-joints"))
+        assert (plain.loss.joint_weight, joints.loss.joint_weight) == (0.0, 1.0)
+        assert joints.optim == plain.optim
+    labels = [cell.label for cell in of_preset(TABLES["table4"], "paper-small").cells]
+    assert labels == [PAPERS_METHOD, "without affine loss", "copy"]
 
 
 def test_one_key_is_one_run_in_all_tables():
@@ -46,7 +76,7 @@ def test_one_key_is_one_run_in_all_tables():
         assert [cell.key for cell in table.cells].count("ours") == 1
         for cell in table.cells:
             assert flags.setdefault(cell.key, cell.flags) == cell.flags
-    assert len({key for key in flags if key.endswith("-image")}) == 5
+    assert len({key for key in flags if key.endswith("-image")}) == 10
 
 
 def test_the_papers_table_1():
@@ -68,7 +98,8 @@ def result(seed, *, l1, ssim=0.5, protocol=PROTOCOL):
     """A run with these values of 60 pairs."""
     pairs = {"pair": np.arange(60), "person": np.arange(60.0), "protocol_l1": l1,
              "copy_protocol_l1": np.full(60, 20.0), "protocol_ssim": np.full(60, ssim)}
-    run = SimpleNamespace(path=Path(f"run-{seed}"), config=SimpleNamespace(seed=seed, steps=7))
+    config = replace(PRESETS["quick"](), seed=seed, steps=7)
+    run = SimpleNamespace(path=Path(f"run-{seed}"), config=config)
     return Result(run, {"protocol": protocol}, pairs)
 
 
@@ -128,7 +159,8 @@ def test_cells_under_two_protocols_are_no_table(change):
 
 
 def test_the_page_marks_the_papers_numbers_and_says_which_orders_hold():
-    about = {"command": "x", "preset": "quick", "data": "mannequins", "steps": 7, "minutes": None}
+    about = {"command": "x", "preset": "quick", "data": "mannequins", "steps": 7, "minutes": None,
+             "threads": 1, "seconds_per_step": {"ours": 0.4, "fomm": 0.25}}
     page = outcome([noise(1, 12)], [noise(2, 10)]).to_markdown(about)
     assert "*paper: l1*" in page and "*15.97*" in page and "one seed" in page
     assert "in bfloat16" in page and f"| FOMM | l1 | {BETTER} | {WORSE} | does not hold |" in page
@@ -140,8 +172,10 @@ def test_the_page_marks_the_papers_numbers_and_says_which_orders_hold():
 # --- what is committed ----------------------------------------------------------------------------
 
 
-#: Cells of the committed tables that were made when "ours" had the paper's form of R.
+#: Cells of committed tables that were made when they had other rows, and "ours" the paper's R.
 BEFORE_DETAIL = {
+    "table1": [("ours", ()), *((key, ("--model.flow", key)) for key in
+                               ("fomm", "mraa", "tpsmm", "gfla32", "gfla64")), ("copy", ())],
     "table3": [("ours", ()), ("no-refine", ("--model.no-refine",)), ("copy", ())],
     "appendix-e": [("ours", ()), ("skip", ("--model.skip",)), ("copy", ())]}
 
@@ -201,6 +235,7 @@ def in_process(monkeypatch):
             assert evaluate_main(words) == 0
 
     monkeypatch.setattr(Bench, "_command", call)
+    monkeypatch.setattr(Bench, "seconds_per_step", lambda self, cell: 0.25)
     monkeypatch.setattr("posemodel.reproduce.runs.ThreadPoolExecutor", OneByOne)
     monkeypatch.setattr(command, "_data_flags", lambda data: tuple(FLAGS))
     for module in ("engine.journal", "evaluation.samples"):  # sample sheets are not tested here
@@ -284,7 +319,7 @@ def test_a_table_and_another_one_in_the_same_folder(in_process, tmp_path, monkey
 
 def bench(out, **changes):
     return Bench(**{"out": out, "preset": "quick", "flags": tuple(FLAGS), "steps": 9,
-                    "minutes": None, "pairs": None, "device": "cpu", "jobs": 1, **changes})
+                    "minutes": None, "pairs": 256, "device": "cpu", "jobs": 1, **changes})
 
 
 def timed(out, cell):
@@ -312,7 +347,7 @@ def test_minutes_become_steps_by_the_time_of_a_step(tmp_path):
 
 def test_a_dry_run_says_what_would_be_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "_data_flags", lambda data: tuple(FLAGS))
-    for cell in TABLES["table3"].cells[:2]:
+    for cell in TABLES["table3"].trained:
         timed(tmp_path / "timing" / cell.key, cell)
     done = tmp_path / "runs" / "ours-600-1"
     done.mkdir(parents=True)
@@ -321,8 +356,8 @@ def test_a_dry_run_says_what_would_be_trained(tmp_path, monkeypatch, capsys):
                          "--device", "cpu", "--dry-run"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[1].split() == ["ours", "3", "600", "0.130", "1.3", "1"]
-    # 600 steps of 0.13 s, five of six runs.
-    assert said[3].startswith("to train: 6 min with 1 at a time")
+    # 600 steps of 0.13 s, eight of nine runs.
+    assert said[4].startswith("to train: 10 min with 1 at a time")
 
 
 def test_a_run_that_fails_says_why(tmp_path):

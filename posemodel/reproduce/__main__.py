@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from posemodel.config.presets import PRESETS
-from posemodel.reproduce.tables import TABLES, with_images
+from posemodel.reproduce.tables import TABLES, of_preset, with_images
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import write_result
 from posemodel.runtime.main import run_main
@@ -39,6 +39,11 @@ def _parser() -> argparse.ArgumentParser:
                         help="sizes and losses of all cells (default: quick)")
     parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"),
                         help="pixels of the images of all cells (default: the preset's)")
+    parser.add_argument("--turn", type=float, metavar="DEGREES",
+                        help="generated people face the camera to within this many degrees "
+                             "(default: the preset's)")
+    parser.add_argument("--background", choices=("white", "cluttered", "still"),
+                        help="what stands behind generated people (default: the preset's)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--budget", type=int, metavar="STEPS",
                         help="training steps of each run (default: the preset's)")
@@ -48,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=1, metavar="N",
                         help="runs of each cell, with seeds from 0 (default: 1)")
     parser.add_argument("--pairs", type=int, metavar="N",
-                        help="held-out pairs (default: the preset's)")
+                        help="test pairs (default: the preset's)")
     parser.add_argument("--image-input", action="store_true",
                         help="let the other methods of table1 see the source image, too, as their "
                              "papers do")
@@ -72,25 +77,27 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> int:
     from posemodel.reproduce.results import TableNumbers
     from posemodel.reproduce.runs import Bench
 
-    name, table = arguments.table, TABLES[arguments.table]
+    name, table = arguments.table, of_preset(TABLES[arguments.table], arguments.preset)
+    preset = PRESETS[arguments.preset]()
     if arguments.image_input:
         name, table = f"{name}-image", with_images(table)
-    steps = arguments.budget or PRESETS[arguments.preset]().steps
-    flags = _data_flags(arguments.data)
-    if arguments.image_size:
-        flags += ("--data.image-size", *map(str, arguments.image_size))
+    steps = arguments.budget or preset.steps
+    flags = _data_flags(arguments.data) + _scene_flags(arguments)
     bench = Bench(out=arguments.out, preset=arguments.preset, flags=flags, steps=steps,
-                  minutes=arguments.minutes, pairs=arguments.pairs, device=arguments.device,
+                  minutes=arguments.minutes, device=arguments.device,
+                  pairs=arguments.pairs or preset.data.evaluation_pairs,
                   jobs=arguments.jobs, weights=arguments.weights)
     if arguments.dry_run:
         print(_forecast(bench, table.trained, arguments.seeds))
         return 0
+    # The paces first, before anything runs beside them.
+    paces = {cell.key: bench.seconds_per_step(cell) for cell in table.trained}
     numbers = TableNumbers(name, table, bench.run(table.trained, arguments.seeds))
     about = {"command": command, "preset": arguments.preset, "data": arguments.data,
              "steps": None if arguments.minutes is not None else steps,
              "minutes": arguments.minutes, "seeds": arguments.seeds,
-             "seconds_per_step": {cell.key: bench.seconds_per_step(cell) for cell in table.trained}
-             if arguments.minutes is not None else None}
+             "threads": bench.threads,
+             "seconds_per_step": paces}
     page = numbers.to_markdown(about)
     for ending, text in ((".csv", numbers.to_csv()), (".json", numbers.to_json(about)),
                          (".md", page)):
@@ -107,6 +114,18 @@ def _data_flags(data: str) -> tuple[str, ...]:
     from posemodel.data.reading import find_dataset
 
     return ("--data.kind", find_dataset(data).kind, "--data.root", data)
+
+
+def _scene_flags(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """What the command says of the images. Raises: `UserError`."""
+    flags = ("--data.image-size", *map(str, arguments.image_size)) if arguments.image_size else ()
+    for name in ("turn", "background"):
+        value = getattr(arguments, name)
+        if value is not None and arguments.data != "mannequins":
+            raise UserError(f"--{name} {value}: of generated people, not with --data "
+                            f"{arguments.data}")
+        flags += (f"--data.{name}", str(value)) if value is not None else ()
+    return flags
 
 
 def _forecast(bench, cells: list, seeds: int) -> str:

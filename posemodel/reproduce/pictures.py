@@ -38,6 +38,8 @@ def write_warps(numbers: TableNumbers, path: Path, device: str) -> None:
         shown = to_pictures(torch.where(batch["target_foreground"], person, 1.0))
         columns.append(("true flow", list(shown)))
     for cell in numbers.table.trained:
+        if not cell.pictured:
+            continue
         run = numbers.results[cell.key][0].run
         model, _ = load_trained(run, place)
         dtype, _ = environment.choose_precision(run.config.precision, place)
@@ -55,8 +57,8 @@ def write_curves(numbers: TableNumbers, path: Path) -> None:
 
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    colors = matplotlib.colormaps["tab10"].colors
-    for cell, color in zip(numbers.table.trained, colors, strict=False):
+    shown = [cell for cell in numbers.table.trained if cell.pictured]
+    for cell, color in zip(shown, matplotlib.colormaps["tab10"].colors, strict=False):
         for index, result in enumerate(numbers.results[cell.key]):
             rows = result.run.read_evaluations()
             axes.plot([row["step"] for row in rows],

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from posemodel.config.sections import Config
 from posemodel.evaluation import records, statistics
 from posemodel.reproduce import tables
 from posemodel.reproduce.runs import Result
@@ -22,16 +23,16 @@ BETTER, WORSE, OPEN = "ours better", "ours worse", "not shown"
 
 @dataclass(frozen=True)
 class Verdict:
-    """One cell against ours in one measure."""
+    """One cell against the table's reference, mostly ours, in one measure."""
 
     comparison: statistics.Comparison
-    """the cell minus ours over the same pairs, each the mean over its seeds"""
+    """the cell minus the reference over the same pairs, each the mean over its seeds"""
     significant: bool
     """among all comparisons of the table"""
     seeds_apart: bool
     """whether every seed of one side lies on the same side of every seed of the other"""
     says: str
-    """`BETTER`, `WORSE` or `OPEN`: what may be said of ours"""
+    """`BETTER`, `WORSE` or `OPEN`: what may be said of the reference"""
 
 
 class TableNumbers:
@@ -46,15 +47,15 @@ class TableNumbers:
         """
         self.name, self.table, self.results = name, table, results
         self.protocol = _common(results)
-        self.ours = next(cell for cell in table.cells if cell.is_ours)
+        self.reference = next(cell for cell in table.cells if cell.key == table.reference)
         self.measures = {measure.name: measure for measure in MEASURES.values()
-                         if self.values(self.ours, measure)}
+                         if self.values(self.reference, measure)}
         """those that these runs have"""
         compared = [(cell, measure) for cell in table.cells for measure in self.measures.values()
-                    if not cell.is_ours and self.columns(cell, measure)]
+                    if cell != self.reference and self.columns(cell, measure)]
         people = results["ours"][0].pairs["person"]     # whose pairs share images
         comparisons = [statistics.compare(*(np.mean(self.columns(side, measure), axis=0)
-                                            for side in (cell, self.ours)), groups=people)
+                                            for side in (cell, self.reference)), groups=people)
                        for cell, measure in compared]
         rejected = statistics.rejected([each.p for each in comparisons], _ALPHA).tolist()
         self.verdicts = {
@@ -80,7 +81,7 @@ class TableNumbers:
 
     def _verdict(self, cell: Cell, measure: Measure, comparison: statistics.Comparison,
                  significant: bool) -> Verdict:
-        theirs, own = self.values(cell, measure), self.values(self.ours, measure)
+        theirs, own = self.values(cell, measure), self.values(self.reference, measure)
         apart = max(theirs) < min(own) or max(own) < min(theirs)
         says = OPEN
         if apart and significant and comparison.low * comparison.high > 0:
@@ -102,10 +103,12 @@ class TableNumbers:
             against = {name: {**asdict(verdict.comparison), "significant": verdict.significant,
                               "seeds_apart": verdict.seeds_apart, "says": verdict.says}
                        for (key, name), verdict in self.verdicts.items() if key == cell.key}
-            cells.append({"key": cell.key, "label": cell.label, "flags": cell.flags, "runs": runs,
-                          "values": values, "paper": dict(cell.paper), "against_ours": against})
-        return json.dumps({"table": self.name, **about, "level": _ALPHA, "protocol": self.protocol,
-                           "cells": cells}, indent=2, allow_nan=False) + "\n"
+            cells.append({"key": cell.key, "label": cell.label, "preset": cell.preset,
+                          "flags": cell.flags, "runs": runs, "values": values,
+                          "paper": dict(cell.paper), "against_reference": against})
+        return json.dumps({"table": self.name, **about, "reference": self.reference.key,
+                           "level": _ALPHA, "protocol": self.protocol, "cells": cells},
+                          indent=2, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
         """A line for each number."""
@@ -121,7 +124,7 @@ class TableNumbers:
 
     def to_markdown(self, about: dict) -> str:
         """The page for people."""
-        results = self.results["ours"]
+        pairs = len(self.results["ours"][0].pairs["pair"])
         parts = [f"# {self.table.title}", f"Made by `{about['command']}`.", self._made_of(about),
                  "## The warped image", self._grid(tables.IMAGE_MEASURES, paper=True)]
         if any(cell.paper for cell in self.table.cells):
@@ -131,8 +134,8 @@ class TableNumbers:
         parts += [self.table.remark] if self.table.remark else []
         parts += ["## The flow and the refined image",
                   self._grid(tables.OTHER_MEASURES, paper=False),
-                  f"## Against ours, over {len(results[0].pairs['pair'])} pairs",
-                  self._comparisons()]
+                  f"## Against {self.reference.label}, over {pairs} pairs", self._comparisons(),
+                  "## How each was trained", self._training(about)]
         orders = self._orders()
         parts += ["## The paper's orders", orders] if orders else []
         parts += ["## Pictures", f"![warped people]({self.name}.png)",
@@ -172,16 +175,38 @@ class TableNumbers:
         heads, texts = zip(*columns, strict=True)
         return _markdown(heads, zip(*texts, strict=True))
 
+    def _training(self, about: dict) -> str:
+        """Loss, rate, grid, size and time of every cell."""
+        pace, rows = about["seconds_per_step"], []
+        for cell in self.table.trained:
+            config = self.results[cell.key][0].run.config
+            size = config.data.image_size
+            rows.append([
+                cell.label, f"`{' '.join(cell.flags)}`" if cell.flags else "",
+                config.loss.reconstruction, f"{config.optim.lr:g}",
+                str(config.model.stride(size)) if not config.model.flow.startswith("gfla") else "",
+                str(config.steps), f"{pace[cell.key]:.3f}",
+                f"{pace[cell.key] * config.steps:.0f}", f"{_parameters(config):,}"])
+        heads = ["method", "flags", "loss", "rate", "stride", "steps", "s a step", "s",
+                 "parameters"]
+        threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
+        return (f"{_markdown(heads, rows)}\n\nSeconds of a step: of a short run alone, on "
+                f"{threads}; seconds: those times the steps, evaluations not counted. Parameters: of what "
+                "estimates the flow, and R.")
+
     def _comparisons(self) -> str:
         names = [name for name in self.measures if any(name == other for _, other in self.verdicts)]
-        rows = [[cell.label, *(_compared(self.verdicts.get((cell.key, name))) for name in names)]
-                for cell in self.table.cells if not cell.is_ours]
+        own = self.reference.key == "ours"
+        rows = [[cell.label, *(_compared(self.verdicts.get((cell.key, name)), own=own)
+                               for name in names)]
+                for cell in self.table.cells if cell != self.reference]
         seeds = len(self.results["ours"])
         of_pairs = ", of visibility the areas of single pairs" \
             if any(MEASURES[name].pooled for name in names) else ""
-        how = (f"The method minus ours, mean over pairs [95 % interval]{of_pairs}. *Ours better* "
-               "or *worse* is said where a test of paired differences rejects that there is none "
-               f"({100 * _ALPHA:g} % for the whole table, by Holm), ")
+        whose, better = ("ours", "Ours") if own else ("the reference", "Reference")
+        how = (f"The method minus {whose}, mean over pairs [95 % interval]{of_pairs}. *{better} "
+               "better* or *worse* is said where a test of paired differences rejects that there "
+               f"is none ({100 * _ALPHA:g} % for the whole table, by Holm), ")
         how += "and every seed of one lies on the same side of every seed of the other; else " \
                "the difference is *not shown*." if seeds > 1 else \
                "with **one seed** each, so another seed may say otherwise; else it is *not shown*."
@@ -189,13 +214,13 @@ class TableNumbers:
 
     def _orders(self) -> str:
         """What the paper says of each pair of numbers, and what was found here."""
-        ours, rows = self.ours, []
+        ours, rows = self.reference.paper, []
         for cell in self.table.cells:
             for name, value in cell.paper.items():
                 verdict = self.verdicts.get((cell.key, name))
-                if cell.is_ours or verdict is None or value == ours.paper[name]:
+                if verdict is None or value == ours.get(name, value):
                     continue
-                said = BETTER if (value < ours.paper[name]) == MEASURES[name].higher else WORSE
+                said = BETTER if (value < ours[name]) == MEASURES[name].higher else WORSE
                 holds = {said: "holds", OPEN: "not shown"}.get(verdict.says, "does not hold")
                 rows.append([cell.label, MEASURES[name].title, said, verdict.says, holds])
         return _markdown(["method", "measure", "paper", "here", "the paper's order"], rows) \
@@ -225,14 +250,26 @@ def _shown(values: list[float]) -> str:
     return spread.text(digits=1 if spread.mean >= 100 else 2 if spread.mean >= 2 else 3)
 
 
-def _compared(verdict: Verdict | None) -> str:
+def _compared(verdict: Verdict | None, *, own: bool) -> str:
     if verdict is None:
         return ""
     numbers = verdict.comparison
     digits = 2 if abs(numbers.difference) >= 1 else 3
     difference, low, high = (f"{number:+.{digits}f}" for number in
                              (numbers.difference, numbers.low, numbers.high))
-    return f"{difference} [{low}, {high}] {verdict.says}"
+    says = verdict.says if own else verdict.says.replace("ours", "reference")
+    return f"{difference} [{low}, {high}] {says}"
+
+
+def _parameters(config: Config) -> int:
+    """Of the generator, W and R, that a configuration describes."""
+    import torch
+
+    from posemodel.build import build_generator
+
+    with torch.device("meta"):
+        net = build_generator(config.model, config.data.image_size)
+    return sum(weight.numel() for weight in net.parameters())
 
 
 def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -23,8 +23,8 @@ from posemodel.runtime.errors import UserError
 
 # Steps of the run that a method is timed with, and those that only warm up.
 _TIMED, _WARM_UP = 24, 4
-# Evaluations on the way, for the learning curve.
-_EVALUATIONS = 5
+# Evaluations on the way, for the learning curve, and the validation pairs of each.
+_EVALUATIONS, _CURVE_PAIRS = 4, 64
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Bench:
     """of each run; where `minutes` is given, of none"""
     minutes: float | None
     """training time of each run in the place of a number of steps"""
-    pairs: int | None
-    """held-out pairs; None: as the preset has it"""
+    pairs: int
+    """test pairs"""
     device: str
     jobs: int
     """runs side by side, which share the cores"""
@@ -76,9 +76,12 @@ class Bench:
         run = RunFolder.open_existing(path)
         share = run.config.optim.phase_one
         early, late = [], []
-        for row in run.read_metrics():
-            if row["step"] > _WARM_UP:
-                (early if row["step"] <= share * _TIMED else late).append(row["step_ms"])
+        # Two at a time: where the tasks alternate, a step is one of two kinds.
+        rows = run.read_metrics()
+        for one, other in zip(rows[::2], rows[1::2], strict=True):
+            if one["step"] > _WARM_UP:
+                both = (one["step_ms"] + other["step_ms"]) / 2
+                (early if other["step"] <= share * _TIMED else late).append(both)
         # The discriminator comes late: each part of the run counts by its length.
         early, late = early or late, late or early
         return (share * statistics.median(early) + (1 - share) * statistics.median(late)) / 1000
@@ -112,18 +115,19 @@ class Bench:
         path = self._path(cell, steps, seed)
         every = max(1, steps // _EVALUATIONS)
         self._train(cell, path, "training", "--steps", steps, "--seed", seed, "--evaluate-every",
-                    every, "--checkpoint-every", every)
+                    every, "--checkpoint-every", every, "--data.evaluation-pairs",
+                    min(_CURVE_PAIRS, self.pairs))
         self._command("posemodel.evaluate", path, "--protocol", "paper", "--device", self.device,
-                      *(() if self.pairs is None else ("--pairs", self.pairs)),
-                      *self._weights_flag())
+                      "--pairs", self.pairs, *self._weights_flag())
         row = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))
         self.log(f"measured {path.name}: warped l1 {row['measures']['l1']:.2f}, source unmoved "
                  f"{row['measures_copy']['l1']:.2f}")
         return Result(RunFolder.open_existing(path), row, records.read(row["values"])[0])
 
     def _train(self, cell: Cell, path: Path, doing: str, *flags) -> None:
-        words = [str(word) for word in (self.preset, *self.flags, *cell.flags, "--device",
-                                        self.device, *self._weights_flag(), "--out", path, *flags)]
+        words = [str(word) for word in (
+            cell.preset or self.preset, *self.flags, *cell.flags, "--device", self.device,
+            *self._weights_flag(), "--out", path, *flags)]
         if (path / "DONE").exists():
             there, wanted = RunFolder.open_existing(path).config, parse_train(words).config
             if changed := drift(there, wanted):

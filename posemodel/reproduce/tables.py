@@ -16,13 +16,16 @@ class Cell:
     label: str
     flags: tuple[str, ...] = ()
     """of `posemodel.train`, what is changed in the preset"""
+    small: tuple[str, ...] = ()
+    """further flags where the preset is `quick`"""
+    preset: str = ""
+    """which it starts from in the place of the table's"""
+    extends: bool = False
+    """a row that has no sense where the preset is the paper's method itself"""
+    pictured: bool = True
+    """whether the table's picture has a column of it"""
     paper: Mapping[str, float] = field(default_factory=dict)
     """the numbers that the paper prints, by measure"""
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether this is the method as it is, which the others are compared with."""
-        return self.key == "ours"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class Table:
 
     title: str
     cells: tuple[Cell, ...]
+    reference: str = "ours"
+    """key of the cell that the others are compared with"""
     refined: bool = False
     """whether its picture also shows the refined images"""
     remark: str = ""
@@ -87,6 +92,14 @@ def _paper(l1_32: float | None, l1: float, ssim: float, alex: float, vgg: float)
     return {name: value for name, value in row.items() if value is not None}
 
 
+# Rates and strides that did best on validation pairs, of the same trials for every method
+# (`docs/experiments.md`).
+_TUNED: dict[str, tuple[str, ...]] = {}
+
+PAPERS = ("paper-small", "paper", "market", "hires")
+"""presets that are the paper's method, nothing added"""
+PAPERS_METHOD = "the paper's method"
+
 OURS = Cell(key="ours", label="ours", paper=_paper(13.11, 15.52, 0.608, 0.39, 0.35))
 COPY = Cell(key="copy", label="copy")
 """the source as it is: nothing is trained for it"""
@@ -97,32 +110,45 @@ _SAME = "The paper prints the same numbers for \"without\" in its Tables 3 and 4
 
 
 _PAPERS_R = ("--model.refine", "paper", "--model.refine-downsamplings", "1")
+_JOINTS = ("--loss.joint-weight", "1")
 
 
-def _rival(key: str, label: str, *paper: float) -> Cell:
-    return Cell(key=key, label=label, flags=("--model.flow", key), paper=_paper(*paper))
+def _rival(key: str, label: str, *paper: float) -> tuple[Cell, Cell]:
+    """A method, and the same with our loss on joints."""
+    flags, small = ("--model.flow", key), _TUNED.get(key, ())
+    return (Cell(key=key, label=label, flags=flags, small=small, paper=_paper(*paper)),
+            Cell(key=f"{key}-joints", label=f"{label}, joint loss", flags=(*flags, *_JOINTS),
+                 small=small, extends=True, pictured=False))
 
 
 TABLES = {
     "table1": Table(
         title="Table 1: the flow against those of other methods",
-        cells=(OURS, _rival("fomm", "FOMM", 13.26, 15.97, 0.604, 0.47, 0.42),
-               _rival("mraa", "MRAA", 13.79, 15.58, 0.607, 0.42, 0.38),
-               _rival("tpsmm", "TPSMM", 13.66, 16.12, 0.617, 0.45, 0.41),
-               _rival("gfla32", "GFLA32", 14.18, 28.13, 0.554, 0.52, 0.49),
-               _rival("gfla64", "GFLA64", 14.01, 20.25, 0.615, 0.48, 0.44), COPY)),
+        cells=(OURS,
+               Cell(key="no-joints", label="ours, no joint loss",
+                    flags=("--loss.joint-weight", "0"), extends=True),
+               Cell(key="paper-small", label=PAPERS_METHOD, preset="paper-small",
+                    small=_TUNED.get("paper-small", ()), extends=True, paper=OURS.paper),
+               *_rival("fomm", "FOMM", 13.26, 15.97, 0.604, 0.47, 0.42),
+               *_rival("mraa", "MRAA", 13.79, 15.58, 0.607, 0.42, 0.38),
+               *_rival("tpsmm", "TPSMM", 13.66, 16.12, 0.617, 0.45, 0.41),
+               *_rival("gfla32", "GFLA32", 14.18, 28.13, 0.554, 0.52, 0.49),
+               *_rival("gfla64", "GFLA64", 14.01, 20.25, 0.615, 0.48, 0.44), COPY)),
     "table2": Table(
         title="Table 2: depth of the flow head C_l",
         cells=(*(Cell(key=f"depth-{depth}", label=f"depth {depth}",
                       flags=("--model.flow-depth", str(depth))) for depth in range(1, 6)),
-               replace(OURS, label="depth 6 (ours)", paper={}), COPY),
-        remark="Of the paper's Table 2 only its range is quoted here, l1 from 33.31 to 15.52, so "
+               replace(OURS, label="depth 6", paper={}), COPY),
+        remark="Of the paper's Table 2 only its range is known here, l1 from 33.31 to 15.52, so "
                "there is no column of its numbers."),
     "table3": Table(
         title="Table 3: without the refinement network",
-        cells=(_WITH, Cell(key="no-refine", label="without refinement",
-                           flags=("--model.refine", "none"), paper=_WITHOUT), COPY),
-        remark=_SAME),
+        cells=(_WITH,
+               Cell(key="warped-0", label="no loss on the warped image", extends=True,
+                    flags=("--loss.warped-weight", "0"), paper=_WITH.paper),
+               Cell(key="no-refine", label="without refinement", paper=_WITHOUT,
+                    flags=("--model.refine", "none", "--loss.warped-weight", "0")), COPY),
+        reference="warped-0", remark=_SAME),
     "table4": Table(
         title="Table 4: without the affine preserving loss",
         cells=(_WITH, Cell(key="no-affine", label="without affine loss",
@@ -131,11 +157,27 @@ TABLES = {
     "appendix-e": Table(
         title="Appendix E: with skip connections",
         cells=(replace(OURS, paper={}),
-               Cell(key="paper-refine", label="the paper's R", flags=_PAPERS_R),
-               Cell(key="skip", label="the same with skip connections",
-                    flags=(*_PAPERS_R, "--model.skip")), COPY),
-        refined=True, remark="The paper shows pictures here, and no numbers."),
+               Cell(key="paper-refine", label="the paper's R", small=_PAPERS_R, extends=True),
+               Cell(key="skip", label="the paper's R with skip connections",
+                    flags=("--model.skip",), small=_PAPERS_R), COPY),
+        refined=True, reference="paper-refine",
+        remark="The paper shows pictures here, and no numbers."),
 }
+
+
+def of_preset(table: Table, preset: str) -> Table:
+    """The table as a preset has it: with what its cells need at the size of `quick`, and without
+    the rows that are there already where the preset is the paper's method."""
+    cells = table.cells
+    if preset == "quick":
+        cells = tuple(replace(cell, flags=(*cell.flags, *cell.small)) for cell in cells)
+    if preset in PAPERS:
+        names = {"ours": PAPERS_METHOD}
+        cells = tuple(replace(cell, label=names.get(cell.label, cell.label)) for cell in cells
+                      if not cell.extends)
+    keys = {cell.key for cell in cells}
+    return replace(table, cells=cells,
+                   reference=table.reference if table.reference in keys else "ours")
 
 
 def with_images(table: Table) -> Table:
