@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=1, metavar="N",
                         help="runs of each cell, with seeds from 0 (default: 1)")
     parser.add_argument("--pairs", type=int, metavar="N",
-                        help="held-out pairs (default: the preset's)")
+                        help="test pairs (default: the preset's)")
     parser.add_argument("--image-input", action="store_true",
                         help="let the other methods of table1 see the source image, too, as their "
                              "papers do")

@@ -51,7 +51,7 @@ class Bench:
     minutes: float | None
     """training time of each run in the place of a number of steps"""
     pairs: int | None
-    """held-out pairs; None: as the preset has it"""
+    """test pairs; None: as the preset has it"""
     device: str
     jobs: int
     """runs side by side, which share the cores"""
@@ -113,7 +113,8 @@ class Bench:
         every = max(1, steps // _EVALUATIONS)
         self._train(cell, path, "training", "--steps", steps, "--seed", seed, "--evaluate-every",
                     every, "--checkpoint-every", every)
-        self._command("posemodel.evaluate", path, "--protocol", "paper", "--device", self.device,
+        self._command("posemodel.evaluate", path, "--split", "test", "--protocol", "paper",
+                      "--device", self.device,
                       *(() if self.pairs is None else ("--pairs", self.pairs)),
                       *self._weights_flag())
         row = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))
