@@ -95,7 +95,7 @@ def _refuse_another(dataset: DatasetFiles, train: Path, whole: Path) -> None:
 
 
 def _people(layout: DatasetLayout, names: tuple[str, ...], pairs: np.ndarray) -> np.ndarray:
-    """Who is on each image, `[N]`: the index of the first image of the same person."""
+    """Who is on each image, `[N]`: the place in `sorted(names)` of the person's first image."""
     links = [pairs]
     try:
         first: dict[str, int] = {}
@@ -105,7 +105,7 @@ def _people(layout: DatasetLayout, names: tuple[str, ...], pairs: np.ndarray) ->
     except UserError:
         pass  # names of the user's own, which say nothing of persons: the pairs do
     one, other = np.concatenate(links).T
-    labels = np.arange(len(names))
+    labels = np.argsort(np.argsort(np.array(names)))
     while True:
         before, low = labels.copy(), np.minimum(labels[one], labels[other])
         np.minimum.at(labels, one, low)
@@ -117,6 +117,6 @@ def _people(layout: DatasetLayout, names: tuple[str, ...], pairs: np.ndarray) ->
 def _chosen(names: tuple[str, ...], people: np.ndarray, share: float) -> np.ndarray:
     """The people to move: those whose names come first by a hash, which no order of rows changes.
     A larger share has all of a smaller one."""
-    there = np.unique(people).tolist()
-    ranked = sorted(there, key=lambda person: hashlib.sha256(names[person].encode()).digest())
+    there, first = np.unique(people).tolist(), sorted(names)
+    ranked = sorted(there, key=lambda person: hashlib.sha256(first[person].encode()).digest())
     return np.array(ranked[:max(1, round(share * len(there)))], np.int64)
