@@ -7,7 +7,8 @@
 
 Each run is an ordinary run folder under --out; the same command again goes on where it stopped.
 Variants joined by + are one run with the flags of all. --json keeps every run's last evaluation,
-and what made it.
+and what made it. They are measured on validation pairs, for defaults are chosen by them: results to
+show are measured again, on test pairs.
 """
 
 import argparse

@@ -9,8 +9,8 @@ where it stopped. `shipped` is the package's model before the first step, `ours`
 `ours anew` and the methods of Table 1 start from nothing. A few steps are timed first, with the
 same threads and right before the run, and the run then has as many steps as fit into the minutes.
 All lay the moved person over the photograph's own background by the same mask, and are measured on
-the same held-out pairs: source from the first part of a shot, target from its last fifth. With
---seeds N, rows are means of N runs, and the spread is theirs.
+the same test pairs, by which nothing is chosen: target from the last fifth of a shot, source from
+before it. With --seeds N, rows are means of N runs, and the spread is theirs.
 """
 
 import argparse
@@ -60,7 +60,8 @@ def main() -> int:
 
 
 def result(arguments: argparse.Namespace, name: str, seed: int) -> dict:
-    """First and last evaluation of a run, its steps and the milliseconds of each."""
+    """What a run makes of the test pairs, what its starting weights do, its steps and the
+    milliseconds of each."""
     folder = arguments.out / f"{name.replace(' ', '-')}-{seed}"
     flags = ["--data.root", arguments.root, "--seed", str(seed), *METHODS[name],
              *(["--weights", arguments.weights, "--loss.reconstruction", "vgg16"]
@@ -68,17 +69,36 @@ def result(arguments: argparse.Namespace, name: str, seed: int) -> dict:
     if not (folder / "DONE").exists():
         steps = planned_steps(folder, flags, arguments.minutes)
         train(folder, [*flags, "--steps", str(steps), "--evaluate-every", str(steps)])
-    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
-    return {"seed": seed, "steps": rows[-1]["step"], "step_ms": median_ms(folder),
+    run("posemodel.evaluate", folder, "--split", "test")  # at once where it was measured before
+    row = json.loads((folder / "evaluation.json").read_text())
+    return {"seed": seed, "steps": row["step"], "step_ms": median_ms(folder),
             "environment": json.loads((folder / "env.json").read_text()),
-            "before": next((kept(row) for row in rows if row["step"] == 0), None),
-            "after": kept(rows[-1])}
+            "before": before(folder), "after": kept(row)}
+
+
+def before(folder: Path) -> dict | None:
+    """What the weights that a run starts from make of its test pairs; None: it starts from
+    nothing."""
+    from posemodel.engine.run_folder import RunFolder
+    from posemodel.engine.trainer import Trainer
+    from posemodel.evaluation.held_out import evaluate, instruments_of_run
+    from posemodel.runtime.distributed import ALONE
+    from posemodel.runtime.environment import choose_machine
+
+    config = RunFolder.open_existing(folder).config
+    if not config.init:
+        return None
+    machine = choose_machine(config.device, config.precision, config.tf32, ALONE)
+    trainer = Trainer(config, machine.device, machine.dtype, ALONE)
+    trainer.start_from(config.init)
+    return kept(evaluate(trainer.averaged, config, machine.device, machine.dtype, split="test",
+                         instruments=instruments_of_run(config, machine.device)))
 
 
 def kept(row: dict) -> dict:
     """The numbers of an evaluation that the table has, and what they depend on."""
     names = [f"{image}_{column}" for image in ("copy", "warped", "refined") for column in COLUMNS]
-    return {name: row.get(name) for name in [*names, "pairs", "lpips"]}
+    return {name: row.get(name) for name in [*names, "pairs", "split", "lpips"]}
 
 
 def planned_steps(folder: Path, flags: list[str], minutes: float) -> int:
@@ -100,7 +120,12 @@ def median_ms(folder: Path) -> float:
 
 def train(folder: Path, flags: list[str]) -> None:
     """One run; ends the program where it fails."""
-    command = [sys.executable, "-m", "posemodel.train", "person", *flags, "--out", str(folder)]
+    run("posemodel.train", "person", *flags, "--out", folder)
+
+
+def run(module: str, *words) -> None:
+    """A command of the package; ends the program where it fails."""
+    command = [sys.executable, "-m", module, *map(str, words)]
     print(" ".join(command), flush=True)
     done = subprocess.run(command)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""`python -m posemodel.evaluate RUN`: the metrics of a trained run on held-out pairs."""
+"""`python -m posemodel.evaluate RUN`: the metrics of a trained run on test pairs."""
 
 import argparse
 import json
@@ -10,13 +10,16 @@ from posemodel.runtime.files import sha256, write_result
 from posemodel.runtime.main import run_main
 
 PROTOCOLS = ("paper", "patn", "market", "gfla", "cfld")
+# split -> what the files of its numbers and pictures are called
+_RESULTS = {"test": "evaluation", "validation": "validation"}
 
 # Processes that share the pairs may need very different times for them.
 _TIMEOUT = 6 * 3600.0
 
 
 def main(argv: list[str]) -> int:
-    """Prints the tables, and writes `evaluation.json` and `evaluation.png` into the run folder.
+    """Prints the tables, and writes `evaluation.json` and `evaluation.png` into the run folder;
+    of validation pairs `validation.json` and `validation.png`.
 
     The same command again continues an interrupted evaluation. Under torchrun the processes share
     the pairs.
@@ -26,14 +29,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--protocol", choices=PROTOCOLS, default="paper",
                         help="how images are measured: as the paper does, or as the scripts of "
                              "another method do (default: paper)")
+    parser.add_argument("--split", choices=tuple(_RESULTS), default="test",
+                        help="pairs to show results on, or those to choose settings by "
+                             "(default: test)")
     parser.add_argument("--pairs", type=int, help="held-out pairs (default: as in the run)")
     parser.add_argument("--root", metavar="DIR",
                         help="the data set's folder, where it is not the run's --data.root")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--json", type=Path, metavar="FILE",
-                        help="where the numbers go (default: RUN/evaluation.json)")
+                        help="where the numbers go (default: RUN/evaluation.json, or "
+                             "RUN/validation.json)")
     parser.add_argument("--picture", type=Path, metavar="FILE",
-                        help="where the sample sheet goes (default: RUN/evaluation.png)")
+                        help="where the sample sheet goes (default: RUN/evaluation.png, or "
+                             "RUN/validation.png)")
     parser.add_argument("--lpips", choices=("auto", "none", "alex", "vgg"), default="auto",
                         help="LPIPS by this net; auto: by both, as far as their weights are at "
                              "hand")
@@ -71,8 +79,8 @@ def evaluate_run(arguments: argparse.Namespace, world) -> int:
     instruments = test_set.instruments_for(
         test_set.protocol_for(arguments.protocol, data.image_size), data, device,
         lpips=arguments.lpips, folder=_weights_folder(config, arguments, log), log=log)
-    held_out = open_held_out(data, device, data.evaluation_pairs, log=log,
-                             positions=config.flow_positions)
+    held_out = open_held_out(data, device, data.evaluation_pairs, split=arguments.split,
+                             positions=config.flow_positions, log=log)
     about = test_set.description(
         instruments, held_out, data, step=checkpoint.step, device=device, dtype=dtype,
         weights=sha256(checkpoint.path / "averaged.safetensors"), commit=_commit(world))
@@ -120,10 +128,11 @@ def _publish(row: dict, model, config, device, dtype, arguments: argparse.Namesp
     from posemodel.evaluation.samples import write_samples
     from posemodel.evaluation.tables import evaluation_table, protocol_tables
 
-    numbers = arguments.json or arguments.run / "evaluation.json"
-    picture = arguments.picture or arguments.run / "evaluation.png"
+    numbers = arguments.json or arguments.run / f"{_RESULTS[arguments.split]}.json"
+    picture = arguments.picture or arguments.run / f"{_RESULTS[arguments.split]}.png"
     write_result(numbers, json.dumps(row, indent=2, allow_nan=False) + "\n")
-    write_samples(model, config, device, dtype, picture, title=f"step {row['step']}")
+    write_samples(model, config, device, dtype, picture, split=arguments.split,
+                  title=f"step {row['step']}")
     print(f"{evaluation_table(row)}\n\n{protocol_tables(row)}\n")
     print(f"numbers: {numbers}\npicture: {picture}\nvalues of each pair: {row['values']}")
 

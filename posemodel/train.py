@@ -37,7 +37,7 @@ def train(config, argv: list[str]) -> int:
 
 
 def _train(config, argv: list[str], world, interruptions: Interruptions) -> int:
-    from posemodel.data.source import check_root, check_seed, open_training_data
+    from posemodel.data.source import check_root, check_seed, missing_validation, open_training_data
     from posemodel.engine.journal import Journal
     from posemodel.engine.report import start_panel
     from posemodel.engine.run_folder import kernels_on
@@ -66,7 +66,7 @@ def _train(config, argv: list[str], world, interruptions: Interruptions) -> int:
             run.log(start_panel(run, machine, start, kernels=kernels_on(machine.device),
                                 parameters=trainer.parameter_counts(),
                                 loss_name=trainer.reconstruction.name, data=data.description))
-            for line in origins:
+            for line in filter(None, [missing_validation(config.data), *origins]):
                 run.log(line)
             data.report_to(run.log)
         journal = Journal(run, trainer, start, instruments, interruptions)

@@ -72,6 +72,27 @@ def test_the_contract_the_protocol_and_where_the_values_are(whole):
     assert whole["warped_l1"] == records.means(table)["warped_l1"]
 
 
+def test_values_of_test_and_validation_pairs_never_mix(run, whole, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("posemodel.evaluation.samples.write_samples",
+                        lambda *_, split, **__: seen.append(split))
+    there = {path.name for path in run.iterdir()}
+    for split in ("test", "validation"):
+        assert evaluate_main([str(run), "--device", "cpu", "--pairs", str(PAIRS), *(
+            [] if split == "test" else ["--split", split])]) == 0
+    assert seen == ["test", "validation"]
+    assert {path.name for path in run.iterdir()} - there == {"evaluation.json", "validation.json"}
+    test, validation = (json.loads((run / f"{name}.json").read_text())
+                        for name in ("evaluation", "validation"))
+    assert test == whole and test["split"] == test["protocol"]["split"] == "test"
+    assert validation["split"] == validation["protocol"]["split"] == "validation"
+    assert validation["values"] != test["values"]
+    one, two = (records.read(row["values"])[0]["copy_l1"] for row in (test, validation))
+    assert len(one) == len(two) == PAIRS and not set(one) & set(two)
+    # What the values were measured on is told by their folder, and by nothing else that differs.
+    assert {**validation["protocol"], "split": "test"} == test["protocol"]
+
+
 def test_the_precision_is_the_runs_and_is_recorded(tmp_path, whole):
     run = tmp_path / "half"
     assert train_main([*FLAGS, "--steps", "2", "--evaluate-every", "2", "--precision", "bfloat16",
@@ -150,7 +171,7 @@ def test_two_processes_give_the_numbers_of_one(run, whole, tmp_path):
         "MASTER_PORT": str(port)}) for rank in range(2)]
     said = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert said[1] == "" and "40 held-out pairs" in said[0]
+    assert said[1] == "" and "40 test pairs" in said[0]
     two, _ = records.read(folder)
     assert (folder / "rows-1.jsonl").stat().st_size > 0 and two.keys() == one.keys()
     for name, values in one.items():

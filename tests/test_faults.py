@@ -129,10 +129,10 @@ def hanging_evaluation(step, _rank):
 
     original = journal.write_samples
 
-    def hang(*model, title):
+    def hang(*model, title, split):
         if title == f"step {step}":
             time.sleep(1000)
-        original(*model, title=title)
+        original(*model, title=title, split=split)
 
     journal.write_samples = hang
 

@@ -90,7 +90,7 @@ def test_the_papers_table_1():
 
 # --- what may be said -----------------------------------------------------------------------------
 
-PROTOCOL = {"name": "paper-64x64", "size": [64, 64], "pairs": 60, "commit": None,
+PROTOCOL = {"name": "paper-64x64", "size": [64, 64], "pairs": 60, "split": "test", "commit": None,
             "precision": "bfloat16"}
 
 
@@ -287,6 +287,7 @@ def test_a_table_and_another_one_in_the_same_folder(in_process, tmp_path, monkey
     found = json.loads((out / "table4.json").read_text())
     cells = {cell["key"]: cell for cell in found["cells"]}
     assert found["protocol"]["name"] == "paper-32x32" and found["steps"] == 2
+    assert found["protocol"]["split"] == "test"
     assert [Path(one["run"]).name for one in cells["ours"]["runs"]] == runs[:2]
     row = json.loads((out / "runs" / "ours-2-1" / "evaluation.json").read_text())
     assert cells["ours"]["values"]["l1"][1] == row["measures"]["l1"]
@@ -298,7 +299,7 @@ def test_a_table_and_another_one_in_the_same_folder(in_process, tmp_path, monkey
     lines = list(csv.DictReader((out / "table4.csv").open()))
     assert len([one for one in lines if one["measure"] == "l1"]) == 5
     page = (out / "table4.md").read_text()
-    assert "reproduce table4 --budget 2" in page and "6 held-out pairs" in page
+    assert "reproduce table4 --budget 2" in page and "6 test pairs" in page
     assert page.strip() in capsys.readouterr().out
 
     # A table that shares a run trains the other cell alone: nothing is trained twice.

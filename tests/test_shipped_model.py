@@ -6,7 +6,7 @@ from importlib import resources
 import pytest
 import torch
 
-from posemodel.data.source import HELD_OUT_SEED, mannequins
+from posemodel.data.source import HELD_OUT_SEEDS, mannequins
 from posemodel.evaluation.mannequin_metrics import background_off
 from posemodel.inference.model import PoseTransferModel
 from posemodel.model.scene import scene_of_batch
@@ -30,7 +30,8 @@ def test_it_says_what_it_is():
 @pytest.fixture(scope="module")
 def people():
     model = PoseTransferModel.shipped("cpu")
-    pairs = mannequins(model.config.data, seed=HELD_OUT_SEED, device="cpu").pairs(range(16))
+    pairs = mannequins(model.config.data, seed=HELD_OUT_SEEDS["test"],
+                       device="cpu").pairs(range(16))
     with torch.no_grad():
         return pairs, model.generator(pairs["source"], pairs["source_pose"], pairs["target_pose"],
                                       scene_of_batch(pairs))

@@ -273,8 +273,8 @@ def test_folders_of_images(tmp_path, capsys):
     assert json.loads((folder / "report.json").read_text())["method"] == "ours"
 
 
-def test_runs_answer_their_own_held_out_pairs(tmp_path):
-    from posemodel.data.source import HELD_OUT_SEED
+def test_runs_answer_their_own_test_pairs(tmp_path):
+    from posemodel.data.source import HELD_OUT_SEEDS
     from posemodel.mannequins.pairs import Mannequins
 
     for name, refine in (("one", "detail"), ("two", "none")):
@@ -287,7 +287,8 @@ def test_runs_answer_their_own_held_out_pairs(tmp_path):
     study = open_study(folder)
     assert [pair.name for pair in study.pairs] == ["000000", "000003"]
     data = tiny_config().data
-    truth = Mannequins(size=data.image_size, turn=data.turn, seed=HELD_OUT_SEED).pairs([3])
+    truth = Mannequins(size=data.image_size, turn=data.turn,
+                       seed=HELD_OUT_SEEDS["test"]).pairs([3])
     shown = np.asarray(Image.open(folder / "images" / study.pairs[1].target)).astype(int)
     expected = ((truth["target"][0] + 1) * 127.5).permute(1, 2, 0).numpy()
     assert np.abs(shown - expected).max() <= 0.5001

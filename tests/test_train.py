@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -97,6 +98,9 @@ def test_run_folder_is_complete(run):
     evaluations = lines(run / "eval.jsonl")
     assert [row["step"] for row in evaluations] == [3, 6]
     assert evaluations[-1].keys() >= KEYS
+    assert {row["split"] for row in evaluations} == {"validation"}
+    assert "4 validation pairs" in (run / "log.txt").read_text()
+    assert "4 validation pairs" in (run / "report.html").read_text()
     assert evaluations[-1]["reconstruction_loss"] == "pyramid l1 (no perceptual network)"
     assert sum(row["pairs"] for row in evaluations[-1]["by_turn"].values()) == 4
     sheet = Image.open(run / "samples" / "step_000006.png")
@@ -105,15 +109,18 @@ def test_run_folder_is_complete(run):
 
 def test_evaluate_repeats_the_numbers_of_training(run, tmp_path, capsys):
     numbers = tmp_path / "numbers.json"
-    assert evaluate_main([str(run), "--device", "cpu", "--json", str(numbers),
-                          "--picture", str(tmp_path / "sheet.png")]) == 0
+    sheet = tmp_path / "sheet.png"
+    assert evaluate_main([str(run), "--device", "cpu", "--split", "validation", "--json",
+                          str(numbers), "--picture", str(sheet)]) == 0
     found, trained = json.loads(numbers.read_text()), lines(run / "eval.jsonl")[-1]
     for name in ("reconstruction_loss", "reconstruction_weights"):
         trained.pop(name)
     # An evaluation by itself measures more, by protocol and by part of the body.
     assert within(trained, found) == trained
     assert "refined image" in capsys.readouterr().out
-    assert Image.open(tmp_path / "sheet.png").width > 900
+    # So is the picture, but for its title: the same pairs.
+    of_training = np.array(Image.open(run / "samples" / "step_000006.png"))
+    assert (np.array(Image.open(sheet)) == of_training).all()
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +154,8 @@ def test_a_run_says_which_weights_made_its_numbers(published, tmp_path, capsys):
     report = (out / "report.html").read_text()
     assert "refined image, LPIPS-VGG" in report and "LPIPS-Alex" in report
     # The command for later measures with the same weights, to the same numbers.
-    assert evaluate_main([str(out), "--device", "cpu"]) == 0
-    found = json.loads((out / "evaluation.json").read_text())
+    assert evaluate_main([str(out), "--device", "cpu", "--split", "validation"]) == 0
+    found = json.loads((out / "validation.json").read_text())
     for name in ("reconstruction_loss", "reconstruction_weights"):
         last.pop(name)
     assert within(last, found) == last

@@ -76,7 +76,7 @@ def test_a_run_on_a_data_set_measures_images_and_nothing_that_needs_the_truth(ki
     found = json.loads(numbers.read_text())
     assert found["pairs"] == 6 and found["copy_l1"] > 0
     table = capsys.readouterr().out
-    assert "6 held-out pairs" in table and "flow error" not in table and "None" not in table
+    assert "6 test pairs" in table and "flow error" not in table and "None" not in table
 
 
 def test_a_moved_data_set_is_found_by_evaluate(roots, runs, tmp_path):

@@ -68,8 +68,8 @@ class DataConfig:
     hidden_joints: Literal["keep", "drop"] = "keep"
     """drop: occluded joints are missing, as a pose estimator would miss them"""
     evaluation_pairs: int = 256
-    """held-out pairs: generated from seeds that training never uses, or spread evenly over the
-    test list of a data set on disk"""
+    """validation or test pairs: generated from seeds that training never uses, or spread evenly
+    over the list of a data set on disk"""
 
     def __post_init__(self):
         height, width = self.image_size

@@ -1,4 +1,5 @@
-"""Command `python -m posemodel.data`: look at, prepare, generate data sets; work with poses."""
+"""Command `python -m posemodel.data`: look at, prepare, split, generate data sets; work with
+poses."""
 
 import argparse
 import json
@@ -21,6 +22,7 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_check(commands)
     _add_prepare(commands)
+    _add_split(commands)
     _add_synthesize(commands)
     _add_film(commands)
     commands.add_parser("pose", add_help=False, help="poses of images: see `pose --help`")
@@ -59,6 +61,19 @@ def _add_prepare(commands) -> None:
     parser.add_argument("--password", help="of DeepFashion's zip")
 
 
+def _add_split(commands) -> None:
+    parser = commands.add_parser(
+        "split", help="from the training list of a data set a validation list",
+        description="Move the pairs of some people from the training list to a validation list, "
+                    "which training then measures itself on. Images stay where they are, and the "
+                    "training list as it was is kept beside.")
+    parser.set_defaults(command=_split)
+    parser.add_argument("root", type=Path, help="folder of the data set")
+    parser.add_argument("--validation", type=float, default=0.05, metavar="SHARE",
+                        help="of the people in the training list (default: 0.05)")
+    parser.add_argument("--kind", choices=tuple(LAYOUTS), help="where there are several")
+
+
 def _add_synthesize(commands) -> None:
     inner, whole = FILE_WIDTHS[0], FILE_WIDTHS[-1]
     parser = commands.add_parser(
@@ -71,8 +86,10 @@ def _add_synthesize(commands) -> None:
                         help="training pairs (default: 200)")
     parser.add_argument("--test-pairs", type=int, default=20, metavar="N",
                         help="test pairs (default: 20)")
+    parser.add_argument("--validation-pairs", type=int, default=0, metavar="N",
+                        help="validation pairs (default: 0, no validation list)")
     parser.add_argument("--seed", type=int, default=0,
-                        help="other people to train on; the test split is always the same")
+                        help="other people to train on; the others are always the same")
     parser.add_argument("--frame", type=int, choices=FILE_WIDTHS, default=inner, metavar="COLUMNS",
                         help=f"deepfashion: images and annotations of {inner} columns, as PATN's, "
                              f"or of {whole} with white borders (default: {inner})")
@@ -120,13 +137,27 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return _say_done(arguments.out, new)
 
 
+def _split(arguments: argparse.Namespace) -> int:
+    from posemodel.data.validation import WHOLE, carve_validation
+
+    validation, train = carve_validation(arguments.root, share=arguments.validation,
+                                         kind=arguments.kind)
+    for name, each in (("validation", validation), ("training", train)):
+        print(f"{name} list: {each.path}: {each.pairs:,} pairs of {each.people:,} people")
+    print(f"the training list as it was: {train.path}{WHOLE}")
+    print(f"next: {PROGRAM} check {arguments.root}")
+    return 0
+
+
 def _synthesize(arguments: argparse.Namespace) -> int:
-    from posemodel.data.source import HELD_OUT_SEED, check_seed
+    from posemodel.data.source import HELD_OUT_SEEDS, check_seed
     from posemodel.data.synthesize import SynthesisPlan, synthesize
 
     check_seed(arguments.seed)
     plan = SynthesisPlan(layout=arguments.layout, pairs=arguments.pairs, seed=arguments.seed,
-                         test_pairs=arguments.test_pairs, held_out_seed=HELD_OUT_SEED,
+                         test_pairs=arguments.test_pairs, held_out_seed=HELD_OUT_SEEDS["test"],
+                         validation_pairs=arguments.validation_pairs,
+                         validation_seed=HELD_OUT_SEEDS["validation"],
                          frame=arguments.frame, image_rows=arguments.image_rows)
     with ProgressBar() as bar:
         new = synthesize(arguments.out, plan,

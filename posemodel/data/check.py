@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import numpy as np
 from posemodel.data.dataset_folder import IMAGES, MANIFEST, read_manifest, read_rows, sizes_in
 from posemodel.data.images import ImageError, image_names, read_image
 from posemodel.data.layouts import LAYOUTS
-from posemodel.data.layouts.layout import SPLITS, DatasetLayout
+from posemodel.data.layouts.layout import ALL_SPLITS, SPLITS, VALIDATION, DatasetLayout
 from posemodel.data.lists import read_list
+from posemodel.data.pair_set import PairSet
 from posemodel.data.reading import DatasetFiles, Reading, find_dataset, read_split
+from posemodel.data.validation import WHOLE
 from posemodel.poses.annotations import has_torso
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import sha256
@@ -70,22 +73,24 @@ def check(root: Path, *, kind: str | None = None, frame: int | None = None,
                 expected = manifest.get("counts")
     except UserError as error:
         findings.problems.append(str(error))
-    names = {}
-    for split in SPLITS:
+    readings: dict[str, Reading] = {}
+    for split in ALL_SPLITS if dataset.has_validation else SPLITS:
         try:
             reading = read_split(dataset, split, frame=frame)
         except UserError as error:
             findings.problems.append(f"{split}: {error}")
             continue
-        names[split] = reading.pairs.names
+        readings[split] = reading
         findings.problems += [f"{split}: {note}" for note in reading.notes]
         findings.splits[split] = _count(reading)
         _check_list(dataset, split, findings)
         _check_place(reading, findings)
         _check_sample(reading, sample, digests, findings)
-        if expected:
-            _compare(layout, split, expected[split], complete, findings)
-    _check_overlap(layout, names, findings)
+    for split in readings if expected else ():
+        if split in expected:
+            _compare(dataset, split, expected[split], complete, findings)
+    for one, other in combinations(readings, 2):
+        _check_overlap(readings[one].pairs, readings[other].pairs, findings)
     return findings
 
 
@@ -112,11 +117,13 @@ def _persons(layout: DatasetLayout, names: tuple[str, ...]) -> set[str] | None:
         return None  # names of the user's own, which say nothing of persons
 
 
-def _compare(layout: DatasetLayout, split: str, expected: dict, complete: bool,
+def _compare(dataset: DatasetFiles, split: str, expected: dict, complete: bool,
              findings: Findings) -> None:
     """Fewer or more than there should be is a fault of a set that is complete by its own word. Any
     other may be somebody's own, in this layout."""
-    counts = findings.splits[split]
+    layout, counts = dataset.layout, dict(findings.splits[split])
+    if split == "train" and dataset.validates_on_training_people and VALIDATION in findings.splits:
+        counts["pairs"] += findings.splits[VALIDATION]["pairs"]
     other = layout.other_splits.get((split, counts["pairs"]))
     if other is not None:
         findings.notes.append(f"{split}: {counts['pairs']:,} pairs are {other}")
@@ -190,13 +197,16 @@ def _check_manifest(root: Path, manifest: dict, findings: Findings) -> dict[tupl
                                  "set was complete; give its command again")
         return {}
     for name, digest in manifest["sha256"].items():
+        # Out of which a validation list was taken.
+        if name != IMAGES and (root / (name + WHOLE)).is_file():
+            name += WHOLE
         if not (root / name).is_file():
             findings.problems.append(f"{root / name} is missing; it was there when the set was "
                                      "made")
         elif sha256(root / name) != digest:
             findings.problems.append(f"{root / name} is not the file that was written")
     rows = read_rows(root)
-    sizes = {split: sizes_in(root / split) for split in SPLITS}
+    sizes = {split: sizes_in(root / split) for split in ALL_SPLITS}
     changed = [f"{row['split']}/{row['name']}" for row in rows
                if sizes.get(row["split"], {}).get(row["name"]) != row["bytes"]]
     if changed:
@@ -205,19 +215,21 @@ def _check_manifest(root: Path, manifest: dict, findings: Findings) -> dict[tupl
     return {(row["split"], row["name"]): row["sha256"] for row in rows}
 
 
-def _check_overlap(layout: DatasetLayout, names: dict[str, tuple[str, ...]],
-                   findings: Findings) -> None:
-    if len(names) < 2:
-        return
-    both = sorted(set(names["train"]) & set(names["test"]))
+def _check_overlap(one: PairSet, other: PairSet, findings: Findings) -> None:
+    where = f"in both splits, {one.split} and {other.split}"
+    names = [pairs.names for pairs in (one, other)]
+    if VALIDATION in (one.split, other.split):
+        # Training and validation may have their images together: what is paired counts.
+        names = [tuple(pairs.names[index] for index in np.unique(pairs.pairs))
+                 for pairs in (one, other)]
+    both = sorted(set(names[0]) & set(names[1]))
     if both:
-        findings.problems.append(f"{len(both):,} images are in both splits, the first: "
+        findings.problems.append(f"{len(both):,} images are {where}, the first: "
                                  + ", ".join(both[:3]))
-    train, test = (_persons(layout, names[split]) for split in SPLITS)
-    shared = (train or set()) & (test or set()) - layout.nobody
+    first, second = (_persons(one.layout, each) or set() for each in names)
+    shared = first & second - one.layout.nobody
     if shared and not both:
-        findings.notes.append(f"{len(shared):,} persons are in both splits, one of them "
-                              + min(shared))
+        findings.notes.append(f"{len(shared):,} persons are {where}, one of them {min(shared)}")
 
 
 # --- for people to read -------------------------------------------------------------------------
@@ -232,7 +244,7 @@ def describe(findings: Findings) -> str:
     columns = []
     for split, counts in findings.splits.items():
         columns.append([split, *(_cell(counts.get(key)) for key, _ in _ROWS)])
-        if published:
+        if split in published:
             columns.append(["published", *(_cell(published[split].get(key), "")
                                            for key, _ in _ROWS)])
     if columns:

@@ -3,7 +3,8 @@
     manifest.json   how the set is made; when it is complete, also counts and SHA-256 of the texts
     images.jsonl    a row for each image: split, name, bytes, sha256, and what else is known of it
     lock            held by the process that writes
-    train/ test/    the images; beside them the text files, written last
+    train/ test/    the images, and validation/ where it has its own; beside them the text files,
+                    written last
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from posemodel import __version__
+from posemodel.data.layouts.layout import ALL_SPLITS
 from posemodel.runtime.files import sha256, write_aside, writing
 from posemodel.runtime.folder import OwnFolder
 
@@ -113,7 +115,7 @@ def read_rows(root: Path) -> list[dict]:
             except ValueError:
                 break
             if not isinstance(row, dict) or not _ROW_KEYS <= row.keys() \
-                    or row["split"] not in ("train", "test") or not isinstance(row["name"], str):
+                    or row["split"] not in ALL_SPLITS or not isinstance(row["name"], str):
                 break
             rows.append(row)
     return rows

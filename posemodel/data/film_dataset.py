@@ -18,6 +18,7 @@ from PIL import Image
 from posemodel.data.dataset_folder import encode_jpeg
 from posemodel.data.films import Film
 from posemodel.data.layouts.film import FILM, SEEN
+from posemodel.data.layouts.layout import ALL_SPLITS, VALIDATION
 from posemodel.data.lists import write_pairs
 from posemodel.poses.annotations import has_torso, write_annotations
 from posemodel.poses.crop import Crop
@@ -29,7 +30,8 @@ from posemodel.runtime.files import new_folder, write_aside
 
 REPORT = "film.json"
 _TEST = 0.2  # share of a shot, its last frames, that is for testing
-_GAP = 0.05  # share of a shot between the two parts
+_VALIDATION = 0.05  # share of a shot, before those, to choose settings by
+_GAP = 0.05  # share of a shot between two parts
 _SHORTEST = 10  # frames of a shot that are kept
 _MARGIN = 1.2  # side of the square, in sides of the box of all joints
 _CUT = 0.15  # mean change of a pixel, of 1, from which the picture has jumped
@@ -37,7 +39,7 @@ _DOUBLED = 12.0  # largest change of a small pixel, of 255, of a frame that is t
 _BLURRED = 0.35  # sharpness below this share of the shot's median
 _SMALL = 48  # columns and rows of the picture by which frames are compared
 _MASK_ROWS = 512  # of a mask between the two readings
-_TEST_PAIRS = 200  # of a shot, at most
+_TEST_PAIRS = 200  # of a shot, at most; as many to validate on
 _TRAIN_PAIRS = 20_000
 
 Progress = Callable[[str, int, int], None]
@@ -60,6 +62,7 @@ class ClipReport:
     others: int = 0
     """that show somebody else alone"""
     train: int = 0
+    validation: int = 0
     test: int = 0
     people: int = 0
     """most people in one frame"""
@@ -75,7 +78,7 @@ class ClipReport:
                 f"{'s' if self.shots != 1 else ''}{several}; left out: {self.nobody} without a "
                 f"person, {self.others} without this one, {self.doubled} doubled, {self.blurred} "
                 f"blurred, {self.short} in shots too short; kept {self.train} to train, "
-                f"{self.test} to test")
+                f"{self.validation} to validate, {self.test} to test")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -117,7 +120,7 @@ def make_film_data(clips: list[Path], out: Path, estimator: Estimator, *, most: 
                         "one")
     reports = []
     with new_folder(out) as folder:
-        splits = {split: _Split(folder, split) for split in ("train", "test")}
+        splits = {split: _Split(folder, split) for split in ALL_SPLITS}
         for clip, name in zip(clips, names, strict=True):
             report = ClipReport(clip=clip.name)
             reports.append(report)
@@ -265,31 +268,48 @@ class _Split:
 def _write_shots(film: Film, shots: list[_Shot], splits: dict[str, _Split],
                  report: ClipReport) -> None:
     """The second reading: frames, masks, joints and pairs of every shot."""
-    draws = np.random.default_rng(0)
+    draws, more_draws = np.random.default_rng(0), np.random.default_rng(1)
     where: dict[int, list[tuple[_Shot, _Look, str]]] = {}
     for shot in shots:
-        count = len(shot.looks)
-        test, gap = max(2, round(_TEST * count)), max(1, round(_GAP * count))
-        train = shot.looks[: count - test - gap]
-        seen = draws.permutation(len(train))[: max(1, _TEST_PAIRS // test)]
-        parts = {"train": train, SEEN: [train[at] for at in seen.tolist()],
-                 "test": shot.looks[-test:]}
-        for part, looks in parts.items():
+        for part, looks in _parts(shot.looks, draws, more_draws).items():
             for look in looks:
                 where.setdefault(look.index, []).append((shot, look, part))
     placed: dict[tuple[str, str], list[int]] = {}
     for index, frame in enumerate(film.frames()):
         for shot, look, part in where.get(index, ()):
-            split = splits["train" if part == "train" else "test"]
-            name = f"{SEEN if part == SEEN else ''}{shot.name}_{index:06d}.jpg"
+            split = next(split for split in ALL_SPLITS if part in (split, SEEN.get(split)))
+            name = f"{part if part in SEEN.values() else ''}{shot.name}_{index:06d}.jpg"
             placed.setdefault((shot.name, part), []).append(
-                split.add(name, *_cut(shot.crop, frame, look)))
+                splits[split].add(name, *_cut(shot.crop, frame, look)))
     for shot in shots:
-        train, seen, test = (placed[shot.name, part] for part in ("train", SEEN, "test"))
+        train = placed[shot.name, "train"]
         splits["train"].pairs += _sample([(a, b) for a in train for b in train if a != b],
                                          _TRAIN_PAIRS, draws)
-        splits["test"].pairs += [(a, b) for b in test for a in seen]
-        report.train, report.test = report.train + len(train), report.test + len(test)
+        for split, seen in SEEN.items():
+            splits[split].pairs += [(a, b) for b in placed[shot.name, split]
+                                    for a in placed[shot.name, seen]]
+        for split in ALL_SPLITS:
+            kept = getattr(report, split) + len(placed[shot.name, split])
+            setattr(report, split, kept)
+
+
+def _parts(looks: list[_Look], draws: np.random.Generator,
+           more_draws: np.random.Generator) -> dict[str, list[_Look]]:
+    """The frames of a shot by what they are for: a split, or the sources of its pairs."""
+    test = max(2, round(_TEST * len(looks)))
+    validation, gap = (max(least, round(share * len(looks)))
+                       for least, share in ((2, _VALIDATION), (1, _GAP)))
+    early = looks[: len(looks) - test - gap]
+    train = early[: len(early) - validation - gap]
+
+    def some(frames: list[_Look], targets: int, order: np.random.Generator) -> list[_Look]:
+        chosen = order.permutation(len(frames))[: max(1, _TEST_PAIRS // targets)]
+        return [frames[at] for at in chosen.tolist()]
+
+    return {"train": train, VALIDATION: early[-validation:], "test": looks[-test:],
+            # Of all that comes before it: without a validation part the test pairs are the same.
+            SEEN["test"]: some(early, test, draws),
+            SEEN[VALIDATION]: some(train, validation, more_draws)}
 
 
 def _cut(crop: Crop, frame: np.ndarray, look: _Look) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ class PairSet:
     layout: DatasetLayout
     """of the data set: its frame, and how a person is read from a name"""
     split: str
-    """train or test"""
+    """train, test or validation"""
     folder: Path
     """where the images lie"""
     names: tuple[str, ...]
@@ -47,5 +47,5 @@ class PairSet:
         """The file of its mask; None where the layout has none."""
         if not self.layout.masks:
             return None
-        folder = self.folder.parent / self.layout.masks.format(self.split)
+        folder = self.folder.parent / self.layout.masks.format(self.folder.name)
         return (folder / self.names[index]).with_suffix(".png")

@@ -15,7 +15,7 @@ from PIL import Image
 from posemodel.data.archives import extract
 from posemodel.data.dataset_folder import DatasetFolder, encode_jpeg, open_folder
 from posemodel.data.images import IMAGE_SUFFIXES, read_image
-from posemodel.data.layouts.layout import SPLITS, DatasetLayout
+from posemodel.data.layouts.layout import SPLITS, VALIDATION, DatasetLayout
 from posemodel.data.lists import read_list, read_pairs
 from posemodel.data.reading import DatasetFiles, find_dataset
 from posemodel.poses.annotations import read_annotations
@@ -50,8 +50,12 @@ def prepare(raw: Path, out: Path, *, kind: str, annotations: Path | None = None,
     texts = find_dataset(annotations or (raw if raw.is_dir() else raw.parent), kind=kind)
     layout = texts.layout
     wanted = {split: _names(texts, split) for split in SPLITS}
-    copies = {file.name: file for split in texts.splits.values()
-              for file in (split.annotations, split.pairs, split.list) if file is not None}
+    # A validation list belongs to the training images, or else to images that no download has.
+    own = texts.splits[VALIDATION]
+    lists = [own.pairs] if texts.validates_on_training_people else []
+    lists += [file for split in SPLITS for file in (
+        texts.splits[split].annotations, texts.splits[split].pairs, texts.splits[split].list)]
+    copies = {file.name: file for file in lists if file is not None}
     recipe = {"made_by": "prepare", "kind": kind, "source": str(raw), "resized_by": "Lanczos",
               "texts": {name: sha256(path) for name, path in copies.items()}}
     # Nothing is written for a download that has not what is needed.

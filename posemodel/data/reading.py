@@ -10,7 +10,7 @@ in the frame between the borders is moved by a border.
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from posemodel.data.dataset_folder import read_manifest
 from posemodel.data.images import image_names, read_image
 from posemodel.data.layouts import IMAGE_FOLDERS, LAYOUTS, layout_of
-from posemodel.data.layouts.layout import SPLITS, DatasetLayout
+from posemodel.data.layouts.layout import ALL_SPLITS, SPLITS, VALIDATION, DatasetLayout
 from posemodel.data.lists import read_pairs
 from posemodel.data.pair_set import PairSet
 from posemodel.poses.annotations import TORSO, has_torso, read_annotations
@@ -49,6 +49,18 @@ class DatasetFiles:
     root: Path
     """the folder with the image folders, or with the text files where there are no images"""
     splits: dict[str, SplitFiles]
+    """of a validation list without images and joints of its own, those of the training split"""
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are pairs to choose settings by, beside those to train on and to show."""
+        return self.splits[VALIDATION].annotations is not None
+
+    @property
+    def validates_on_training_people(self) -> bool:
+        """Whether the validation list is of images and joints of the training split."""
+        own = self.splits[VALIDATION].annotations
+        return own is not None and own == self.splits["train"].annotations
 
     @property
     def kind(self) -> str:
@@ -82,7 +94,7 @@ def open_pairs(root: str | os.PathLike, split: str, *, kind: str | None = None,
 
     Args:
         root: the data set's folder, or one that contains it.
-        split: "train" or "test".
+        split: "train", "test" or "validation".
         kind: a name of `layouts.LAYOUTS`, where the folder has several.
         frame: of a set with white borders, the width of the frame that its annotation file is in,
             one of the layout's `widths`. None: told from the joints, the name of the file and the
@@ -90,8 +102,8 @@ def open_pairs(root: str | os.PathLike, split: str, *, kind: str | None = None,
 
     Raises: `UserError` for a set that is not there, incomplete, damaged, or has no pairs.
     """
-    if split not in SPLITS:
-        raise UserError(f"no split is called {split!r}; expected {' or '.join(SPLITS)}")
+    if split not in ALL_SPLITS:
+        raise UserError(f"no split is called {split!r}; expected {' or '.join(ALL_SPLITS)}")
     reading = read_split(find_dataset(root, kind=kind), split, frame=frame)
     for note in reading.notes:
         _log.warning("%s %s: %s", reading.pairs.kind, split, note)
@@ -140,7 +152,7 @@ def _nothing_found(root: Path, wanted: list[DatasetLayout]) -> UserError:
 
 def _datasets_of(folder: Path) -> list[DatasetFiles]:
     images = {split: _first(folder / form.format(split) for form in IMAGE_FOLDERS)
-              for split in SPLITS}
+              for split in ALL_SPLITS}
     places = [folder]
     layouts = [layout for layout in LAYOUTS.values() if _has_files(layout, places)]
     if any(images.values()) and not layouts:
@@ -152,18 +164,25 @@ def _datasets_of(folder: Path) -> list[DatasetFiles]:
                               *(path.name for path in images.values() if path is not None)])
             layouts = [layout for layout in LAYOUTS.values()
                        if any(word in names for word in layout.name_words)][-1:]
-    datasets = []
-    for layout in layouts:
-        splits = {}
-        for split in SPLITS:
-            annotations, pairs = (
-                _first(place / name for place in places for name in layout.file_names(what, split))
-                for what in ("annotation", "pairs"))
-            names = _first(place / f"{split}.lst" for place in places)
-            splits[split] = SplitFiles(images=images[split], annotations=annotations, pairs=pairs,
-                                       list=names)
-        datasets.append(DatasetFiles(layout=layout, root=folder, splits=splits))
-    return datasets
+    return [DatasetFiles(layout=layout, root=folder, splits=_splits(layout, places, images))
+            for layout in layouts]
+
+
+def _splits(layout: DatasetLayout, places: Sequence[Path],
+            images: dict[str, Path | None]) -> dict[str, SplitFiles]:
+    splits = {}
+    for split in ALL_SPLITS:
+        annotations, pairs = (
+            _first(place / name for place in places for name in layout.file_names(what, split))
+            for what in ("annotation", "pairs"))
+        names = _first(place / f"{split}.lst" for place in places)
+        splits[split] = SplitFiles(images=images[split], annotations=annotations, pairs=pairs,
+                                   list=names)
+    train, own = splits["train"], splits[VALIDATION]
+    if own.annotations or own.pairs:
+        splits[VALIDATION] = replace(own, images=own.images or train.images,
+                                     annotations=own.annotations or train.annotations)
+    return splits
 
 
 def _has_files(layout: DatasetLayout, places: Sequence[Path]) -> bool:
@@ -187,13 +206,16 @@ def read_split(dataset: DatasetFiles, split: str, *, frame: int | None = None) -
     """
     files, layout = dataset.splits[split], dataset.layout
     where = _where(layout)
+    if split == VALIDATION and not dataset.has_validation:
+        raise UserError(f"{dataset.root}: there is no validation list, "
+                        f"{layout.file_name('pairs', split)}; {make_validation(dataset)} makes one")
     if files.annotations is None:
         raise UserError(f"{dataset.root}: {layout.file_name('annotation', split)} is missing; "
                         + where)
     if files.images is None:
         raise UserError(f"{dataset.root}: the folder {split} with the images is missing; {where}")
     all_names, joints = read_annotations(files.annotations)
-    pairs = _read_or_make_pairs(dataset, split, all_names, joints)
+    pairs = read_or_make_pairs(dataset, split, all_names, joints)
     if not len(pairs):
         raise UserError(f"{files.pairs or files.annotations}: no pair comes out of it; a pair needs"
                         " two images of one person with both shoulders and both hips")
@@ -216,12 +238,21 @@ def read_split(dataset: DatasetFiles, split: str, *, frame: int | None = None) -
                    file_frame=(layout.frame[0], width), notes=tuple(notes))
 
 
+def make_validation(dataset: DatasetFiles) -> str:
+    """The command that makes a validation list of a data set, for messages."""
+    if dataset.layout.validation_by_time:
+        return dataset.layout.where
+    return f"python -m posemodel.data split {dataset.root}"
+
+
 def _where(layout: DatasetLayout) -> str:
     return f"get it from {layout.where}; docs/own-data.md shows how to lay out a set of your own"
 
 
-def _read_or_make_pairs(dataset: DatasetFiles, split: str, names: tuple[str, ...],
-                        joints: np.ndarray) -> np.ndarray:
+def read_or_make_pairs(dataset: DatasetFiles, split: str, names: tuple[str, ...],
+                       joints: np.ndarray) -> np.ndarray:
+    """The pairs of a split as they are listed or, by the rule of the layout, made: `[P, 2]` indices
+    into names. Raises: `UserError`."""
     files, layout = dataset.splits[split], dataset.layout
     if files.pairs is not None:
         return read_pairs(files.pairs, names)

@@ -9,13 +9,15 @@ from torch import Tensor
 
 from posemodel.config.sections import DataConfig
 from posemodel.data.augmentation import Augmentation
+from posemodel.data.layouts.layout import VALIDATION
 from posemodel.data.pair_loader import PairLoader, TrainingPairs
-from posemodel.data.reading import open_pairs
+from posemodel.data.reading import DatasetFiles, find_dataset, make_validation, open_pairs
 from posemodel.mannequins.pairs import Mannequins
 from posemodel.runtime.errors import UserError
 
 # Runs train on seeds below 2**32 (`check_seed`), so these pairs are nobody's training pairs.
-HELD_OUT_SEED = 2**32 + 1
+# Whatever experiments choose, such as a default, they choose on validation pairs: test pairs show.
+HELD_OUT_SEEDS = {VALIDATION: 2**32 + 1, "test": 2**32 + 2}
 # Held-out pairs at a time: the pictures of their 4D maps are made from whole maps.
 _BATCH, _MAP_VALUES = 16, 2**28
 
@@ -54,7 +56,7 @@ class TrainingMannequins:
         self.mannequins, self.positions = mannequins(data, seed=seed, device=device), positions
         self.description = (
             f"mannequins, {_size(data)}, facing within {data.turn:g} degrees, "
-            f"{data.background}; {data.evaluation_pairs} held-out pairs")
+            f"{data.background}; {data.evaluation_pairs} validation pairs")
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """The batch of training step n (from 1), as `Mannequins.pairs` returns it."""
@@ -86,7 +88,8 @@ def open_training_data(
     loader = _loader(data, "train", device, workers=data.workers, replace=True, seed=seed,
                      timeout=timeout)
     # Now rather than at the first evaluation, which may be hours away.
-    held_out = len(_loader(data, "test", device, workers=0, replace=False).pairs.pairs)
+    split = split_while_training(data)
+    held_out = len(_loader(data, split, device, workers=0, replace=False).pairs.pairs)
     train = loader.pairs
     return TrainingPairs(
         loader, positions=positions, pairs_per_epoch=data.pairs_per_epoch, seed=seed,
@@ -94,10 +97,27 @@ def open_training_data(
                                   shift=data.shift),
         description=f"{data.kind}, {_size(data)}, {len(train.pairs):,} pairs of "
                     f"{len(train.names):,} images; {min(data.evaluation_pairs, held_out):,} of "
-                    f"{held_out:,} test pairs held out")
+                    f"{held_out:,} {split} pairs held out")
 
 
 # --- to measure on ------------------------------------------------------------------------------
+
+
+def split_while_training(data: DataConfig) -> str:
+    """The split of the evaluations in a training run, which people choose settings by:
+    "validation", or "test" of a data set on disk that has no other. Raises: `UserError`."""
+    if data.generated or _dataset(data).has_validation:
+        return VALIDATION
+    return "test"
+
+
+def missing_validation(data: DataConfig) -> str:
+    """A line for people where evaluations while training have to use test pairs, else empty.
+    Raises: `UserError`."""
+    if split_while_training(data) == VALIDATION:
+        return ""
+    return ("no validation list: evaluations on the way use test pairs; choose nothing by them "
+            f"({make_validation(_dataset(data))} makes one)")
 
 
 class HeldOutMannequins:
@@ -106,9 +126,10 @@ class HeldOutMannequins:
     disk = None
     """there is no loader of files"""
 
-    def __init__(self, data: DataConfig, device: torch.device, batches: list[np.ndarray]):
-        self.mannequins = mannequins(data, seed=HELD_OUT_SEED, device=device)
-        self.batches = batches
+    def __init__(self, data: DataConfig, device: torch.device, batches: list[np.ndarray],
+                 split: str):
+        self.mannequins = mannequins(data, seed=HELD_OUT_SEEDS[split], device=device)
+        self.split, self.batches = split, batches
         """which pairs make up each batch"""
 
     def fingerprint(self) -> str:
@@ -127,11 +148,11 @@ class HeldOutMannequins:
 
 
 class HeldOutImages:
-    """Pairs of the test split of a data set on disk, with the face of `HeldOutMannequins`. A pair
-    with a bad image is left out."""
+    """Pairs of a data set on disk that are not for training, with the face of `HeldOutMannequins`.
+    A pair with a bad image is left out."""
 
     def __init__(self, loader: PairLoader, batches: list[np.ndarray]):
-        self.disk, self.batches = loader, batches
+        self.disk, self.split, self.batches = loader, loader.pairs.split, batches
         self.stream = loader.stream
         """as that of `HeldOutMannequins`; of what mannequins have, images and poses alone"""
 
@@ -152,15 +173,16 @@ class HeldOutImages:
 HeldOut = HeldOutMannequins | HeldOutImages
 
 
-def open_held_out(data: DataConfig, device: torch.device, count: int, *, positions: int,
-                  log: Log = print) -> HeldOut:
+def open_held_out(data: DataConfig, device: torch.device, count: int, *, split: str,
+                  positions: int, log: Log = print) -> HeldOut:
     """Pairs that nobody trains on, in batches of up to 16 (fewer where maps have more than 2^28
     values), the same ones every time.
 
-    Of a data set on disk they are pairs of the test split, evenly spread over its list, and all of
-    them where `count` is no less.
+    Of a data set on disk they are evenly spread over the list of the split, and all of them where
+    `count` is no less.
 
     Args:
+        split: "validation", to choose by, or "test", to show.
         positions: of the flow's grid; a 4D map has their square of values.
         log: is given a line for each bad image.
 
@@ -168,20 +190,20 @@ def open_held_out(data: DataConfig, device: torch.device, count: int, *, positio
     """
     size = max(1, min(_BATCH, _MAP_VALUES // positions**2))
     if data.generated:
-        return HeldOutMannequins(data, device, _batches(np.arange(count), size))
+        return HeldOutMannequins(data, device, _batches(np.arange(count), size), split)
     # A single batch is read sooner than a worker has started.
     workers = data.workers if count > size else 0
-    loader = _loader(data, "test", device, workers=workers, replace=False)
+    loader = _loader(data, split, device, workers=workers, replace=False)
     loader.report_to(log)
     available = len(loader.pairs.pairs)
     count = min(count, available)
     return HeldOutImages(loader, _batches(np.arange(count) * available // count, size))
 
 
-def held_out_batches(data: DataConfig, device: torch.device, count: int, *, positions: int,
-                     log: Log = print) -> Iterator[dict[str, Tensor]]:
+def held_out_batches(data: DataConfig, device: torch.device, count: int, *, split: str,
+                     positions: int, log: Log = print) -> Iterator[dict[str, Tensor]]:
     """All pairs of `open_held_out`, batch by batch."""
-    held_out = open_held_out(data, device, count, positions=positions, log=log)
+    held_out = open_held_out(data, device, count, split=split, positions=positions, log=log)
     yield from held_out.stream(held_out.batches)
 
 
@@ -192,6 +214,11 @@ def _batches(chosen: np.ndarray, size: int) -> list[np.ndarray]:
 def _size(data: DataConfig) -> str:
     height, width = data.image_size
     return f"{height} x {width}"
+
+
+def _dataset(data: DataConfig) -> DatasetFiles:
+    check_root(data)
+    return find_dataset(data.root, kind=data.kind)
 
 
 def _loader(data: DataConfig, split: str, device: torch.device, *, workers: int, replace: bool,

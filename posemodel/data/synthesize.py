@@ -18,7 +18,7 @@ import numpy as np
 
 from posemodel.data.dataset_folder import DatasetFolder, encode_jpeg, open_folder
 from posemodel.data.layouts import FILE_WIDTHS, LAYOUTS
-from posemodel.data.layouts.layout import SPLITS, DatasetLayout
+from posemodel.data.layouts.layout import VALIDATION, DatasetLayout
 from posemodel.data.lists import write_pairs
 from posemodel.poses.annotations import MISSING, TORSO, write_annotations
 from posemodel.runtime.errors import UserError
@@ -46,6 +46,10 @@ class SynthesisPlan:
     """of the people in the train split"""
     held_out_seed: int
     """of the people in the test split"""
+    validation_pairs: int = 0
+    """of the validation split; 0: there is none"""
+    validation_seed: int = 0
+    """of the people in it"""
     frame: int = FILE_WIDTHS[0]
     """of a set with white borders, columns of images and annotations: without or with them"""
     image_rows: int = 0
@@ -57,6 +61,8 @@ class SynthesisPlan:
         if self.pairs < 1 or self.test_pairs < 1:
             raise UserError(f"--pairs {self.pairs} --test-pairs {self.test_pairs}: expected at "
                             "least 1 of each")
+        if self.validation_pairs < 0:
+            raise UserError(f"--validation-pairs {self.validation_pairs}: expected 0 or more")
         if self.frame not in FILE_WIDTHS:
             raise UserError(f"--frame {self.frame}: expected {' or '.join(map(str, FILE_WIDTHS))}")
         if self.image_rows % 32 or self.image_rows < 0:
@@ -83,8 +89,11 @@ def synthesize(out: Path, plan: SynthesisPlan, *, progress: Callable[[int, int],
         if folder.complete:
             return False
         counts, texts, done = {}, [], 0
-        total = plan.pairs + plan.test_pairs
-        for split, wanted in zip(SPLITS, (plan.pairs, plan.test_pairs), strict=True):
+        splits = {"train": plan.pairs, "test": plan.test_pairs, VALIDATION: plan.validation_pairs}
+        total = sum(splits.values())
+        for split, wanted in splits.items():
+            if not wanted:
+                continue
             names, joints, pairs = [], [], []
             for more_names, more_joints in _batches(folder, plan, split):
                 # Nobody is in two batches.
@@ -136,7 +145,8 @@ def _render(plan: SynthesisPlan, split: str,
     layout = LAYOUTS[plan.layout]
     rows, inner = layout.frame[0], layout.inner_width
     height = plan.image_rows or rows
-    seed = plan.seed if split == "train" else plan.held_out_seed
+    seed = {"train": plan.seed, "test": plan.held_out_seed,
+            VALIDATION: plan.validation_seed}[split]
     people = Mannequins(size=(height, height * inner // rows), background=layout.background,
                         seed=seed)
     images, poses = views(people.pairs(indices))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from posemodel.data.images import read_image_bytes
 from posemodel.data.pose_checks import check_pose
-from posemodel.data.source import HELD_OUT_SEED
+from posemodel.data.source import HELD_OUT_SEEDS
 from posemodel.flow.pictures import flow_picture
 from posemodel.inference.model import PoseTransferModel
 from posemodel.inference.result import TransferResult
@@ -265,7 +265,7 @@ def about(model: PoseTransferModel) -> str:
 def _draw_examples(size: tuple[int, int]) -> list[Person]:
     scale = max(1, round(_EXAMPLE_HEIGHT / size[0]))
     frame = (scale * size[0], scale * size[1])
-    pairs = Mannequins(size=frame, turn=45.0, seed=HELD_OUT_SEED).pairs(_EXAMPLES)
+    pairs = Mannequins(size=frame, turn=45.0, seed=HELD_OUT_SEEDS["test"]).pairs(_EXAMPLES)
     people = zip(to_pictures(pairs["source"]), pairs["source_pose"], strict=True)
     return [Person(name=f"mannequin {number}", image=image, full_size=frame,
                    pose=normalized_to_pixels(pose, frame).numpy())

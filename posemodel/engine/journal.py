@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from functools import partial
 
+from posemodel.data.source import split_while_training
 from posemodel.engine.progress import Progress
 from posemodel.engine.report import end_panel, write_report
 from posemodel.engine.run_folder import RunFolder
@@ -27,6 +28,8 @@ class Journal:
         self.interruptions = interruptions
         self.config = trainer.config
         if run is not None:
+            # Whatever is looked at while training, somebody chooses by.
+            self.split = split_while_training(self.config.data)
             self.progress = Progress(self.config.steps, start, run.log,
                                      evaluate_every=self.config.evaluate_every)
 
@@ -42,7 +45,8 @@ class Journal:
                 "pairs_per_second": rate, "step_ms": step_ms, "data_ms": data_ms})
 
     def evaluate(self, step: int) -> None:
-        """Held-out pairs: a picture and a line of eval.jsonl. A signal ends it without the line."""
+        """Validation pairs: a picture and a line of eval.jsonl. A signal ends it without the line.
+        Of a data set without a validation list they are test pairs."""
         with self.world.first_alone(), self._pause():
             if self.run is not None:
                 self.interruptions.unless_interrupted(partial(self._evaluate, self.run, step))
@@ -51,12 +55,12 @@ class Journal:
         trainer, config = self.trainer, self.config
         model = trainer.averaged, config, trainer.device, trainer.dtype
         with run.writing():
-            write_samples(*model, run.sample_path(step), title=f"step {step}")
+            write_samples(*model, run.sample_path(step), split=self.split, title=f"step {step}")
         instruments = self.instruments if step == config.steps else on_the_way(self.instruments)
         run.append_evaluation({
             "step": step, "reconstruction_loss": trainer.reconstruction.name,
             "reconstruction_weights": trainer.reconstruction.weights,
-            **evaluate(*model, log=run.log, instruments=instruments)})
+            **evaluate(*model, split=self.split, log=run.log, instruments=instruments)})
 
     def has_evaluated(self, step: int) -> bool:
         """Whether eval.jsonl has a line of step n; the same in all processes."""

@@ -60,7 +60,7 @@ def end_panel(run: RunFolder, evaluation: dict) -> str:
 
 def next_commands(run: RunFolder) -> list[tuple[str, str]]:
     """Commands worth trying after a run, and what each is for."""
-    commands = [(f"python -m posemodel.evaluate {run.path}", "measure it again")]
+    commands = [(f"python -m posemodel.evaluate {run.path}", "measure it on test pairs")]
     if run.config.preset == "quick" and run.config.data.generated:
         commands.append(("python -m posemodel.train overnight", "the same sizes, much longer"))
     return commands
@@ -86,7 +86,8 @@ def _content(run: RunFolder) -> dict:
     steps = [row["step"] for row in (*metrics, *evaluations) if is_number(row.get("step"))]
     return {"name": run.path.resolve().name, "config": run.config, "done": run.is_done,
             "step": max(steps, default=0), "last": last, "errors": tables.errors(last),
-            "ssim": tables.similarity(last), "perceptual": tables.perceptual(last),
+            "pairs": tables.kind_of_pairs(last), "ssim": tables.similarity(last),
+            "perceptual": tables.perceptual(last),
             "not_measured": tables.not_measured(last), "scores": SCORES,
             "visibility": tables.visibility(last) if tables.of_mannequins(last) else {},
             "turns": [("all", last), *tables.by_turn(last).items()],

@@ -6,7 +6,7 @@
       env.json       versions, hardware, state of the checkout
       log.txt        what the terminal showed
       metrics.jsonl  training, one line every --log-every steps
-      eval.jsonl     held-out pairs, one line for each evaluation
+      eval.jsonl     validation pairs, one line for each evaluation
       samples/       step_000300.png, the same pairs every time
       checkpoints/   see checkpoint.py
       report.html    DONE    lock

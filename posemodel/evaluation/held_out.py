@@ -45,11 +45,13 @@ def on_the_way(instruments: Instruments) -> Instruments:
 
 
 @torch.no_grad()
-def evaluate(model: PoseTransfer, config: Config, device: torch.device, dtype: torch.dtype,
-             log: Callable[[str], None] = print, instruments: Instruments | None = None) -> dict:
+def evaluate(model: PoseTransfer, config: Config, device: torch.device, dtype: torch.dtype, *,
+             split: str, log: Callable[[str], None] = print,
+             instruments: Instruments | None = None) -> dict:
     """All metrics on the held-out pairs; of mannequins also by how far the body turns.
 
     Args:
+        split: as of `open_held_out`.
         log: is given a line for each held-out image that cannot be read.
         instruments: None: without networks.
 
@@ -60,26 +62,27 @@ def evaluate(model: PoseTransfer, config: Config, device: torch.device, dtype: t
     columns: dict[str, list[Tensor]] = {}
     totals = Totals()
     for batch in held_out_batches(config.data, device, config.data.evaluation_pairs,
-                                  positions=config.flow_positions, log=log):
+                                  split=split, positions=config.flow_positions, log=log):
         for name, values in measure_batch(model, batch, dtype, instruments, totals).items():
             columns.setdefault(name, []).append(values.double().cpu())
     table = {name: torch.cat(values).numpy() for name, values in columns.items()}
-    return evaluation_row(config.data.kind, table, totals, instruments)
+    return evaluation_row(config.data.kind, split, table, totals, instruments)
 
 
-def evaluation_row(kind: str, table: dict[str, np.ndarray], totals: Totals,
+def evaluation_row(kind: str, split: str, table: dict[str, np.ndarray], totals: Totals,
                    instruments: Instruments) -> dict:
     """The numbers of an evaluation: means of what was measured of each pair, and what was pooled.
 
     Args:
         kind: of data set.
+        split: "validation" or "test", of the pairs.
         table: values by name, each `[N]`; NaN where a pair does not have the value.
 
     Raises: `UserError` for a table without pairs.
 
-    Returns: `data`, the mean of each column, `visibility_auc_SCORE`, `pairs`, `lpips`, by net what
-        its values depend on or why there are none, and `by_turn`, on mannequins the same of each
-        turn, else None; values that do not exist are None.
+    Returns: `data`, `split`, the mean of each column, `visibility_auc_SCORE`, `pairs`, `lpips`, by
+        net what its values depend on or why there are none, and `by_turn`, on mannequins the same
+        of each turn, else None; values that do not exist are None.
     """
     if not table or not len(table["copy_l1"]):
         raise UserError("no held-out pair has readable images; check the data set with "
@@ -95,5 +98,6 @@ def evaluation_row(kind: str, table: dict[str, np.ndarray], totals: Totals,
     if "turn" in table:
         by_turn = {f"{low}-{high}": part(turned_by(table["turn"], low, high),
                                          truth.aucs((low, high))) for low, high in TURNS}
-    return {"data": kind, **part(np.ones(len(table["copy_l1"]), bool), truth.aucs()),
+    return {"data": kind, "split": split,
+            **part(np.ones(len(table["copy_l1"]), bool), truth.aucs()),
             "lpips": dict(instruments.lpips_records), "by_turn": by_turn}

@@ -20,11 +20,16 @@ ROWS = 6
 
 
 def write_samples(model: PoseTransfer, config: Config, device: torch.device, dtype: torch.dtype,
-                  path: Path, title: str = "", rows: int = ROWS) -> None:
+                  path: Path, *, split: str, title: str = "", rows: int = ROWS) -> None:
     """Source, poses, target, and what the model makes of them, as PNG; of mannequins also the true
-    flow and visibility. Where nobody knows which pixels are the person's, all are shown."""
+    flow and visibility. Where nobody knows which pixels are the person's, all are shown.
+
+    Args:
+        split: "validation" or "test", of the pairs.
+    """
     model.eval()
-    batch = next(held_out_batches(config.data, device, rows, positions=config.flow_positions))
+    batch = next(held_out_batches(config.data, device, rows, split=split,
+                                  positions=config.flow_positions))
     seen = inspect(model, batch, dtype)
     truth = has_truth(batch)
     body = batch["target_foreground"] if truth \

@@ -71,7 +71,7 @@ def visibility(row: dict) -> dict[str, float | None]:
 
 def evaluation_table(row: dict) -> str:
     """The metrics of one evaluation as a table for the terminal, at most 76 wide."""
-    pairs = f"{row['pairs']} held-out pairs" if row.get("pairs") else "held-out pairs"
+    pairs = f"{row['pairs']} {kind_of_pairs(row)}" if row.get("pairs") else kind_of_pairs(row)
     lines = [f"{pairs:<29}{'result':>9}{'unmoved':>10}{'ratio':>9}"]
     for line in errors(row):
         lines.append(f"{line.name + ', ' + line.unit:<29}{number(line.value):>9}"
@@ -118,6 +118,11 @@ def protocol_tables(row: dict) -> str:
 def of_mannequins(row: dict) -> bool:
     """Whether an evaluation was of mannequins, whose true flow and visibility are known."""
     return row.get("data", GENERATED) == GENERATED
+
+
+def kind_of_pairs(row: dict) -> str:
+    """What an evaluation was measured on; older ones do not say which split."""
+    return f"{row.get('split', 'held-out')} pairs"
 
 
 def by_turn(row: dict) -> dict[str, dict]:

@@ -85,7 +85,7 @@ def description(instruments: Instruments, held_out: HeldOut, data: DataConfig, *
     inception = instruments.inception
     return {
         # What "auto" chooses depends on the machine, and the images on what it chose.
-        "protocol": {**record, "device": device.type,
+        "protocol": {**record, "split": held_out.split, "device": device.type,
                      "precision": str(dtype).removeprefix("torch."),
                      "lpips_weights": {net: network.record
                                        for net, network in instruments.lpips.items()},
@@ -154,7 +154,7 @@ def _row(instruments: Instruments, data: DataConfig, folder: Path, about: dict,
     totals, protocol = Totals(), dict(about["protocol"])
     for state in states:
         totals.merge(Totals().load(state))
-    row = evaluation_row(data.kind, table, totals, instruments)
+    row = evaluation_row(data.kind, held_out.split, table, totals, instruments)
     # What belongs to the protocol gets a place of its own.
     for part in (row, *(row["by_turn"] or {}).values()):
         part |= {kind: {name.removeprefix(prefix): part.pop(name) for name in list(part)

@@ -9,6 +9,7 @@ import pose_kernels
 from posemodel.data.source import held_out_batches
 from posemodel.engine.trained import load_trained
 from posemodel.evaluation.inspection import has_truth, inspect
+from posemodel.evaluation.tables import kind_of_pairs
 from posemodel.pictures.pixels import to_pictures
 from posemodel.pictures.sheet import contact_sheet
 from posemodel.poses.drawing import draw_skeleton
@@ -27,7 +28,8 @@ def write_warps(numbers: TableNumbers, path: Path, device: str) -> None:
     """
     place, _ = environment.choose_device(device)
     config = numbers.results["ours"][0].run.config
-    batch = next(held_out_batches(config.data, place, ROWS, positions=config.flow_positions))
+    batch = next(held_out_batches(config.data, place, ROWS, split="test",
+                                  positions=config.flow_positions))
     fine = tuple(4 * side for side in config.data.image_size)
     columns = [("source", list(to_pictures(batch["source"]))),
                ("target pose", [draw_skeleton(pose, fine) for pose in batch["target_pose"]]),
@@ -51,7 +53,7 @@ def write_warps(numbers: TableNumbers, path: Path, device: str) -> None:
 
 
 def write_curves(numbers: TableNumbers, path: Path) -> None:
-    """The warped image's l1 on held-out pairs over the steps, relative to the source unmoved."""
+    """The warped image's l1 while training over the steps, relative to the source unmoved."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -65,7 +67,8 @@ def write_curves(numbers: TableNumbers, path: Path) -> None:
                       [row["warped_l1"] / row["copy_l1"] for row in rows], color=color, marker="o",
                       markersize=3, linewidth=1.4, label=cell.label if index == 0 else None)
     axes.axhline(1, color="0.5", linewidth=1, linestyle=":", label="source unmoved")
-    axes.set(title=f"{numbers.table.title}: held-out pairs, a line for each seed",
+    pairs = kind_of_pairs(numbers.results["ours"][0].run.read_evaluations()[-1])
+    axes.set(title=f"{numbers.table.title}: {pairs}, a line for each seed",
              xlabel="training steps", ylabel="l1 of the warped source / of the source unmoved")
     axes.title.set_fontsize(10)
     axes.spines[["top", "right"]].set_visible(False)

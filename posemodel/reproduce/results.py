@@ -154,10 +154,10 @@ class TableNumbers:
         left_out = f" Left out, since their weights were not at hand: {', '.join(absent)}." \
             if absent else ""
         return (f"Preset `{about['preset']}` on {about['data']}, {budget} for each run, "
-                f"{seeds} seed{'s' if seeds > 1 else ''}; {protocol['pairs']} held-out pairs under "
-                f"protocol `{protocol['name']}` ({height} x {width}, l1 of 255, networks "
-                f"in {protocol['precision']}, version {version}).{left_out} Numbers are means over "
-                "the seeds ± the standard deviation of single runs.")
+                f"{seeds} seed{'s' if seeds > 1 else ''}; {protocol['pairs']} {protocol['split']} "
+                f"pairs under protocol `{protocol['name']}` ({height} x {width}, l1 of 255, "
+                f"networks in {protocol['precision']}, version {version}).{left_out} Numbers are "
+                "means over the seeds ± the standard deviation of single runs.")
 
     def _grid(self, measures: tuple[Measure, ...], paper: bool) -> str:
         cells = self.table.cells
@@ -191,8 +191,8 @@ class TableNumbers:
                  "parameters"]
         threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
         return (f"{_markdown(heads, rows)}\n\nSeconds of a step: of a short run alone, on "
-                f"{threads}; seconds: those times the steps, evaluations not counted. Parameters: of what "
-                "estimates the flow, and R.")
+                f"{threads}; seconds: those times the steps, evaluations not counted. Parameters: "
+                "of what estimates the flow, and R.")
 
     def _comparisons(self) -> str:
         names = [name for name in self.measures if any(name == other for _, other in self.verdicts)]

@@ -117,8 +117,8 @@ class Bench:
         self._train(cell, path, "training", "--steps", steps, "--seed", seed, "--evaluate-every",
                     every, "--checkpoint-every", every, "--data.evaluation-pairs",
                     min(_CURVE_PAIRS, self.pairs))
-        self._command("posemodel.evaluate", path, "--protocol", "paper", "--device", self.device,
-                      "--pairs", self.pairs, *self._weights_flag())
+        self._command("posemodel.evaluate", path, "--split", "test", "--protocol", "paper",
+                      "--device", self.device, "--pairs", self.pairs, *self._weights_flag())
         row = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))
         self.log(f"measured {path.name}: warped l1 {row['measures']['l1']:.2f}, source unmoved "
                  f"{row['measures_copy']['l1']:.2f}")

@@ -17,9 +17,9 @@ def main(argv: list[str]) -> int:
                               description=create.__doc__)
     new.add_argument("folder", type=Path, metavar="DIR", help="a new folder for the study")
     new.add_argument("--methods", nargs="+", required=True, metavar="NAME=RUN_OR_FOLDER",
-                     help="at least two; each run folder is asked for its held-out pairs, a folder "
+                     help="at least two; each run folder is asked for its test pairs, a folder "
                      "of images holds results under the same file names (beside a run: the number "
-                     "of the held-out pair, 000000.png, ...)")
+                     "of the test pair, 000000.png, ...)")
     new.add_argument("--pairs", type=int, default=20, metavar="N",
                      help="pairs that every volunteer sees of each comparison (default: 20)")
     new.add_argument("--seed", type=int, default=0, help="of the choice and the order (default: 0)")

@@ -1,4 +1,4 @@
-"""The pictures of a study: held-out pairs of runs, or image folders with the same file names."""
+"""The pictures of a study: test pairs of runs, or image folders with the same file names."""
 
 import random
 from pathlib import Path
@@ -51,7 +51,7 @@ def collect_pairs(methods: dict[str, Path], *, count: int, seed: int, show: str,
     folders = {("result", name): path for name, path in methods.items() if name not in runs}
     if runs and (source or target):
         raise UserError("--source and --target are for studies without a run; here they come from "
-                        "the run's held-out pairs")
+                        "the run's test pairs")
     if not runs:
         if source is None or target is None:
             raise UserError("no method is a run: give the folders of the persons and of the real "
@@ -62,7 +62,7 @@ def collect_pairs(methods: dict[str, Path], *, count: int, seed: int, show: str,
     for stems in files.values():
         available = set(stems) if available is None else available & set(stems)
     if len(available) < count:
-        hint = ("; beside a run, images are named by the number of the held-out pair, 000000.png "
+        hint = ("; beside a run, images are named by the number of the test pair, 000000.png "
                 "and so on") if runs and files else ""
         raise UserError(f"--pairs {count}: the methods have {len(available)} pairs in common{hint}")
     chosen = sorted(random.Random(seed).sample(sorted(available), count))
@@ -98,12 +98,12 @@ def _open(path: Path, device: "torch.device") -> "tuple[RunFolder, HeldOut]":
 
     run = RunFolder.open_existing(path)
     data = run.config.data
-    return run, open_held_out(data, device, data.evaluation_pairs,
+    return run, open_held_out(data, device, data.evaluation_pairs, split="test",
                               positions=run.config.flow_positions)
 
 
 def _add_runs(pairs: dict[str, Pictures], runs: dict[str, Path], show: str, device: str) -> None:
-    """Every run on the same held-out pairs, those of the first one."""
+    """Every run on the same test pairs, those of the first one."""
     import torch
 
     from posemodel.engine.trained import load_trained
@@ -120,7 +120,7 @@ def _add_runs(pairs: dict[str, Pictures], runs: dict[str, Path], show: str, devi
         which.setdefault((data.kind, data.image_size, data.fit, data.turn, data.background,
                           data.hidden_joints, held_out.fingerprint()), name)
         if len(which) > 1:
-            raise UserError(f"the runs {' and '.join(which.values())} have different held-out "
+            raise UserError(f"the runs {' and '.join(which.values())} have different test "
                             "pairs: their --data settings differ")
         model, _ = load_trained(run, here)
         for batch in held_out.stream(batches):
@@ -133,7 +133,7 @@ def _add_runs(pairs: dict[str, Pictures], runs: dict[str, Path], show: str, devi
                 pairs[_name(pair)].update({key: images[k] for key, images in shown.items()})
         missing = [pair for pair, pictures in pairs.items() if ("result", name) not in pictures]
         if missing:
-            raise UserError(f"{path}: {len(missing)} of its held-out pairs cannot be read; check "
+            raise UserError(f"{path}: {len(missing)} of its test pairs cannot be read; check "
                             "the data set with python -m posemodel.data check")
 
 

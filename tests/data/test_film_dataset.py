@@ -14,6 +14,7 @@ from posemodel.data.film_dataset import make_film_data  # noqa: E402
 from posemodel.data.layouts.film import FILM, SEEN  # noqa: E402
 from posemodel.data.pair_loader import PairLoader  # noqa: E402
 from posemodel.data.reading import open_pairs  # noqa: E402
+from posemodel.data.validation import carve_validation  # noqa: E402
 from tests.small_datasets import refused  # noqa: E402
 from tests.small_films import Knowing, beside, blurred, frames, write_film  # noqa: E402
 
@@ -30,18 +31,27 @@ def made(tmp_path, *films, most=400):
 
 def test_one_shot(tmp_path) -> None:
     root, (report,) = made(tmp_path, frames(30))
-    assert (report.frames, report.shots, report.train, report.test) == (30, 1, 22, 6)
-    assert json.loads((root / "film.json").read_text())[0]["train"] == 22
+    assert (report.frames, report.shots, report.train, report.validation, report.test) == (
+        30, 1, 18, 2, 6)
+    assert json.loads((root / "film.json").read_text())[0]["train"] == 18
     assert check(root).problems == []
-    train, test = (open_pairs(root, split) for split in ("train", "test"))
-    assert len(train.names) == 22 and len(train.pairs) == 22 * 21
-    number = [int(name.rpartition("_")[2].removesuffix(".jpg")) for name in test.names]
-    for source, target in test.pairs.tolist():
-        assert test.names[source].startswith(SEEN) and not test.names[target].startswith(SEEN)
-        # With a gap between them, the last fifth is what nobody trains on.
-        assert number[source] < 22 and number[target] >= 24
-    assert {name for name in train.names}.isdisjoint(test.names)
-    assert FILM.person(train.names[0]) == FILM.person(test.names[0]) == "clip0_s0"
+    train, validation, test = (open_pairs(root, split) for split in ("train", "validation", "test"))
+    assert len(train.names) == 18 and len(train.pairs) == 18 * 17
+    # Frames 18 to 19, 20 to 21, 22 to 23: gap, validation, gap. The last fifth is for testing.
+    for split, before, first, last in ((validation, 18, 20, 21), (test, 22, 24, 29)):
+        start = SEEN[split.split]
+        number = [int(name.rpartition("_")[2].removesuffix(".jpg")) for name in split.names]
+        targets = {target for _, target in split.pairs.tolist()}
+        assert {number[target] for target in targets} == set(range(first, last + 1))
+        for source, target in split.pairs.tolist():
+            assert split.names[source].startswith(start) and number[source] < before
+            assert not split.names[target].startswith(tuple(SEEN.values()))
+    assert {number[source] for source, _ in test.pairs.tolist()} == set(range(22))
+    names = [set(split.names) for split in (train, validation, test)]
+    assert sum(map(len, names)) == len(set.union(*names))
+    assert {FILM.person(name) for name in set.union(*names)} == {"clip0_s0"}
+    assert validation.mask(0).parent == root / "validation_masks"
+    refused("a part of each shot; .*film CLIP", carve_validation, root, share=0.5)
 
 
 def test_pictures_joints_and_masks_fit_each_other(tmp_path) -> None:
@@ -54,8 +64,8 @@ def test_pictures_joints_and_masks_fit_each_other(tmp_path) -> None:
         columns, rows = train.joints[index, [1, 8, 11], :2].round().astype(int).T
         assert (mask[rows, columns] > 100).all()
     # One square for the whole shot: what never is anybody's never changes.
-    pictures = np.stack([np.asarray(Image.open(train.path(index))) for index in range(8)])
-    nobody = np.stack(square[:8]).max(0) == 0
+    pictures = np.stack([np.asarray(Image.open(train.path(index))) for index in range(7)])
+    nobody = np.stack(square).max(0) == 0
     assert nobody.mean() > 0.2 and pictures[:, nobody].astype(float).std(0).mean() < 6
     loader = PairLoader(train, image_size=(64, 64))
     batch = next(loader.stream([np.array([0, 5, 9])]))
@@ -75,7 +85,7 @@ def test_cuts_doubled_blurred_and_empty_frames(tmp_path) -> None:
     root, (report,) = made(tmp_path, first + second + short)
     assert (report.frames, report.shots, report.nobody, report.doubled, report.blurred,
             report.short) == (44, 2, 1, 1, 1, 6)
-    assert report.train == (21 - 4 - 1) + (14 - 3 - 1) and report.test == 4 + 3
+    assert report.train == (21 - 4 - 1 - 2 - 1) + (14 - 3 - 1 - 2 - 1) and report.test == 4 + 3
     assert {FILM.person(name) for name in open_pairs(root, "train").names} == {
         "clip0_s0", "clip0_s1"}
     pairs = open_pairs(root, "train")
@@ -87,7 +97,8 @@ def test_cuts_doubled_blurred_and_empty_frames(tmp_path) -> None:
 def test_of_two_people_one_is_followed_whoever_comes_first(tmp_path) -> None:
     both = [beside(a, b) for a, b in zip(frames(16), frames(16, person=3), strict=True)]
     root, (report,) = made(tmp_path, both)
-    assert report.people == 2 and report.shots == 1 and report.train + report.test == 15
+    assert report.people == 2 and report.shots == 1 and report.train == 9
+    assert (report.validation, report.test) == (2, 3)
     # The square holds one of them alone.
     masks = np.stack([np.asarray(Image.open(path))
                       for path in sorted((root / "train_masks").glob("*.png"))])
@@ -107,7 +118,7 @@ def test_a_bad_clip_is_left_out_and_said(tmp_path) -> None:
     reports = make_film_data([bad, good], tmp_path / "set", Knowing(frames(12)), most=100,
                              progress=lambda *_: None)
     assert "left out: " in reports[0].line() and "no film that can be read" in reports[0].line()
-    assert reports[1].train == 9 and check(tmp_path / "set").problems == []
+    assert reports[1].train == 6 and check(tmp_path / "set").problems == []
 
 
 def test_what_cannot_become_a_data_set(tmp_path) -> None:

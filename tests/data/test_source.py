@@ -1,4 +1,4 @@
-"""What a config's data section means: mannequins, or the two splits of a data set on disk."""
+"""What a config's data section means: mannequins, or the splits of a data set on disk."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from posemodel.config.presets import PRESETS
 from posemodel.data import source as data_source
 from posemodel.data.pair_set import PairSet
 from posemodel.data.source import (
-    HELD_OUT_SEED,
+    HELD_OUT_SEEDS,
     held_out_batches,
     mannequins,
     open_held_out,
@@ -34,8 +34,8 @@ def training(config):
     return open_training_data(config.data, CPU, positions, seed=config.seed)
 
 
-def all_held_out(config, count):
-    return held_out_batches(config.data, CPU, count, positions=8 * 8)
+def all_held_out(config, count, split="test"):
+    return held_out_batches(config.data, CPU, count, split=split, positions=8 * 8)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,22 @@ def test_mannequins_are_the_pairs_of_their_positions():
     expected = mannequins(config.data, seed=config.seed, device=CPU).pairs([4, 5])
     assert all(torch.equal(value, expected[name]) for name, value in data.batch(3).items())
     assert data.description.startswith("mannequins, 32 x 32, facing within 60 degrees")
-    held_out = list(all_held_out(config, 18))
-    assert [len(batch["turn"]) for batch in held_out] == [16, 2]
-    expected = mannequins(config.data, seed=HELD_OUT_SEED, device=CPU).pairs([16, 17])
-    assert torch.equal(held_out[1]["flow"], expected["flow"])
+    for split, seed in HELD_OUT_SEEDS.items():
+        held_out = list(all_held_out(config, 18, split))
+        assert [len(batch["turn"]) for batch in held_out] == [16, 2]
+        expected = mannequins(config.data, seed=seed, device=CPU).pairs([16, 17])
+        assert torch.equal(held_out[1]["flow"], expected["flow"])
+
+
+def test_no_training_validation_and_test_pair_of_mannequins_coincide():
+    config = tiny_config()
+    trained = torch.cat([training(config).batch(step)["source"] for step in range(1, 11)])
+    shown = {split: torch.cat([batch["source"] for batch in all_held_out(config, 20, split)])
+             for split in HELD_OUT_SEEDS}
+    everybody = torch.cat([trained, *shown.values()])
+    apart = (everybody[:, None] - everybody).abs().amax((2, 3, 4))
+    assert (apart + torch.eye(len(everybody))).min() > 0.1
+    assert min(HELD_OUT_SEEDS.values()) >= 2**32, "a run may train on it"
 
 
 def test_a_data_set_trains_on_one_split_and_is_measured_on_the_other(market):
@@ -103,7 +115,7 @@ def test_held_out_pairs_are_spread_evenly_and_all_of_them_where_as_many_are_want
 @pytest.mark.parametrize("positions, most", [(64, 16), (64 * 64, 16), (128 * 64, 4), (128 * 128, 1),
                                              (256 * 256, 1)])
 def test_a_batch_has_fewer_pairs_where_4d_maps_are_large(positions, most):
-    held_out = open_held_out(tiny_config().data, CPU, 20, positions=positions)
+    held_out = open_held_out(tiny_config().data, CPU, 20, split="test", positions=positions)
     assert max(map(len, held_out.batches)) == most
     assert np.concatenate(held_out.batches).tolist() == list(range(20))
 
@@ -134,5 +146,6 @@ def test_only_bad_images_in_the_test_split_are_an_error_and_not_an_empty_table(m
     monkeypatch.setattr(PairSet, "path", lambda self, index: self.folder / "nowhere.jpg")
     model = build_generator(config.model, config.data.image_size)
     lines = []
-    refused("held-out pair", evaluate, model, config, CPU, torch.float32, log=lines.append)
+    refused("held-out pair", evaluate, model, config, CPU, torch.float32, split="test",
+            log=lines.append)
     assert len(lines) == 1 and "nowhere.jpg" in lines[0]

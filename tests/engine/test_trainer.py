@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from posemodel.config.sections import OptimConfig
-from posemodel.data.source import HELD_OUT_SEED, check_seed, mannequins
+from posemodel.data.source import HELD_OUT_SEEDS, check_seed, mannequins
 from posemodel.engine import objective
 from posemodel.engine.trainer import NonFiniteLoss, Trainer
 from posemodel.runtime.errors import UserError
@@ -159,7 +159,7 @@ def test_weights_of_other_networks_are_refused():
 
 def test_training_seeds_stay_clear_of_the_held_out_pairs():
     check_seed(2**32 - 1)
-    for seed, says in ((HELD_OUT_SEED, "--seed"), (-1, "--seed -1")):
+    for seed, says in (*((seed, "--seed") for seed in HELD_OUT_SEEDS.values()), (-1, "--seed -1")):
         with pytest.raises(UserError, match=says):
             check_seed(seed)
 

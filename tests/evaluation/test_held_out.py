@@ -3,7 +3,7 @@ import torch
 
 import pose_kernels
 from posemodel.build import build_generator
-from posemodel.data.source import HELD_OUT_SEED, mannequins
+from posemodel.data.source import HELD_OUT_SEEDS, mannequins
 from posemodel.evaluation.held_out import evaluate
 from posemodel.evaluation.inspection import Inspection, inspect
 from posemodel.evaluation.mannequin_metrics import MannequinTotals
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def batch():
-    return mannequins(tiny_config().data, seed=HELD_OUT_SEED, device=CPU).pairs(range(4))
+    return mannequins(tiny_config().data, seed=HELD_OUT_SEEDS["test"], device=CPU).pairs(range(4))
 
 
 def untrained(std=0.0):
@@ -31,7 +31,7 @@ def untrained(std=0.0):
 
 def test_an_untrained_flow_scores_like_copying_the_source():
     model, config = untrained()
-    row = evaluate(model, config, CPU, torch.float32)
+    row = evaluate(model, config, CPU, torch.float32, split="test")
     assert row["warped_l1"] == pytest.approx(row["copy_l1"], rel=1e-5)
     assert row["epe_visible"] == pytest.approx(row["epe_zero"], rel=1e-5)
     assert row["ssim_warped"] == pytest.approx(row["ssim_copy"], rel=1e-4) and row["pairs"] == 4
@@ -50,7 +50,7 @@ def test_the_true_flow_and_the_target_score_perfectly(batch):
 def test_parts_by_turn_add_up_to_the_whole():
     model, config = untrained()
     config.data.evaluation_pairs = 20
-    row = evaluate(model, config, CPU, torch.float32)
+    row = evaluate(model, config, CPU, torch.float32, split="test")
     parts = row["by_turn"].values()
     assert sum(part["pairs"] for part in parts) == 20
     mean = sum(part["copy_l1"] * part["pairs"] for part in parts if part["pairs"]) / 20
@@ -60,14 +60,14 @@ def test_parts_by_turn_add_up_to_the_whole():
 def test_a_group_without_pairs_has_no_numbers_instead_of_nan():
     model, config = untrained()
     config.data.turn = 0.0
-    row = evaluate(model, config, CPU, torch.float32)
+    row = evaluate(model, config, CPU, torch.float32, split="test")
     assert row["by_turn"]["60-180"]["pairs"] == 0 and row["by_turn"]["60-180"]["copy_l1"] is None
 
 
 def test_evaluation_repeats_itself_and_does_not_change_the_model():
     model, config = untrained()
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    first, second = (evaluate(model, config, CPU, torch.float32) for _ in range(2))
+    first, second = (evaluate(model, config, CPU, torch.float32, split="test") for _ in range(2))
     assert first == second
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
@@ -107,7 +107,7 @@ def test_a_method_without_a_correlation_has_the_other_scores(batch, motion_input
     model = build_generator(config.model, config.data.image_size).eval()
     seen = inspect(model, batch, torch.float32)
     assert seen.scores.keys() == {"affine", "cycle"}
-    row = evaluate(model, config, CPU, torch.float32)
+    row = evaluate(model, config, CPU, torch.float32, split="test")
     assert row["visibility_auc_cycle"] is not None and row["visibility_auc_peak"] is None
     assert row["epe_visible"] > 0
 
@@ -115,7 +115,7 @@ def test_a_method_without_a_correlation_has_the_other_scores(batch, motion_input
 def test_visibility_is_judged_over_the_pixels_of_all_people(batch):
     model, config = untrained(std=0.02)
     seen = inspect(model, batch, torch.float32)
-    row = evaluate(model, config, CPU, torch.float32)
+    row = evaluate(model, config, CPU, torch.float32, split="test")
     body = batch["target_foreground"]
     for name, score in seen.scores.items():
         expected = roc_auc(score[body], batch["visible"][body])

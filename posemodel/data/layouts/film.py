@@ -1,25 +1,26 @@
 """Films of people, as `python -m posemodel.data film` makes a data set of them.
 
     folder/
-      train/  test/                            one fixed square of each shot, 256 x 256
-      train_masks/  test_masks/                the person in each, grey PNG
+      train/  validation/  test/               one fixed square of each shot, 256 x 256
+      train_masks/  ...                        the person in each, grey PNG
       film-annotation-train.csv
-      film-pairs-train.csv                     and the same of test
+      film-pairs-train.csv                     and the same of validation and test
       film.json                                what was done with each clip
 
-A pair is two frames of one shot. The last fifth of a shot is for testing, with a gap before it; the
-sources of the test pairs are frames of the training part, copied under names of their own. There is
-nothing published: each film is somebody's own.
+A pair is two frames of one shot. The last fifth of a shot is for testing, a twentieth before it for
+validation, with a gap before each. The sources of the validation pairs are frames of the training
+part, those of the test pairs frames of all that lies before the gap; both are copied under names of
+their own. There is nothing published: each film is somebody's own.
 """
 
 from pathlib import Path
 
-from posemodel.data.layouts.layout import DatasetLayout
+from posemodel.data.layouts.layout import VALIDATION, DatasetLayout
 from posemodel.poses.annotations import short
 from posemodel.runtime.errors import UserError
 
-SEEN = "source_"
-"""start of the name of a frame of the training part in the test split"""
+SEEN = {"test": "source_", VALIDATION: "validation_source_"}
+"""by split, the start of the name of an earlier frame in it"""
 
 
 class _Film(DatasetLayout):
@@ -31,6 +32,7 @@ class _Film(DatasetLayout):
     frame = (256, 256)
     background = "still"
     masks = "{}_masks"
+    validation_by_time = True
 
     stems = ("film",)
     name_words = ("film",)
@@ -39,7 +41,8 @@ class _Film(DatasetLayout):
 
     def person(self, name: str) -> str:
         """Clip and shot: `source_dance_s0_000012.jpg` -> `dance_s0`."""
-        shot, _, number = Path(name.removeprefix(SEEN)).stem.rpartition("_")
+        start = next((start for start in SEEN.values() if name.startswith(start)), "")
+        shot, _, number = Path(name.removeprefix(start)).stem.rpartition("_")
         if not shot or not number.isdecimal():
             raise UserError(f"{short(name)} is no frame of a film, such as dance_s0_000012.jpg")
         return shot

@@ -10,8 +10,12 @@ from posemodel.data.lists import ordered_pairs
 from posemodel.poses.annotations import has_torso
 
 SPLITS = ("train", "test")
+VALIDATION = "validation"
+"""the split that a data set may have as well: pairs to choose settings by"""
+ALL_SPLITS = (*SPLITS, VALIDATION)
 # High-resolution files may be some pixels narrower than the picture that they show.
 _ASPECT_TOLERANCE = 0.01
+_VALIDATED_FROM = 1_000_001  # number of the first generated person to validate on
 
 
 def same_aspect(size: tuple[int, int], other: tuple[int, int], tolerance: float = 0.0) -> bool:
@@ -61,6 +65,8 @@ class DatasetLayout:
     """the pairs are a published list; otherwise they follow from names and joints"""
     listed_images: bool = False
     """the images of a split are listed in a file, `train.lst`"""
+    validation_by_time: bool = False
+    """the splits are parts of each film, and not people: only its maker can cut another one"""
     nobody: frozenset[str] = frozenset()
     """persons who are none: distractors and junk"""
 
@@ -152,5 +158,8 @@ class DatasetLayout:
 
 
 def generated_person(split: str, index: int) -> int:
-    """The number of a generated person: train has the odd ones, test the even ones."""
+    """The number of a generated person: train has the odd ones, test the even ones, and validation
+    those beyond the first million, which neither gets to."""
+    if split == VALIDATION:
+        return _VALIDATED_FROM + index
     return 2 * index + 1 + (split == "test")
