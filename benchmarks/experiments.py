@@ -37,6 +37,7 @@ VARIANTS = {
     "limbs-0": "--model.limb-sigma 0",
     "limbs-15": "--model.limb-sigma 15",
     "stride-4": "--model.flow-stride 4",
+    "stride-2": "--model.flow-stride 2 --model.refine-downsamplings 1",     # of paper-small
     "sigma-6": "--model.pose-sigma 6",
     "features-35": "--model.feature-channels 35",
     "head-wide": "--model.flow-channels 96 96 64 48 32",
@@ -70,6 +71,7 @@ VARIANTS = {
     "refine-wide": "--model.refine-width 24",
     "refine-half": "--model.refine-downsamplings 1",
     "vgg16": "--loss.reconstruction vgg16",
+    "vgg16-features": "--loss.reconstruction vgg16-features",
     "background-0": "--loss.affine-background 0",
     "background-0.3": "--loss.affine-background 0.3",
     "pixels-128": "--data.image-size 128 128",
