@@ -32,7 +32,6 @@ from posemodel.poses.joints import JOINTS
 from posemodel.reid.__main__ import main as reid_main
 from posemodel.reid.table import PAPER as TABLE_5
 from posemodel.reproduce.__main__ import main as reproduce_main
-from posemodel.reproduce.runs import Bench
 from posemodel.reproduce.tables import TABLES
 from posemodel.runtime.local_server import LocalServer
 from posemodel.study.__main__ import main as study_main
@@ -206,8 +205,10 @@ def test_the_affine_loss_counts_cells():
     affine = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
     centres = (2 * torch.arange(64) + 1) / 64 - 1
     identity = torch.stack(torch.meshgrid(centres, centres, indexing="xy"))[None]
-    assert affine_loss(identity, affine) == 0
-    assert affine_loss(identity + 2 / 64, affine).item() == pytest.approx(1, abs=1e-5)
+    assert affine_loss(identity, affine, cells=True) == 0
+    assert affine_loss(identity + 2 / 64, affine, cells=True).item() == pytest.approx(1, abs=1e-5)
+    assert affine_loss(identity + 2 / 64, affine).item() == pytest.approx(1 / 32, abs=1e-6)
+    assert paper().loss.affine_unit == "cell"
     assert f"{64 // 2} times weaker" in statement("Eq. 7")
     assert f"factor of {2 * 64 * 64:,}" in statement("Eq. 7")
 
@@ -314,18 +315,19 @@ def test_the_other_tables():
 
 # --- the commands ---------------------------------------------------------------------------------
 
-#: Behind each `posemodel.train`; as many layers as before.
+#: Before the flags of each `posemodel.train`; as many layers as before.
 SMALL_TRAIN = [*FLAGS, "--model.encoder-channels", *["8"] * 10, "--steps", "2", "--data.workers",
                "0"]
-SMALL_REID = ("--backbone resnet10 --image-size 32 32 --batch-identities 2 --batch-images 2 "
-              "--steps 2 --workers 2 --seeds 0").split()
+#: Behind each `posemodel.reproduce`, and behind that of Table 5.
+SMALL_TABLE = "--budget 2 --pairs 4 --device cpu".split()
+SMALL_TABLE_5 = ("--budget 2 --image-size 64 32 --poses 2 --backbone resnet10 --reid-steps 2 "
+                 "--reid-image-size 32 32 --batch-identities 2 --device cpu").split()
 #: What is written smaller in the lines themselves.
-SMALLER = {"--seeds 3": "--seeds 1", "--pairs 80": "--pairs 2", "--poses 25": "--poses 2"}
+SMALLER = {"--seeds 3": "--seeds 1", "--pairs 80": "--pairs 2"}
 
 
 def downloads(root: Path) -> None:
-    """IN and LISTS of DeepFashion, IN5 and LISTS5 of Market-1501, each of a few drawn images; an
-    empty folder of weights."""
+    """IN, LISTS and data/market, each of a few drawn images; an empty folder of weights."""
     texts, views = make_fashion(root / "LISTS", people=3), {"1front": "01_1_front",
                                                             "2side": "01_2_side",
                                                             "3back": "01_3_back"}
@@ -335,18 +337,14 @@ def downloads(root: Path) -> None:
         folder = root / "IN" / "img" / "WOMEN" / "Tees_Tanks" / f"id_{garment[:8]}"
         folder.mkdir(parents=True, exist_ok=True)
         picture(number, (256, 256)).save(folder / f"{views[view[:-4]]}.jpg")
-    make_market(root / "LISTS5", form="drawn_{}", pairs=False)
+    market = make_market(root / "data" / "market", form="bounding_box_{}", pairs=False)
     kept = (np.array(market_names(4)) != market_names(4)[0])[:, None, None]
-    change_joints(root / "LISTS5" / "market-annotation-train.csv", lambda joints: joints * kept)
-    for split in ("train", "test"):
-        folder = root / "IN5" / f"bounding_box_{split}"
-        folder.mkdir(parents=True)
-        for number, path in enumerate(sorted((root / "LISTS5" / f"drawn_{split}").iterdir())):
-            picture(number, (128, 64)).save(folder / path.name)
-    (root / "IN5" / "query").mkdir()
-    for number, path in enumerate(sorted(folder.glob("*_c1s1_*"))):
-        picture(number, (128, 64)).save(
-            root / "IN5" / "query" / path.name.replace("_01.jpg", "_00.jpg"))
+    change_joints(market / "market-annotation-train.csv", lambda joints: joints * kept)
+    for number, path in enumerate(sorted(market.glob("bounding_box_*/*"))):
+        picture(number, (128, 64)).save(path)
+    (market / "query").mkdir()
+    for path in (market / "bounding_box_test").glob("*_c1s1_*"):
+        picture(0, (128, 64)).save(market / "query" / path.name.replace("_01.jpg", "_00.jpg"))
     (root / "weights").mkdir()
 
 
@@ -357,31 +355,30 @@ def picture(number: int, size: tuple[int, int]) -> Image.Image:
 
 
 def small_train(words: list[str]) -> int:
-    return train_main([*words, *SMALL_TRAIN])
+    preset, *flags = words
+    return train_main([preset, *SMALL_TRAIN, *flags])
 
 
 def small_reproduce(words: list[str]) -> int:
-    return reproduce_main([*words, "--budget", "2", "--pairs", "4", "--device", "cpu"])
-
-
-def small_reid(words: list[str]) -> int:
-    more = SMALL_REID if words[0] == "train" else []
-    return reid_main([*words, *more])
+    return reproduce_main([*words, *(SMALL_TABLE_5 if words[0] == "table5" else SMALL_TABLE)])
 
 
 RUN = {"data": data_main, "train": small_train, "evaluate": evaluate_main,
-       "reproduce": small_reproduce, "study": study_main, "reid": small_reid}
+       "reproduce": small_reproduce, "study": study_main, "reid": reid_main}
 
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """A folder with the downloads, and the commands that `reproduce` starts in this process."""
-    def call(self, module, *words):
+    def call(module, *words, **threads):
         assert RUN[module.removeprefix("posemodel.")]([str(word) for word in words]) == 0
 
     vgg = PerceptualLoss(make_layers([x if x == "M" else x // 16 for x in cfgs["E"]]))
     monkeypatch.setattr(objective, "load_perceptual_loss", lambda form, folder: vgg)
-    monkeypatch.setattr(Bench, "_command", call)
+    for module in ("runs", "table5"):
+        monkeypatch.setattr(f"posemodel.reproduce.{module}.run_command", call)
+    monkeypatch.setattr(DEEPFASHION, "published", dict.fromkeys(
+        ("train", "test"), {"images": 9, "pairs": 18}))
     monkeypatch.setattr("posemodel.reproduce.runs.ThreadPoolExecutor", OneByOne)
     monkeypatch.setattr(LocalServer, "serve_until_interrupted", lambda self, browser: None)
     monkeypatch.setenv("TORCH_HOME", "/nowhere")
@@ -392,9 +389,8 @@ def small(monkeypatch, tmp_path):
 
 def test_each_command_runs_at_small_size(small):
     for line in block():
-        program, *words = shlex.split(found_runs(smaller(line)), comments=True)[1:]
-        module, *words = words
-        assert program == "-m" and module.startswith("posemodel."), line
+        python, flag, module, *words = shlex.split(found_runs(smaller(line)))
+        assert (python, flag) == ("python", "-m") and module.startswith("posemodel."), line
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
             code = RUN[module.removeprefix("posemodel.")](words)
@@ -403,8 +399,10 @@ def test_each_command_runs_at_small_size(small):
     for name in (*TABLES, "table1-image"):
         for ending in (".md", ".csv", ".json", ".png", "-curves.png"):
             assert (tables / f"{name}{ending}").stat().st_size > 100, (name, ending)
+    assert all((tables / f"table5{ending}").exists() for ending in (".md", ".csv", ".json"))
     assert (small / "runs/paper/evaluation.json").exists()
     assert (small / "runs/study/report.json").exists()
+    assert list((small / "runs/dgnet").rglob("*_p01.jpg"))
 
 
 def smaller(line: str) -> str:
@@ -414,13 +412,12 @@ def smaller(line: str) -> str:
 
 
 def found_runs(line: str) -> str:
-    """N in the name of a run becomes the steps that this run has."""
-    return re.sub(r"([\w/]+/(\w+))-N-0", lambda found: str(
-        next(Path(found[1]).parent.glob(f"{found[2]}-*-0"), found[0])), line)
+    """N in the name of a folder becomes the steps in the name of the one that is there."""
+    return re.sub(r"([\w/]+/)(\w+)-N-\d+", lambda found: str(
+        next(Path(found[1]).glob(f"{found[2]}-*"), found[0])), line)
 
 
 def test_what_is_written_smaller_is_on_the_page():
-    text = "\n".join(block())
+    lines = "\n".join(block())
     for large in SMALLER:
-        assert large in text
-        assert f"`{large}`" in TEXT.replace("`--seeds 3` becomes 1", "`--seeds 3`")
+        assert large in lines and f"`{large}`" in TEXT
