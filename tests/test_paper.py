@@ -129,7 +129,8 @@ def test_pose_maps_and_encoder(built):
     assert f"{len(layers)} conv layers, each with BatchNorm" in said and len(layers) == 11
     norms = [layer for layer in warping.encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert len(norms) == len(layers)
-    assert f"{shape(warping.encoder(maps))}" in said and shape(warping.encoder(maps)) == "35 x 64 x 64"
+    features = shape(warping.encoder(maps))
+    assert features in said and features == "35 x 64 x 64"
     assert [layer.stride[0] for layer in layers] == [2, 2, *[1] * 9]
     widths = [layer.out_channels for layer in layers[:-1]]
     assert f"widths ({widths[0]}, then {widths[1]})" in said and set(widths[1:]) == {widths[1]}
@@ -193,7 +194,8 @@ def test_losses():
     assert f"lambda_1 = {weights['loss_adversarial']:g}".replace("0.", ".") in statement("Eq. 8")
     assert f"lambda_2 = {weights['loss_affine']:g}".replace("0.", ".") in statement("Eq. 8")
     assert weights["loss_reconstruction"] == 1
-    assert not any(weights[f"loss_{name}"] for name in ("warped", "joint", "feature_matching", "r1"))
+    assert not any(weights[f"loss_{name}"]
+                   for name in ("warped", "joint", "feature_matching", "r1"))
     assert loss.affine_background == 1 and loss.reconstruction == "vgg19"
     assert len(VGG19.scales) == 4 and VGG19.weight == 1 and not VGG19.pyramid
     assert f"{[*VGG19.layers][0]} to {[*VGG19.layers][-1]}" in statement("Eq. 5")
@@ -215,8 +217,9 @@ def test_the_affine_loss_counts_cells():
 
 def test_affine_maps():
     bounds = AffineRange()
-    assert (f"rotation to {bounds.rotation:g} degrees, size by {bounds.scale:g}, shear "
-            f"{bounds.shear:g}, shift {bounds.shift:g}").replace(" 0.", " .") in statement("Eq. 3, 4")
+    ranges = (f"rotation to {bounds.rotation:g} degrees, size by {bounds.scale:g}, shear "
+              f"{bounds.shear:g}, shift {bounds.shift:g}")
+    assert ranges.replace(" 0.", " .") in statement("Eq. 3, 4")
 
 
 def test_schedule():
@@ -317,7 +320,7 @@ def test_the_other_tables():
 
 #: Before the flags of each `posemodel.train`; as many layers as before.
 SMALL_TRAIN = [*FLAGS, "--model.encoder-channels", *["8"] * 10, "--steps", "2", "--data.workers",
-               "0"]
+               "0", "--data.image-size", "64", "64"]  # GFLA takes no smaller ones
 #: Behind each `posemodel.reproduce`, and behind that of Table 5.
 SMALL_TABLE = "--budget 2 --pairs 4 --device cpu".split()
 SMALL_TABLE_5 = ("--budget 2 --image-size 64 32 --poses 2 --backbone resnet10 --reid-steps 2 "
@@ -356,7 +359,8 @@ def picture(number: int, size: tuple[int, int]) -> Image.Image:
 
 def small_train(words: list[str]) -> int:
     preset, *flags = words
-    return train_main([preset, *SMALL_TRAIN, *flags])
+    size = ["--data.image-size", "64", "32"] if preset == "market" else []
+    return train_main([preset, *SMALL_TRAIN, *size, *flags])
 
 
 def small_reproduce(words: list[str]) -> int:
@@ -380,6 +384,9 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(DEEPFASHION, "published", dict.fromkeys(
         ("train", "test"), {"images": 9, "pairs": 18}))
     monkeypatch.setattr("posemodel.reproduce.runs.ThreadPoolExecutor", OneByOne)
+    monkeypatch.setattr("posemodel.reproduce.runs._TIMED", 2)
+    monkeypatch.setattr("posemodel.reproduce.runs._WARM_UP", 0)
+    monkeypatch.setattr("posemodel.engine.journal.write_samples", lambda *_, **__: None)
     monkeypatch.setattr(LocalServer, "serve_until_interrupted", lambda self, browser: None)
     monkeypatch.setenv("TORCH_HOME", "/nowhere")
     monkeypatch.chdir(tmp_path)
