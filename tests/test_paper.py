@@ -39,7 +39,6 @@ from posemodel.study.__main__ import main as study_main
 from posemodel.train import main as train_main
 from tests.small_datasets import change_joints, make_fashion, make_market, market_names
 from tests.test_reproduce import OneByOne
-from tests.tiny import FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "paper.md"
@@ -319,9 +318,6 @@ def test_the_other_tables():
 
 # --- the commands ---------------------------------------------------------------------------------
 
-#: Before the flags of each `posemodel.train`; as many layers as before.
-SMALL_TRAIN = [*FLAGS, "--model.encoder-channels", *["8"] * 10, "--steps", "2", "--data.workers",
-               "0", "--data.image-size", "64", "64"]  # GFLA takes no smaller ones
 #: Behind each `posemodel.reproduce`, and behind that of Table 5.
 SMALL_TABLE = "--budget 2 --pairs 4 --device cpu".split()
 SMALL_TABLE_5 = ("--budget 2 --image-size 64 32 --poses 2 --backbone resnet10 --reid-steps 2 "
@@ -358,26 +354,39 @@ def picture(number: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(random.integers(256, size=(*size, 3), dtype=np.uint8))
 
 
-def small_train(words: list[str]) -> int:
-    preset, *flags = words
-    size = ["--data.image-size", "64", "32"] if preset == "market" else []
-    return train_main([preset, *SMALL_TRAIN, *size, *flags])
+def small(preset):
+    """The preset with small images and narrow layers, as many as before."""
+    def make():
+        config = preset()
+        config.steps, config.evaluate_every, config.checkpoint_every, config.log_every = 2, 2, 2, 1
+        config.device, config.precision = "cpu", "float32"
+        data, model = config.data, config.model
+        height, width = data.image_size
+        data.image_size = (64, 64 * width // height)  # GFLA takes no smaller ones
+        data.evaluation_pairs, data.workers, config.optim.batch_size = 4, 0, 2
+        model.encoder_channels = tuple(8 for _ in model.encoder_channels)
+        model.flow_channels = tuple(8 for _ in model.flow_channels)
+        model.feature_channels, model.refine_width, model.discriminator_width = 6, 4, 4
+        return config
+    return make
 
 
 def small_reproduce(words: list[str]) -> int:
     return reproduce_main([*words, *(SMALL_TABLE_5 if words[0] == "table5" else SMALL_TABLE)])
 
 
-RUN = {"data": data_main, "train": small_train, "evaluate": evaluate_main,
+RUN = {"data": data_main, "train": train_main, "evaluate": evaluate_main,
        "reproduce": small_reproduce, "study": study_main, "reid": reid_main}
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
+def folder(monkeypatch, tmp_path):
     """A folder with the downloads, and the commands that `reproduce` starts in this process."""
     def call(module, *words, **threads):
         assert RUN[module.removeprefix("posemodel.")]([str(word) for word in words]) == 0
 
+    for name in ("paper", "market"):
+        monkeypatch.setitem(PRESETS, name, small(PRESETS[name]))
     vgg = PerceptualLoss(make_layers([x if x == "M" else x // 16 for x in cfgs["E"]]))
     monkeypatch.setattr(objective, "load_perceptual_loss", lambda form, folder: vgg)
     for module in ("runs", "table5"):
@@ -395,7 +404,7 @@ def small(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_each_command_runs_at_small_size(small):
+def test_each_command_runs_at_small_size(folder):
     for line in block():
         python, flag, module, *words = shlex.split(found_runs(smaller(line)))
         assert (python, flag) == ("python", "-m") and module.startswith("posemodel."), line
@@ -403,14 +412,14 @@ def test_each_command_runs_at_small_size(small):
         with contextlib.redirect_stdout(said):
             code = RUN[module.removeprefix("posemodel.")](words)
         assert code == 0, (line, said.getvalue())
-    tables = small / "runs" / "tables"
+    tables = folder / "runs" / "tables"
     for name in (*TABLES, "table1-image"):
         for ending in (".md", ".csv", ".json", ".png", "-curves.png"):
             assert (tables / f"{name}{ending}").stat().st_size > 100, (name, ending)
     assert all((tables / f"table5{ending}").exists() for ending in (".md", ".csv", ".json"))
-    assert (small / "runs/paper/evaluation.json").exists()
-    assert (small / "runs/study/report.json").exists()
-    assert list((small / "runs/dgnet").rglob("*_p01.jpg"))
+    assert (folder / "runs/paper/evaluation.json").exists()
+    assert (folder / "runs/study/report.json").exists()
+    assert list((folder / "runs/dgnet").rglob("*_p01.jpg"))
 
 
 def smaller(line: str) -> str:
