@@ -43,7 +43,8 @@ VARIANTS = {
     "head-wide": "--model.flow-channels 96 96 64 48 32",
     "flow-residual": "--model.flow-parametrization residual",
     "flow-absolute": "--model.flow-parametrization absolute",
-    # Nothing but the paper's losses, and no match to start from: with and without the affine task.
+    # No match to start from and no loss that the paper has not, but for the pyramid in the place of
+    # VGG-19; both tasks in each step. With and without the affine one.
     "bare": BARE,
     "bare-affine-0": BARE + " --loss.affine-weight 0",
     "affine-0": "--loss.affine-weight 0",

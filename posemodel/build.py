@@ -31,7 +31,7 @@ STREAM_POSITIONS = 64 * 64
 #: too deep for smaller images.
 PAPER_PIXELS = 256
 
-#: D: Gaussian of a joint, in pixels of an image 256 pixels high, as in the paper.
+#: D: Gaussian of a joint, in pixels of an image 256 pixels high, as in PATN's data.
 DISCRIMINATOR_SIGMA = 6.0
 
 

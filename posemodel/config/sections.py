@@ -1,8 +1,9 @@
 """What a run is made of: five small dataclasses, checked when they are made.
 
 This module imports nothing heavy, so that `--help` and a misspelt flag are answered at once.
-Every value that the paper leaves open is a field here, with the default that did best on the
-mannequins (`docs/experiments.md`); the paper's own numbers are the `paper` preset (`presets.py`).
+What the paper leaves open is a field here where it can be chosen; what the defaults rest on says
+`docs/experiments.md`. The paper's own numbers are the `paper` preset (`presets.py`), which
+`docs/paper.md` compares with the paper statement by statement.
 """
 
 import math
@@ -110,7 +111,7 @@ class ModelConfig:
     """image pixels in a row of a cell of the flow's grid, 2 or 4 (the paper's); 0: 2 for images of
     up to 64 x 64 pixels, where a limb is hardly wider than 4, else 4. Of all methods but gfla"""
     pose_sigma: float = 12.0
-    """M: Gaussian of a joint, in pixels of an image 256 pixels high (6 in the paper); 0: a dot"""
+    """M: Gaussian of a joint, in pixels of an image 256 pixels high (6 in PATN's data); 0: a dot"""
     limb_sigma: float = 10.0
     """M: Gaussian of a limb, in the unit of pose_sigma, in further maps that say where along and
     across each limb a position is; 0: joints alone (the paper)"""
@@ -120,7 +121,7 @@ class ModelConfig:
     feature_channels: int = 64
     """m, the length of M's feature vectors (35 in the paper)"""
     feature_norm: Literal["location", "channel", "none"] = "location"
-    """which vectors of M's output get unit length; the paper's text allows two readings"""
+    """which vectors of M's output get unit length; the paper allows two readings"""
     flow_depth: int = 6
     """C_l: number of conv layers, 1 to 6 (Table 2 of the paper)"""
     flow_channels: tuple[int, ...] = (32, 32, 32, 32, 32)

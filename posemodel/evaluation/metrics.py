@@ -32,7 +32,7 @@ def mae(image: Tensor, target: Tensor) -> Tensor:
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
     """Structural similarity of two images `[B, C, H, W]` in [-1, 1], Gaussian window of sigma 1.5
-    (11 taps): the paper's metric, and that of most others.
+    (11 taps), as most have it; the paper does not say which it has.
 
     Measured on [0, 1]: the index compares means, so it depends on where black is.
     """

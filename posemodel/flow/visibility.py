@@ -14,8 +14,9 @@ from posemodel.flow.units import to_cells
 def affine_score(flow: Tensor, window: int = 3) -> Tensor:
     """Minus the distance of the flow from locally affine, in cells of the flow's grid.
 
-    The paper's idea: the network is trained to be affine where things are visible. Per window, the
-    residual of the least-squares affine fit, `|K g|` with `K = I - A (A^T A)^-1 A^T`.
+    After the paper's claim that the network learns to be affine where things are visible, of which
+    it measures nothing. Per window, the residual of the least-squares affine fit, `|K g|` with
+    `K = I - A (A^T A)^-1 A^T`.
 
     Args:
         flow: `[B, 2, h, w]`, normalised.

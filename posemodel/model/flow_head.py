@@ -15,8 +15,8 @@ class FlowHead(nn.Module):
 
     The first layer, of `[n, hs*ws, first_kernel, first_kernel]` weights, has most of the arithmetic
     of all networks; the others have windows of 3 x 3. The hidden widths are the last `depth - 1` of
-    `channels`, as the paper removes layers from the front. The last layer starts at zero, so an
-    untrained head says "no displacement".
+    `channels`: layers are left out from the front (which ones the paper leaves out is not known).
+    The last layer starts at zero: an untrained head adds nothing to what its flow starts from.
     `stream`: the first layer reads the map while it is made, so that it is never stored; one of
     1 x 1 always does.
     """

@@ -14,7 +14,7 @@ def pose_maps(pose: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     Args:
         pose: `[B, J, 3]`, (x, y, presence) with x and y in normalised [-1, 1] coordinates.
         size: (H, W) of the maps.
-        sigma: standard deviation, in pixels of an image 256 pixels high (6 in the paper); 0 draws a
+        sigma: standard deviation, in pixels of an image 256 pixels high (6 in PATN); 0 draws a
             dot, the one pixel nearest to the joint (what PATN's 8-bit maps came to).
 
     Returns: `[B, J, H, W]` float32.
