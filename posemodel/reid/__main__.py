@@ -44,8 +44,9 @@ def _add_synthesize(commands) -> None:
 def _add_augment(commands) -> None:
     parser = commands.add_parser(
         "augment", help="every training image in other poses, on grey",
-        description="Write each training image in poses drawn from the training set, sampled at "
-        "the flow of a trained run without its refinement. The same command again continues.")
+        description="Write each training image in poses drawn from the training set, the same for "
+        "all images, sampled at the flow of a trained run without its refinement. The same command "
+        "again continues.")
     parser.set_defaults(command=_augment)
     parser.add_argument("run", type=Path,
                         help="run folder of posemodel.train, or a safetensors file")
@@ -53,10 +54,10 @@ def _add_augment(commands) -> None:
                         help="Market-1501 with market-annotation-train.csv")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--poses", type=int, default=25, metavar="N",
-                        help="of each image (default: 25)")
+                        help="drawn once and given to every image (default: 25)")
     parser.add_argument("--on-missing", choices=("skip", "copy"), default="skip",
                         help="images without a single joint: leave them out, or copy each as often "
-                        "as it would have got poses (default: skip)")
+                        "as there are poses (default: skip)")
     parser.add_argument("--seed", type=int, default=0, help="other poses")
     parser.add_argument("--batch-size", type=int, default=100, metavar="N",
                         help="images that the model makes at a time (default: 100)")
