@@ -122,6 +122,8 @@ def _add_table(commands) -> None:
     parser.set_defaults(command=_table)
     parser.add_argument("real", type=Path, help="run on real images")
     parser.add_argument("augmented", type=Path, help="run on real and generated images")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go, of every "
+                        "seed (default: nowhere)")
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:
@@ -184,9 +186,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _table(arguments: argparse.Namespace) -> None:
-    from posemodel.reid.table import table
+    import json
 
-    print(table(arguments.real, arguments.augmented))
+    from posemodel.reid.table import compare_runs, table
+    from posemodel.runtime.files import write_result
+
+    compared = compare_runs(arguments.real, arguments.augmented)
+    page = table(compared)
+    if arguments.json:
+        values = {**compared, "table": page}
+        write_result(arguments.json, json.dumps(values, indent=2, allow_nan=False) + "\n")
+    print(f"{page}\n\n{compared['note']}")
 
 
 def _print_counts(out: Path, counts: dict[str, int]) -> None:
