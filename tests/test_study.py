@@ -35,7 +35,7 @@ def study(tmp_path):
                           **{("result", name): picture(40 + 10 * n + k)
                              for k, name in enumerate(METHODS)}} for n in range(10)}
     return create_study(tmp_path / "study", methods=METHODS, pairs=pairs, seed=7, repeats=0.1,
-                        show="refined")
+                        show="warped", volunteers=2)
 
 
 def owner(study, name: str) -> str:
@@ -128,10 +128,10 @@ def test_a_volunteer_stops_and_continues(study):
         answer = {"name": "Anna Maria", "trial": 0, "choice": "left", "seconds": 2.5}
         for question in QUESTIONS:
             assert client.ask("/api/answer", {**answer, "question": question})[0] == 200
-        client.ask("/api/answer", {**answer, "trial": 1, "question": "realism"})
+        client.ask("/api/answer", {**answer, "trial": 1, "question": "pose"})
     with serving(StudySite(open_study(study.folder))) as client:  # the server starts again
         again = client.ask("/api/trial", {"name": "ANNA MARIA", "trial": -1})[1]
-        assert (again["number"], again["done"]) == (1, 1) and again["given"] == {"realism": "left"}
+        assert (again["number"], again["done"]) == (1, 1) and again["given"] == {"pose": "left"}
         assert client.ask("/api/trial", {"name": "Bert", "trial": -1})[1]["number"] == 0
         # Going back is possible, running ahead is not.
         assert client.ask("/api/trial", {"name": "anna maria", "trial": 0})[0] == 200
@@ -149,7 +149,7 @@ def test_the_end_is_reached(study):
     {"trial": -1}, {"trial": 22}, {"trial": "0"}, {"trial": True}, {"question": "beauty"},
     {"choice": "both"}, {"seconds": -1}, {"seconds": "1"}, {"seconds": None}])
 def test_malformed_answers_are_refused_and_not_kept(study, change):
-    good = {"name": "anna", "trial": 0, "question": "realism", "choice": "left", "seconds": 1}
+    good = {"name": "anna", "trial": 0, "question": "pose", "choice": "left", "seconds": 1}
     with serving(StudySite(study)) as client:
         assert client.ask("/api/answer", {**good, **change})[0] == 400
         assert client.ask("/api/answer", good, X_Token="no")[0] == 403
@@ -202,15 +202,15 @@ def test_table_counts_the_first_method(study):
         second = "right" if first == "left" else "left"
         against_fomm = "secretfomm" in (owner(study, trial.left), owner(study, trial.right))
         if against_fomm:
-            return first if question == "realism" else second
+            return first if question == "pose" else second
         return first if int(trial.pair.name[-1]) < 7 else second
 
     for name in ("a", "b", "c", "d", "e"):
         answer_all(study, name, choose)
     summary = summarize(study)
     table = {(row["against"], row["question"]): row for row in summary["table"]}
-    assert table["secretfomm", "realism"]["preferred"] == 50  # repeats do not count
-    assert table["secretfomm", "faithfulness"]["share"] == 0
+    assert table["secretfomm", "pose"]["preferred"] == 50  # repeats do not count
+    assert table["secretfomm", "invisible"]["share"] == 0
     for question in QUESTIONS:
         row = table["secretgfla", question]
         assert (row["preferred"], row["count"]) == (35, 50)
@@ -221,6 +221,7 @@ def test_table_counts_the_first_method(study):
         assert row["done"] == 1 and row["answers"] == 44
         assert row["repeated"] == row["repeated_alike"] == 4
     text = report_text(summary)
+    assert "5 of 2 volunteers are done (10 pairs; of runs, their warped images)" in text
     assert "against secretgfla   70.0%" in text and "35 of 50" in text and "4 of 4" in text
 
 
@@ -234,22 +235,58 @@ def test_the_last_answer_counts(study):
     site = StudySite(study)
     trial = plan_trials(study, "anna")[0]
     for choice in ("left", "right"):
-        site.post("/api/answer", {"name": "anna", "trial": 0, "question": "realism",
+        site.post("/api/answer", {"name": "anna", "trial": 0, "question": "pose",
                                   "choice": choice, "seconds": 1})
     counts = [row for row in summarize(study)["table"] if row["count"]]
     assert [row["preferred"] for row in counts] == [owner(study, trial.right) == "secretours"]
 
 
 def test_no_answers_yet(study):
-    assert report_text(summarize(study)) == "no answers yet"
+    assert report_text(summarize(study)) == "no answers yet: 0 of 2 volunteers are done"
+
+
+def test_report_says_who_is_still_to_come(study):
+    answer_all(study, "anna", trials=21)  # one is missing
+    assert "0 of 2 volunteers are done" in report_text(summarize(study))
+    answer_all(study, "anna")
+    assert "1 of 2 volunteers are done" in report_text(summarize(study))
+
+
+def test_the_papers_row_is_quoted_as_it_is(study):
+    answer_all(study, "anna")
+    summary = summarize(study)
+    assert summary["paper"]["row"] == [78.9, 29.1] and sum(summary["paper"]["row"]) != 100
+    text = report_text(summary)
+    assert "80 pairs, 6 volunteers" in text
+    assert "78.9 against 29.1 percent, which add up to 108.0 and not to 100" in text
+    # No number of the paper besides: all others are of this study.
+    table = text[: text.index("The paper (")]
+    assert "78.9" not in table and "29.1" not in table
 
 
 def test_answers_of_another_study_are_refused(study):
     append_answer(study.answers_path, {
-        "volunteer": "a", "trial": 0, "question": "realism", "choice": "left", "chosen": "x.png",
+        "volunteer": "a", "trial": 0, "question": "pose", "choice": "left", "chosen": "x.png",
         "other": "y.png", "repeated": False, "seconds": 1})
     with pytest.raises(UserError, match="not of this study"):
         summarize(study)
+
+
+# --- studies of other versions --------------------------------------------------------------------
+
+
+def test_a_study_with_other_questions_is_refused_and_kept(study):
+    path = study.folder / "study.json"
+    now = json.loads(path.read_text())
+    first = {name: value for name, value in now.items() if name != "volunteers"} | {
+        "version": 1, "questions": {"realism": "Which one looks more realistic?",
+                                    "faithfulness": "Which one shows the person better?"}}
+    for values in (first, {**now, "questions": first["questions"]}):
+        path.write_text(json.dumps(values))
+        with pytest.raises(UserError, match="written by another version, which asks other "
+                           "questions.*a new study.*nothing was changed"):
+            open_study(study.folder)
+        assert json.loads(path.read_text()) == values
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -266,7 +303,8 @@ def test_folders_of_images(tmp_path, capsys):
                  "--target", str(folders["target"]), "--pairs", "4", "--repeats", "0"]) == 0
     study = open_study(folder)
     assert len(study.pairs) == 4 and "p5" not in [pair.name for pair in study.pairs]
-    assert "4 pairs, 4 comparisons" in capsys.readouterr().out
+    assert "4 pairs, 4 comparisons with two questions for each of 6 volunteers" \
+        in capsys.readouterr().out
     answer_all(study, "anna")
     assert main(["report", str(folder)]) == 0
     assert "of 4" in capsys.readouterr().out
@@ -274,8 +312,13 @@ def test_folders_of_images(tmp_path, capsys):
 
 
 def test_runs_answer_their_own_test_pairs(tmp_path):
+    import torch
+
     from posemodel.data.source import HELD_OUT_SEEDS
+    from posemodel.engine.run_folder import RunFolder
+    from posemodel.engine.trained import load_trained
     from posemodel.mannequins.pairs import Mannequins
+    from posemodel.pictures.pixels import to_pictures
 
     for name, refine in (("one", "detail"), ("two", "none")):
         write_tiny_run(tmp_path / name, model_refine=refine)
@@ -286,15 +329,26 @@ def test_runs_answer_their_own_test_pairs(tmp_path):
     assert main(argv) == 0
     study = open_study(folder)
     assert [pair.name for pair in study.pairs] == ["000000", "000003"]
+    assert (study.show, study.volunteers) == ("warped", 6)
     data = tiny_config().data
     truth = Mannequins(size=data.image_size, turn=data.turn,
                        seed=HELD_OUT_SEEDS["test"]).pairs([3])
     shown = np.asarray(Image.open(folder / "images" / study.pairs[1].target)).astype(int)
     expected = ((truth["target"][0] + 1) * 127.5).permute(1, 2, 0).numpy()
     assert np.abs(shown - expected).max() <= 0.5001
-    one, two = (np.asarray(Image.open(folder / "images" / study.pairs[1].results[name]))
-                for name in ("one", "two"))
-    assert one.shape == two.shape == (32, 32, 3) and (one != two).any()
+
+    model, _ = load_trained(RunFolder.open_existing(tmp_path / "one"), torch.device("cpu"))
+    with torch.inference_mode():
+        made = model(truth["source"], truth["source_pose"], truth["target_pose"])
+    refined = tmp_path / "refined"
+    assert main(["new", str(refined), *argv[2:], "--show", "refined"]) == 0
+    for where, expected in ((folder, made.warped), (refined, made.image)):
+        pair = open_study(where).pairs[1]
+        one, two = (np.asarray(Image.open(where / "images" / pair.results[name])).astype(int)
+                    for name in ("one", "two"))
+        assert np.abs(one - to_pictures(expected)[0]).max() <= 1
+        assert one.shape == two.shape == (32, 32, 3) and (one != two).any()
+    assert (made.warped != made.image).any()
 
 
 BOTH = "new S --methods a=A b=B --source A --target B --pairs"
@@ -303,9 +357,13 @@ BOTH = "new S --methods a=A b=B --source A --target B --pairs"
 @pytest.mark.parametrize("argv, says", [
     ("new S --methods a=A", "at least two"), ("new S --methods a=A b", "NAME=RUN_OR_FOLDER"),
     ("new S --methods a=A a=B", "twice"), ("new S --methods a=A b=nowhere", "no folder"),
-    ("new S --methods a=A b=B", "--source and --target"), (f"{BOTH} 9", "2 pairs in common"),
+    ("new S --methods a=A b=B", "--source and --target"),
+    (f"{BOTH} 9", "2 pairs in common; --pairs 2 takes them all"),
+    (BOTH.removesuffix(" --pairs"), "--pairs 80: the methods have 2 pairs"),
     (f"{BOTH} 0", "at least 1"), (f"{BOTH.replace('b=B', 'b=C')} 2", "different sizes"),
-    (f"{BOTH} 2 --repeats 0.9", "0 to 0.5"), ("new A --methods a=A b=B", "is there already"),
+    (f"{BOTH} 2 --repeats 0.9", "0 to 0.5"),
+    (f"{BOTH} 2 --volunteers 0", "--volunteers 0: expected at least 1"),
+    ("new A --methods a=A b=B", "is there already"),
     ("serve A", "no study"), ("report nowhere", "no study"),
     ("serve S --address 0.0.0.0", "the one address")])
 def test_mistakes_get_one_line_and_leave_nothing(argv, says, tmp_path, monkeypatch, capsys):

@@ -44,8 +44,9 @@ def _add_synthesize(commands) -> None:
 def _add_augment(commands) -> None:
     parser = commands.add_parser(
         "augment", help="every training image in other poses, on grey",
-        description="Write each training image in poses drawn from the training set, sampled at "
-        "the flow of a trained run without its refinement. The same command again continues.")
+        description="Write each training image in poses drawn from the training set, the same for "
+        "all images, sampled at the flow of a trained run without its refinement. The same command "
+        "again continues.")
     parser.set_defaults(command=_augment)
     parser.add_argument("run", type=Path,
                         help="run folder of posemodel.train, or a safetensors file")
@@ -53,10 +54,10 @@ def _add_augment(commands) -> None:
                         help="Market-1501 with market-annotation-train.csv")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--poses", type=int, default=25, metavar="N",
-                        help="of each image (default: 25)")
+                        help="drawn once and given to every image (default: 25)")
     parser.add_argument("--on-missing", choices=("skip", "copy"), default="skip",
                         help="images without a single joint: leave them out, or copy each as often "
-                        "as it would have got poses (default: skip)")
+                        "as there are poses (default: skip)")
     parser.add_argument("--seed", type=int, default=0, help="other poses")
     parser.add_argument("--batch-size", type=int, default=100, metavar="N",
                         help="images that the model makes at a time (default: 100)")
@@ -121,6 +122,8 @@ def _add_table(commands) -> None:
     parser.set_defaults(command=_table)
     parser.add_argument("real", type=Path, help="run on real images")
     parser.add_argument("augmented", type=Path, help="run on real and generated images")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go, of every "
+                        "seed (default: nowhere)")
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:
@@ -183,9 +186,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _table(arguments: argparse.Namespace) -> None:
-    from posemodel.reid.table import table
+    import json
 
-    print(table(arguments.real, arguments.augmented))
+    from posemodel.reid.table import compare_runs, table
+    from posemodel.runtime.files import write_result
+
+    compared = compare_runs(arguments.real, arguments.augmented)
+    page = table(compared)
+    if arguments.json:
+        values = {**compared, "table": page}
+        write_result(arguments.json, json.dumps(values, indent=2, allow_nan=False) + "\n")
+    print(f"{page}\n\n{compared['note']}")
 
 
 def _print_counts(out: Path, counts: dict[str, int]) -> None:

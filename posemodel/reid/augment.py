@@ -1,12 +1,12 @@
 """Every training image in other poses: sampled at the flow, nothing refined, on grey.
 
-    DIR/manifest.json   what it was made of
+    DIR/manifest.json   what it was made of, and the images that the poses are from, in their order
     DIR/images.jsonl    a row for each image: its source, the image that its pose is from, SHA-256
     DIR/train/          0002_c1s1_000451_03_p00.jpg ...
 
-Which poses an image gets is a pure function of its name, the seed and the poses of the set. Work is
-cut into groups of images in the order of their names, and a group is always computed as a whole, so
-that a stopped run continues to the same bytes.
+The poses are drawn once and every image gets all of them: number 7 of one image stands as number 7
+of any other. Work is cut into groups of images in the order of their names, and a group is always
+computed as a whole, so that a stopped run continues to the same bytes.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class AugmentPlan:
     """What to make."""
 
     poses: int
-    """of each image"""
+    """drawn once, for all images"""
     on_missing: str
     """what happens to an image without a single joint: skip, or copy it `poses` times"""
     seed: int
@@ -116,13 +116,13 @@ def read_sources(root: Path) -> Sources:
                    row={pairs.names[index]: index for index in np.flatnonzero(seen).tolist()})
 
 
-def draw_poses(name: str, candidates: np.ndarray, plan: AugmentPlan) -> np.ndarray:
+def draw_poses(candidates: np.ndarray, plan: AugmentPlan) -> np.ndarray:
     """`[plan.poses]` different ones of the candidates, a pure function of the arguments. Raises:
     `UserError` where there are too few."""
     if len(candidates) < plan.poses:
         raise UserError(f"--poses {plan.poses}: only {len(candidates)} images have both shoulders "
                         "and both hips, whose poses are drawn")
-    generator = np.random.default_rng([plan.seed, _POSES, *name.encode()])
+    generator = np.random.default_rng([plan.seed, _POSES])
     return candidates[generator.choice(len(candidates), plan.poses, replace=False)]
 
 
@@ -142,12 +142,13 @@ def augment(model: PoseTransferModel, root: Path, out: Path, plan: AugmentPlan, 
     """
     require(writers >= 1, "writers", writers, "at least 1")
     sources = read_sources(root)
-    work = _Work(model, sources, plan)
+    drawn = draw_poses(sources.candidates, plan)
+    work = _Work(model, sources, plan, drawn)
     lost = sources.without_joints
     copied = plan.poses * len(lost) if plan.on_missing == "copy" else 0
     generated = plan.poses * len(sources.row)
     start, waited = time.perf_counter(), {"reading": 0.0, "model": 0.0, "writing": 0.0}
-    with open_folder(out, _recipe(model, sources, plan)) as folder:
+    with open_folder(out, _recipe(model, work)) as folder:
         before = len(folder.rows)
         if not folder.complete:
             # Threads may add images at the same time: each has a file of its own, and its row is
@@ -165,13 +166,18 @@ def augment(model: PoseTransferModel, root: Path, out: Path, plan: AugmentPlan, 
 class _Work:
     """The parts of the job, none of which knows of the folder."""
 
-    def __init__(self, model: PoseTransferModel, sources: Sources, plan: AugmentPlan):
+    def __init__(self, model: PoseTransferModel, sources: Sources, plan: AugmentPlan,
+                 drawn: np.ndarray):
         frame = sources.pairs.frame
         view = View(sources.pairs, image_size=model.size, fit="pad")  # refuses another shape
         self.whole = View(sources.pairs, image_size=frame, fit="pad")
         self.model, self.sources, self.plan = model, sources, plan
         self.poses = torch.from_numpy(view.joints(sources.pairs.joints))
-        self._persons: Tensor | None = None
+        self.targets = self.poses[drawn].to(model.device)
+        self.targets_of = [sources.pairs.names[index] for index in drawn.tolist()]
+        """names of the images that the poses are from"""
+        # Where the person is in each pose, `[poses, 1, H, W]`, as the 8 bits of a mask.
+        self.persons = (255 * foreground(self.targets, frame)).round() / 255
 
     def groups(self) -> Iterator[list[str]]:
         """Names of sources, as many at a time as the model makes images of."""
@@ -198,35 +204,20 @@ class _Work:
                              "Market-1501 has the shape of 64 x 128")
         return picture
 
-    def persons(self, drawn: np.ndarray) -> Tensor:
-        """Where the person is in these poses, `[B, 1, H, W]` in [0, 1]."""
-        if self._persons is None:
-            # A pose is drawn as often as an image gets poses, on average.
-            parts = self.poses.to(self.model.device).split(self.plan.batch_size)
-            self._persons = torch.cat(
-                [(255 * foreground(part, self.sources.pairs.frame)).round().to(torch.uint8)
-                 for part in parts])
-        return self._persons[torch.from_numpy(drawn).to(self._persons.device)].float() / 255
-
     @torch.inference_mode()
-    def transfer(self, sources: list[str], pictures: list[np.ndarray]
-                 ) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures `[N * poses, H, W, 3]` uint8, and indices of the images their poses are from."""
+    def transfer(self, sources: list[str], pictures: list[np.ndarray]) -> np.ndarray:
+        """Pictures `[N * poses, H, W, 3]` uint8: all poses of the first source, of the second."""
         rows = [self.sources.row[name] for name in sources]
-        drawn = np.concatenate([draw_poses(name, self.sources.candidates, self.plan)
-                                for name in sources])
-        device, repeats = self.model.device, self.plan.poses
-        source_poses = self.poses[rows].repeat_interleave(repeats, 0).to(device)
-        target_poses = self.poses[drawn].to(device)
+        device, poses = self.model.device, self.plan.poses
+        source_poses = self.poses[rows].to(device)
         pixels = torch.from_numpy(np.stack(pictures)).to(device)
+        every = torch.arange(len(rows) * poses, device=device)
         made = []
-        size = self.plan.batch_size
-        for start in range(0, len(drawn), size):
-            some = slice(start, start + size)
-            which = torch.arange(len(drawn), device=device)[some] // repeats
-            flow = self.model.generator.warping(source_poses[some], target_poses[some]).flow
-            made.append(sample_on_grey(pixels[which], flow, self.persons(drawn[some])))
-        return torch.cat(made).cpu().numpy(), drawn
+        for some in every.split(self.plan.batch_size):
+            source, target = some // poses, some % poses
+            flow = self.model.generator.warping(source_poses[source], self.targets[target]).flow
+            made.append(sample_on_grey(pixels[source], flow, self.persons[target]))
+        return torch.cat(made).cpu().numpy()
 
 
 def sample_on_grey(pixels: Tensor, flow: Tensor, person: Tensor) -> Tensor:
@@ -282,10 +273,9 @@ def _jobs(work: _Work, group: list[str], contents: list) -> Iterator[tuple]:
     if group[0] not in work.sources.row:
         files = [content for content in contents for _ in range(work.plan.poses)]
         return [(*name, None, file) for name, file in zip(names, files, strict=True)]
-    pictures, drawn = work.transfer(group, contents)
-    poses = [work.sources.pairs.names[index] for index in drawn]
-    return [(*name, pose, picture)
-            for name, pose, picture in zip(names, poses, pictures, strict=True)]
+    pictures = work.transfer(group, contents)
+    return [(*name, pose, picture) for name, pose, picture
+            in zip(names, work.targets_of * len(group), pictures, strict=True)]
 
 
 def _write(folder: DatasetFolder, name: str, source: str, pose: str | None,
@@ -294,14 +284,17 @@ def _write(folder: DatasetFolder, name: str, source: str, pose: str | None,
     folder.add_image(SPLIT, name, data, source=source, pose=pose)
 
 
-def _recipe(model: PoseTransferModel, sources: Sources, plan: AugmentPlan) -> dict:
+def _recipe(model: PoseTransferModel, work: _Work) -> dict:
     """What decides the bytes: only the same continues."""
     weights, images = hashlib.sha256(), hashlib.sha256()
     for name, tensor in sorted(model.generator.state_dict().items()):
         weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    sources = work.sources
     images.update("\n".join(sources.names).encode() + sources.pairs.joints.tobytes())
     return {"made_by": "reid augment", "weights": weights.hexdigest()[:16], "step": model.step,
-            "images": images.hexdigest()[:16], "device": model.device.type, **vars(plan)}
+            "images": images.hexdigest()[:16], "device": model.device.type, **vars(work.plan),
+            # A dict: where it differs, a message names it, and not every image.
+            "poses_drawn": {"images": work.targets_of}}
 
 
 @contextmanager

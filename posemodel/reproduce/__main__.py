@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from posemodel.config.presets import PRESETS
+from posemodel.reproduce import table5
 from posemodel.reproduce.tables import TABLES, of_preset, with_images
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import write_result
@@ -20,19 +21,25 @@ def main(argv: list[str]) -> int:
 
     The same command again continues. Runs that tables share are trained once.
     """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if argv[:1] == [table5.NAME]:
+        return table5.main(argv[1:])
     arguments = _parser().parse_args(argv)
+    if arguments.table == table5.NAME:
+        raise UserError(f"{table5.NAME} has flags of its own: give its name first")
     # A comparison takes two pairs.
     for flag, least in (("budget", 0), ("minutes", 0), ("seeds", 0), ("pairs", 1), ("jobs", 0)):
         value = getattr(arguments, flag)
         if value is not None and not value > least:
             raise UserError(f"--{flag} {value}: expected more than {least}")
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     return _reproduce(arguments, f"{PROGRAM} {shlex.join(argv)}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=main.__doc__)
-    parser.add_argument("table", choices=TABLES)
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=main.__doc__,
+        epilog=f"{table5.NAME} has flags of its own: {table5.PROGRAM} --help")
+    parser.add_argument("table", choices=(*TABLES, table5.NAME))
     parser.add_argument("--data", default="mannequins", metavar="mannequins|ROOT",
                         help="generated people, or the folder of a data set (default: mannequins)")
     parser.add_argument("--preset", choices=PRESETS, default="quick",

@@ -5,8 +5,6 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from posemodel.config.flags import parse_train
 from posemodel.config.stored import drift
 from posemodel.engine.run_folder import RunFolder
 from posemodel.evaluation import records
+from posemodel.reproduce.commands import run_command
 from posemodel.reproduce.tables import Cell
 from posemodel.runtime.errors import UserError
 
@@ -143,23 +142,7 @@ class Bench:
 
     def _command(self, module: str, *words) -> None:
         """Raises: `UserError` with what the command says of its end."""
-        command = [sys.executable, "-m", module, *map(str, words)]
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            errors="replace",
-            env={**os.environ, "OMP_NUM_THREADS": str(self.threads)})
-        self._running.add(process)
-        try:
-            _, errors = process.communicate()
-        except BaseException:
-            process.terminate()
-            raise
-        finally:
-            self._running.discard(process)
-        if process.returncode:
-            said = [line for line in errors.splitlines() if line.strip()]
-            raise UserError(f"{' '.join(command[1:])} ended with code {process.returncode}: "
-                            f"{said[-1] if said else 'no message'}")
+        run_command(module, *words, threads=self.threads, running=self._running)
 
     @contextlib.contextmanager
     def _side_by_side(self) -> Iterator[ThreadPoolExecutor]:

@@ -9,7 +9,8 @@ from posemodel.runtime.main import run_main
 
 def main(argv: list[str]) -> int:
     """The paper's user study (Appendix D): results of the first method beside those of each other
-    one, blinded and shuffled, two questions, any number of volunteers."""
+    one, blinded and shuffled. Two questions: which shows the new pose better, and which fills in
+    better what the given picture does not show."""
     parser = argparse.ArgumentParser(prog="python -m posemodel.study", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -20,14 +21,17 @@ def main(argv: list[str]) -> int:
                      help="at least two; each run folder is asked for its test pairs, a folder "
                      "of images holds results under the same file names (beside a run: the number "
                      "of the test pair, 000000.png, ...)")
-    new.add_argument("--pairs", type=int, default=20, metavar="N",
-                     help="pairs that every volunteer sees of each comparison (default: 20)")
+    new.add_argument("--pairs", type=int, default=80, metavar="N",
+                     help="pairs that every volunteer sees of each comparison (default: 80, as in "
+                     "the paper)")
+    new.add_argument("--volunteers", type=int, default=6, metavar="N",
+                     help="how many are expected; more may come (default: 6, as in the paper)")
     new.add_argument("--seed", type=int, default=0, help="of the choice and the order (default: 0)")
     new.add_argument("--repeats", type=float, default=0.1, metavar="SHARE",
                      help="share of comparisons that come a second time, sides exchanged, to see "
                      "how consistent answers are (default: 0.1)")
-    new.add_argument("--show", choices=("refined", "warped"), default="refined",
-                     help="which picture of a run (default: refined)")
+    new.add_argument("--show", choices=("refined", "warped"), default="warped",
+                     help="which picture of a run (default: warped)")
     new.add_argument("--source", type=Path, metavar="FOLDER",
                      help="the persons as given, where no method is a run")
     new.add_argument("--target", type=Path, metavar="FOLDER",
@@ -65,9 +69,11 @@ def create(arguments: argparse.Namespace) -> int:
     pairs = collect_pairs(methods, count=arguments.pairs, seed=arguments.seed, show=arguments.show,
                           source=arguments.source, target=arguments.target, device=arguments.device)
     study = create_study(arguments.folder, methods=methods, pairs=pairs, seed=arguments.seed,
-                         repeats=arguments.repeats, show=arguments.show)
+                         repeats=arguments.repeats, show=arguments.show,
+                         volunteers=arguments.volunteers)
     print(f"{len(study.pairs)} pairs, {len(plan_trials(study, 'anybody'))} comparisons with two "
-          f"questions for each volunteer\nnext: python -m posemodel.study serve {study.folder}")
+          f"questions for each of {study.volunteers} volunteers\n"
+          f"next: python -m posemodel.study serve {study.folder}")
     return 0
 
 
@@ -89,8 +95,9 @@ def serve_study(arguments: argparse.Namespace) -> int:
 
 
 def report_study(arguments: argparse.Namespace) -> int:
-    """Prints Table 6: how often the first method is preferred, with 95 % intervals; and what the
-    answers of each volunteer look like."""
+    """Prints Table 6: how often the first method is preferred, with 95 % intervals; what the
+    answers of each volunteer look like, and how many are still to come; and what is known of the
+    paper's numbers."""
     from posemodel.runtime.files import write_result
     from posemodel.study.report import report_text, summarize
     from posemodel.study.study import open_study

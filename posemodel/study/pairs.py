@@ -64,7 +64,9 @@ def collect_pairs(methods: dict[str, Path], *, count: int, seed: int, show: str,
     if len(available) < count:
         hint = ("; beside a run, images are named by the number of the test pair, 000000.png "
                 "and so on") if runs and files else ""
-        raise UserError(f"--pairs {count}: the methods have {len(available)} pairs in common{hint}")
+        fewer = f"; --pairs {len(available)} takes them all" if available else ""
+        raise UserError(f"--pairs {count}: the methods have {len(available)} pairs in "
+                        f"common{fewer}{hint}")
     chosen = sorted(random.Random(seed).sample(sorted(available), count))
     pairs: dict[str, Pictures] = {
         name: {key: read_image(stems[name]) for key, stems in files.items()} for name in chosen}

@@ -12,6 +12,15 @@ from posemodel.study.trials import plan_trials
 _Z = 1.959963984540054  # 95 %, two-sided
 _FEW = 5  # volunteers; with fewer, an interval over volunteers means nothing
 
+# What is at hand of the paper's Table 6, percent. Against which method, and to which question, is
+# not recorded.
+PAPER = {"pairs": 80, "volunteers": 6, "row": [78.9, 29.1]}
+PAPER_NOTE = (
+    "The paper ({pairs} pairs, {volunteers} volunteers): one row of its Table 6 is at hand, "
+    "{row[0]} against {row[1]} percent, which add up to {sum:.1f} and not to 100. Its other rows "
+    "are not at hand, so no number of the paper stands beside a row above."
+).format(**PAPER, sum=sum(PAPER["row"]))
+
 
 def wilson(preferred: int, count: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927).
@@ -55,7 +64,8 @@ def summarize(study: Study) -> dict:
                       for other in others for question in QUESTIONS],
             "volunteers": [_volunteer(study, name, answers, owner, first)
                            for name in sorted({row["volunteer"] for row in answers})],
-            "pairs": len(study.pairs), "show": study.show, "damaged_lines": damaged}
+            "volunteers_expected": study.volunteers, "pairs": len(study.pairs),
+            "show": study.show, "damaged_lines": damaged, "paper": {**PAPER, "note": PAPER_NOTE}}
 
 
 def report_text(summary: dict) -> str:
@@ -63,7 +73,7 @@ def report_text(summary: dict) -> str:
     first = summary["method"]
     lines = [f"How often {first} is preferred (95 % Wilson intervals; p: exact sign test)", ""]
     if not summary["volunteers"]:
-        return "no answers yet"
+        return f"no answers yet: 0 of {summary['volunteers_expected']} volunteers are done"
     width = max(len(row["against"]) for row in summary["table"])
     for question, text in QUESTIONS.items():
         lines.append(text)
@@ -73,16 +83,24 @@ def report_text(summary: dict) -> str:
         lines.append("")
     lines.append("The intervals take answers as independent. Those of one volunteer are not quite; "
                  f"from {_FEW} volunteers on, a second interval draws volunteers as a whole.")
-    lines += ["", "volunteer                 done  prefers  left  consistent  seconds"]
+    lines += ["", _progress(summary), "",
+              "volunteer                 done  prefers  left  consistent  seconds"]
     for row in summary["volunteers"]:
         alike = f"{row['repeated_alike']} of {row['repeated']}" if row["repeated"] else "-"
         prefers = "-" if row["prefers"] is None else f"{row['prefers']:.0%}"
         lines.append(f"{row['volunteer'][:24]:<24}  {row['done']:>4.0%}  {prefers:>7}  "
                      f"{row['left']:>4.0%}  {alike:>10}  {row['seconds']:>7.1f}")
+    lines += ["", PAPER_NOTE]
     if summary["damaged_lines"]:
         lines += ["", f"warning: {summary['damaged_lines']} lines of answers.jsonl cannot be read "
                   "and were left out"]
     return "\n".join(lines)
+
+
+def _progress(summary: dict) -> str:
+    done = sum(row["done"] == 1 for row in summary["volunteers"])
+    return (f"{done} of {summary['volunteers_expected']} volunteers are done ({summary['pairs']} "
+            f"pairs; of runs, their {summary['show']} images)")
 
 
 def _share(votes: list[tuple[str, bool]]) -> dict:

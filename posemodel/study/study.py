@@ -22,13 +22,14 @@ from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import new_folder
 from posemodel.runtime.folder import OwnFolder
 
-VERSION = 1
+VERSION = 2
 # Seconds that another process may keep the answers locked; it needs milliseconds.
 _PATIENCE = 10.0
 
-# Two questions, as in Appendix D; the wording is ours.
-QUESTIONS = {"realism": "Which one looks more realistic?",
-             "faithfulness": "Which one shows the person better in the new pose?"}
+# The two questions of Appendix D, which estimates the pose better and which generates the invisible
+# parts better; the wording is ours.
+QUESTIONS = {"pose": "Which one shows the new pose better?",
+             "invisible": "Which one fills in better what the picture of the person does not show?"}
 SIDES = ("left", "right")
 
 
@@ -56,6 +57,8 @@ class Study:
     seed: int
     repeats: float
     show: str
+    volunteers: int
+    """how many are expected"""
 
     @property
     def image_names(self) -> set[str]:
@@ -70,24 +73,27 @@ class Study:
 
 
 def create_study(folder: Path, *, methods: dict[str, Path], pairs: dict[str, dict[str, np.ndarray]],
-                 seed: int, repeats: float, show: str) -> Study:
+                 seed: int, repeats: float, show: str, volunteers: int) -> Study:
     """Write a study; the folder appears entirely or not at all.
 
     Args:
         pairs: by name; the pictures `[H, W, 3]` uint8 of a pair are "source", "target" and, as
             `("result", method)`, one for each method.
         repeats: share of comparisons that come twice.
+        volunteers: how many are expected.
 
     Raises: `UserError`.
     """
     if not 0 <= repeats <= 0.5:
         raise UserError(f"--repeats {repeats:g}: expected 0 to 0.5")
+    if volunteers < 1:
+        raise UserError(f"--volunteers {volunteers}: expected at least 1")
     with new_folder(folder) as temporary:
         (temporary / "images").mkdir()
         written = [_write_pair(temporary / "images", name, pictures, list(methods))
                    for name, pictures in pairs.items()]
         study = Study(folder=folder, methods={name: str(path) for name, path in methods.items()},
-                      pairs=written, seed=seed, repeats=repeats, show=show)
+                      pairs=written, seed=seed, repeats=repeats, show=show, volunteers=volunteers)
         values = {"version": VERSION, **asdict(study), "questions": QUESTIONS}
         del values["folder"]
         _own(temporary).write(values)
@@ -99,10 +105,11 @@ def open_study(folder: Path) -> Study:
     """Raises: `UserError`."""
     with _own(folder).reading() as values:
         if values["version"] != VERSION or values["questions"] != QUESTIONS:
-            raise UserError("it was written by another version")
+            raise UserError("it was written by another version, which asks other questions; go on "
+                            "there, or make a new study with python -m posemodel.study new")
         pairs = [StudyPair(**pair) for pair in values["pairs"]]
         return Study(folder=folder, pairs=pairs, **{
-            name: values[name] for name in ("methods", "seed", "repeats", "show")})
+            name: values[name] for name in ("methods", "seed", "repeats", "show", "volunteers")})
 
 
 def _own(folder: Path) -> OwnFolder:

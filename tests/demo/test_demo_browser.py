@@ -270,7 +270,7 @@ def test_study_with_the_keyboard(browse, tmp_path):
     pairs = {f"p{n}": {key: np.full((40, 40, 3), 60 * n + k, np.uint8) for k, key in enumerate(
         ("source", "target", ("result", "ours"), ("result", "theirs")))} for n in range(2)}
     study = create_study(tmp_path / "study", methods={"ours": "a", "theirs": "b"}, pairs=pairs,
-                         seed=0, repeats=0, show="refined")
+                         seed=0, repeats=0, show="warped", volunteers=1)
     with serving(StudySite(study)) as client:
         page = browse(client.server.url, width=400, height=800)
         assert page.evaluate("document.documentElement.scrollWidth") <= 400

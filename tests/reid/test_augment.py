@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,16 +66,31 @@ def test_names_keep_identity_and_camera(market, made):
     assert Counter(read_as_torchreid(made / "train")) == Counter(real * POSES)
 
 
+def rows_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "images.jsonl").read_text().splitlines()]
+
+
 def test_manifest_says_what_each_image_is(made, market):
     manifest = json.loads((made / "manifest.json").read_text())
     assert manifest["complete"] and manifest["recipe"]["poses"] == POSES
     assert manifest["counts"] == {"generated": POSES * (IMAGES - 1), "copied": 0, "skipped": 1}
     sources = read_sources(market)
-    for line in (made / "images.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        number = int(row["name"][-6:-4])
-        drawn = draw_poses(row["source"], sources.candidates, plan())[number]
-        assert row["pose"] == sources.pairs.names[drawn]
+    drawn = [sources.pairs.names[index] for index in draw_poses(sources.candidates, plan())]
+    assert manifest["recipe"]["poses_drawn"] == {"images": drawn}
+    for row in rows_of(made):
+        assert row["pose"] == drawn[int(row["name"][-6:-4])]
+
+
+def test_every_image_gets_the_same_poses(made, model, market, tmp_path):
+    poses = {}
+    for row in rows_of(made):
+        poses.setdefault(row["source"], []).append(row["pose"])
+    (same,) = {tuple(each) for each in poses.values()}
+    assert len(poses) == IMAGES - 1 and len(set(same)) == POSES
+    # However many images the model makes at a time.
+    make(model, market, tmp_path / "out", batch_size=5)
+    assert [row["pose"] for row in rows_of(tmp_path / "out")] == [
+        row["pose"] for row in rows_of(made)]
 
 
 def test_copy_makes_the_full_count(model, market, tmp_path):
@@ -85,13 +101,11 @@ def test_copy_makes_the_full_count(model, market, tmp_path):
         assert path.read_bytes() == (market / "bounding_box_train" / LOST).read_bytes()
 
 
-def test_what_one_image_becomes_does_not_depend_on_the_others(model, market, made, tmp_path):
-    # Twice the people: groups differ, and so does the pool of poses.
-    draws = draw_poses("0001_c1s1_000000_01.jpg", np.arange(50), plan())
+def test_poses_are_drawn_by_the_seed():
+    draws = draw_poses(np.arange(50), plan())
     assert sorted(set(draws.tolist())) == sorted(draws.tolist())
-    assert (draws == draw_poses("0001_c1s1_000000_01.jpg", np.arange(50), plan())).all()
-    assert (draws != draw_poses("0001_c1s1_000000_01.jpg", np.arange(50), plan(seed=2))).any()
-    assert (draws != draw_poses("0001_c2s1_000000_01.jpg", np.arange(50), plan())).any()
+    assert (draws == draw_poses(np.arange(50), plan())).all()
+    assert (draws != draw_poses(np.arange(50), plan(seed=2))).any()
 
 
 def test_again_does_nothing(model, market, made):
@@ -102,6 +116,17 @@ def test_again_does_nothing(model, market, made):
 
 def test_another_plan_is_refused(model, market, made):
     refused("poses: 6 there, 5 asked", make, model, market, made, poses=5)
+
+
+def test_a_folder_of_other_poses_is_refused(model, market, made, tmp_path):
+    out = shutil.copytree(made, tmp_path / "out")
+    manifest = json.loads((out / "manifest.json").read_text())
+    for drawn in ({"images": ["other.jpg"]}, None):  # None: each image had poses of its own
+        recipe = {**manifest["recipe"], "poses_drawn": drawn}
+        (out / "manifest.json").write_text(json.dumps({**manifest, "recipe": recipe}))
+        before = contents(out)
+        refused("(other poses_drawn)", make, model, market, out)
+        assert contents(out) == before
 
 
 def test_stopped_and_torn(model, market, made, tmp_path, monkeypatch):
@@ -195,9 +220,7 @@ def test_each_image_is_made_of_its_own_source_and_pose(market, tmp_path):
     pairs = read_sources(market).pairs
     poses = torch.from_numpy(pairs.joints.copy())
     poses[..., :2] = ((2 * poses[..., :2] + 1) / torch.tensor([64.0, 128.0]) - 1) * poses[..., 2:]
-    rows = [json.loads(line) for line in
-            (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
-    for row in rows[::5]:
+    for row in rows_of(tmp_path / "out")[::5]:
         source, pose = (poses[pairs.names.index(row[key])][None] for key in ("source", "pose"))
         pixels = torch.from_numpy(read_image(pairs.folder / row["source"]))[None]
         expected = sample_on_grey(pixels, ShiftModel().warping(source, pose).flow,

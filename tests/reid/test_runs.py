@@ -17,7 +17,7 @@ from posemodel.reid.config import ReidConfig
 from posemodel.reid.market import open_split
 from posemodel.reid.network import ReidNetwork, batch_hard_triplet, load_imagenet
 from posemodel.reid.runs import evaluate, extract, load_network, rate, read_config, training_crops
-from posemodel.reid.table import table
+from posemodel.reid.table import BETTER, METRICS, OPEN, PAPER, WORSE, compare_runs, table
 from posemodel.runtime.weights import VARIABLE, tensors_sha256
 from tests.published import without_network
 from tests.small_datasets import refused
@@ -92,25 +92,59 @@ def test_features_are_the_same_in_any_order(runs, market):
 
 
 def test_table(runs):
-    text = table(*runs)
+    text = table(compare_runs(*runs))
     assert text.count("| mAP |") == 2 and "2 and 2 seeds" in text
-    assert "| *61.7* | *63.8* |" in text and "± 0.83" in text
+    assert "| *61.7* | *63.8* |" in text and "33.3 % of all comparisons" in text
     scores = [stored(runs[0], seed)["step"]["mAP"] for seed in (0, 1)]
     assert f"| mAP | {100 * np.mean(scores):.1f} ± {100 * np.std(scores, ddof=1):.1f} |" in text
 
 
+def test_table_command(runs, tmp_path, capsys):
+    path = tmp_path / "numbers.json"
+    assert command.main(["table", *map(str, runs), "--json", str(path)]) == 0
+    said, found = capsys.readouterr().out, json.loads(path.read_text())
+    assert found["table"] in said and found["note"] in said and "63.2 ± 0.83" in said
+    for convention, rows in found["conventions"].items():
+        for name, row in rows.items():
+            for side, run in zip(("real", "both"), runs, strict=True):
+                assert row[side] == [100 * stored(run, seed)[convention][name] for seed in (0, 1)]
+            assert row["difference"] == pytest.approx(np.mean(row["both"]) - np.mean(row["real"]))
+            assert tuple(row["paper"].values()) == PAPER[name]
+
+
+@pytest.mark.parametrize("real, both, says", [
+    ((1, 2, 3), (4, 5, 6), BETTER), ((4, 5, 6), (1, 2, 3), WORSE), ((1, 2, 3), (3, 4, 5), OPEN),
+    ((1, 2, 5), (4, 6, 7), OPEN), ((1,), (4,), OPEN), ((1, 2), (4,), OPEN)])
+def test_a_difference_is_said_where_all_seeds_are_apart(runs, tmp_path, real, both, says):
+    others = []
+    for run, values in zip(runs, (real, both), strict=True):
+        others.append(tmp_path / run.name)
+        for seed, value in enumerate(values):
+            shutil.copytree(run / "seed_0", others[-1] / f"seed_{seed}")
+            scores = dict.fromkeys(METRICS, value / 100)
+            row = stored(run, 0) | {"step": scores, "trapezoid": scores}
+            (others[-1] / f"seed_{seed}" / "evaluation.json").write_text(json.dumps(row))
+        shutil.copy(run / "config.json", others[-1])
+    found = compare_runs(*others)
+    assert {row["says"] for rows in found["conventions"].values() for row in rows.values()} \
+        == {says}
+    text = table(found)
+    assert text.count(f" | {says} | ") == 2 * len(METRICS)
+    assert ("One seed tells nothing" in text) == (1 in (len(real), len(both)))
+
+
 def test_table_of_runs_that_cannot_be_compared(runs, tmp_path):
-    refused("the second of real and generated", table, runs[0], runs[0])
+    refused("the second of real and generated", compare_runs, runs[0], runs[0])
     other = shutil.copytree(runs[0], tmp_path / "run")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "steps": 1}))
-    refused("differ in steps", table, other, runs[1])
+    refused("differ in steps", compare_runs, other, runs[1])
 
 
 def test_evaluation_is_asked_for(runs, tmp_path):
     other = shutil.copytree(runs[0], tmp_path / "run")
     (other / "seed_1" / "evaluation.json").unlink()
-    refused("make it with python -m posemodel.reid evaluate", table, other, runs[1])
+    refused("make it with python -m posemodel.reid evaluate", compare_runs, other, runs[1])
 
 
 def test_damaged_weights(runs, tmp_path):
