@@ -346,6 +346,14 @@ def test_minutes_become_steps_by_the_time_of_a_step(tmp_path):
     assert bench(tmp_path).steps_of(OURS) == 9
 
 
+def test_under_the_papers_preset_every_method_has_its_own_papers_epochs(tmp_path):
+    full = Bench(out=tmp_path, preset="paper", flags=(), steps=None, minutes=None, pairs=9,
+                 device="cpu", jobs=1)
+    steps = {cell.key: full.steps_of(cell)
+             for cell in of_preset(TABLES["table1"], "paper").trained}
+    assert steps["ours"] == steps["gfla32"] == 3 * steps["fomm"] == PRESETS["paper"]().steps
+
+
 def test_a_dry_run_says_what_would_be_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "_data_flags", lambda data: tuple(FLAGS))
     for cell in TABLES["table3"].trained:

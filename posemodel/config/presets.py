@@ -9,6 +9,9 @@ from posemodel.config.sections import Config, DataConfig, LossConfig, ModelConfi
 _PAIRS = {"deepfashion": 101_966, "market": 263_632}
 _EPOCHS = 300
 
+#: Presets of the paper's sizes, in which every method has its own paper's optimiser and epochs.
+FULL_SIZE = ("paper", "market", "hires")
+
 # How the methods of Table 1 are optimised in their own papers, and for how many epochs; of GFLA's
 # first stage those are not known, so it gets as many as ours.
 _ADAM = OptimConfig(batch_size=7, lr=2e-4, schedule="constant", betas=(0.5, 0.999), phase_one=1 / 3,
@@ -112,7 +115,7 @@ def for_method(config: Config, flow: str | None) -> Config:
     if flow not in _OWN_OPTIM:
         return config
     config = replace(config, loss=replace(config.loss, joint_weight=0.0))
-    if config.preset in ("paper", "market", "hires"):
+    if config.preset in FULL_SIZE:
         optim, epochs = _OWN_OPTIM[flow]
         config = replace(config, optim=replace(optim),
                          steps=config.steps * epochs // _EPOCHS)

@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from posemodel.config.presets import PRESETS
+from posemodel.config.presets import FULL_SIZE, PRESETS
 from posemodel.reproduce import table5
 from posemodel.reproduce.tables import TABLES, of_preset, with_images
 from posemodel.runtime.errors import UserError
@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="what stands behind generated people (default: the preset's)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--budget", type=int, metavar="STEPS",
-                        help="training steps of each run (default: the preset's)")
+                        help="training steps of each run (default: the preset's; under those of "
+                             "the paper's sizes those of each method's own paper)")
     budget.add_argument("--minutes", type=float, metavar="M",
                         help="training time of each run instead: each method gets as many steps as "
                              "a short run says that it can do in M minutes")
@@ -88,7 +89,7 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> int:
     preset = PRESETS[arguments.preset]()
     if arguments.image_input:
         name, table = f"{name}-image", with_images(table)
-    steps = arguments.budget or preset.steps
+    steps = arguments.budget or (None if arguments.preset in FULL_SIZE else preset.steps)
     flags = _data_flags(arguments.data) + _scene_flags(arguments)
     bench = Bench(out=arguments.out, preset=arguments.preset, flags=flags, steps=steps,
                   minutes=arguments.minutes, device=arguments.device,
@@ -103,8 +104,7 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> int:
     about = {"command": command, "preset": arguments.preset, "data": arguments.data,
              "steps": None if arguments.minutes is not None else steps,
              "minutes": arguments.minutes, "seeds": arguments.seeds,
-             "threads": bench.threads,
-             "seconds_per_step": paces}
+             "threads": bench.threads, "seconds_per_step": paces}
     page = numbers.to_markdown(about)
     for ending, text in ((".csv", numbers.to_csv()), (".json", numbers.to_json(about)),
                          (".md", page)):

@@ -145,7 +145,7 @@ class TableNumbers:
     def _made_of(self, about: dict) -> str:
         protocol, seeds = self.protocol, len(self.results["ours"])
         budget = f"{about['minutes']:g} minutes of training" if about["minutes"] is not None \
-            else f"{about['steps']} steps"
+            else f"{about['steps'] or 'as many as its own paper has'} steps"
         height, width = protocol["size"]
         commit, _, state = (protocol["commit"] or "unknown").partition("-")
         version = " ".join([commit[:10], state]).strip()

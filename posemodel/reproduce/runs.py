@@ -45,8 +45,8 @@ class Bench:
     preset: str
     flags: tuple[str, ...]
     """of `posemodel.train`, the same for all cells"""
-    steps: int
-    """of each run; where `minutes` is given, of none"""
+    steps: int | None
+    """of each run where no `minutes` are given; None: as many as its preset and method have"""
     minutes: float | None
     """training time of each run in the place of a number of steps"""
     pairs: int
@@ -88,7 +88,8 @@ class Bench:
     def steps_of(self, cell: Cell) -> int:
         """Training steps of each run of a cell."""
         if self.minutes is None:
-            return self.steps
+            return self.steps or parse_train(
+                [cell.preset or self.preset, *self.flags, *cell.flags]).config.steps
         return max(1, int(60 * self.minutes / self.seconds_per_step(cell)))
 
     def run(self, cells: Iterable[Cell], seeds: int) -> dict[str, list[Result]]:

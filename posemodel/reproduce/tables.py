@@ -6,6 +6,8 @@ Nothing heavy is imported here.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from posemodel.config.presets import FULL_SIZE
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -96,7 +98,7 @@ def _paper(l1_32: float | None, l1: float, ssim: float, alex: float, vgg: float)
 # (`docs/experiments.md`).
 _TUNED: dict[str, tuple[str, ...]] = {}
 
-PAPERS = ("paper-small", "paper", "market", "hires")
+PAPERS = ("paper-small", *FULL_SIZE)
 """presets that are the paper's method, nothing added"""
 PAPERS_METHOD = "the paper's method"
 
