@@ -3,6 +3,7 @@ that it names, and each of its commands runs at small size.
 """
 
 import contextlib
+import functools
 import io
 import re
 import shlex
@@ -356,6 +357,7 @@ def picture(number: int, size: tuple[int, int]) -> Image.Image:
 
 def small(preset):
     """The preset with small images and narrow layers, as many as before."""
+    @functools.wraps(preset)
     def make():
         config = preset()
         config.steps, config.evaluate_every, config.checkpoint_every, config.log_every = 2, 2, 2, 1
