@@ -118,7 +118,7 @@ def for_method(config: Config, flow: str | None) -> Config:
     if config.preset in FULL_SIZE:
         optim, epochs = _OWN_OPTIM[flow]
         config = replace(config, optim=replace(optim),
-                         steps=config.steps * epochs // _EPOCHS)
+                         steps=max(1, config.steps * epochs // _EPOCHS))
     elif config.preset == "paper-small":
         # A hundredth of the rate in phase two is the paper's way with its own flow.
         config.optim.phase_two_rest = 1.0
