@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.flow.estimator import FlowEstimator, Motion
-from posemodel.model.convolution import network_dtype, planes
+from posemodel.model.convolution import network_dtype, one_by_one, planes
 from posemodel.model.flow_head import FlowHead, guided_map
 from posemodel.model.pose_encoder import PoseEncoder
 from posemodel.poses.limb_maps import limb_maps
@@ -41,14 +41,17 @@ class WarpingNetwork(FlowEstimator):
 
     def features(self, pose: Tensor) -> Tensor:
         """`[B, J, 3]` -> M's features `[B, m, h, w]`, in the networks' precision."""
+        dtype = network_dtype(pose.device)
+        return planes(self.encoder(one_by_one(lambda some: self._maps(some, dtype), pose)), dtype)
+
+    def _maps(self, pose: Tensor, dtype: torch.dtype) -> Tensor:
+        """What M reads, `[B, maps, H, W]`."""
         maps = [pose_maps(pose, self.image_size, self.pose_sigma)]
         if self.limb_sigma:
             maps.append(limb_maps(pose, self.image_size, self.limb_sigma))
-        dtype = network_dtype(pose.device)
         # Convolutions run up to twice as fast in this layout, on CPUs and on tensor cores.
-        features = self.encoder(torch.cat([some.to(dtype) for some in maps], dim=1).contiguous(
-            memory_format=torch.channels_last))
-        return planes(features, dtype)
+        return torch.cat([some.to(dtype) for some in maps], dim=1).contiguous(
+            memory_format=torch.channels_last)
 
     def encode(self, source_pose: Tensor, target_pose: Tensor) -> tuple[Tensor, Tensor]:
         """M's features of `[k B, J, 3]` and `[B, J, 3]` poses, both `[k B, m, h, w]`."""

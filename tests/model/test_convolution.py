@@ -95,3 +95,31 @@ def test_compiles_without_a_break():
     found, expected = (torch.autograd.grad(net(x).square().sum(), [x, ours.weight])
                        for net in (compiled, ours))
     torch.testing.assert_close(found, expected)
+
+
+def test_sample_by_sample_is_the_same_and_compiled_code_has_one_call():
+    calls = []
+
+    def double(x):
+        calls.append(len(x))
+        return (2 * x).contiguous(memory_format=torch.channels_last)
+
+    batch = torch.rand(3, 4, 5, 6)
+    found = one_by_one(double, batch)
+    assert torch.equal(found, 2 * batch) and calls == [1, 1, 1]
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    calls.clear()
+    assert one_by_one(double, batch[:0]).shape == (0, 4, 5, 6) and calls == [0]
+    calls.clear()
+    program = torch.export.export(_OneByOne(double), (batch,), dynamic_shapes=({0: "n"},))
+    assert len(set(calls)) == 1
+    assert torch.equal(program.module()(torch.ones(7, 4, 5, 6)), torch.full((7, 4, 5, 6), 2.0))
+
+
+class _OneByOne(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return one_by_one(self.function, x)
