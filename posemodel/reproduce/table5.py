@@ -23,6 +23,7 @@ PROGRAM = f"python -m posemodel.reproduce {NAME}"
 GENERATED = "mannequins"
 
 _REID = "posemodel.reid"
+_ROWS, _COLUMNS = 6, 8  # training images and poses on the picture
 _SIZE = (64, 32)  # of the flow's images, where the preset is not of Market-1501
 
 
@@ -54,7 +55,8 @@ def main(argv: list[str]) -> int:
     for ending, text in ((".csv", to_csv(blocks)), (".json", to_json(about, blocks)),
                          (".md", page)):
         write_result(arguments.out / f"{NAME}{ending}", text)
-    print(f"\n{page}\nwritten: {arguments.out / NAME}.md, .csv, .json")
+    write_sheet(chain, arguments.out / f"{NAME}.png")
+    print(f"\n{page}\nwritten: {arguments.out / NAME}.md, .csv, .json, .png")
     return 0
 
 
@@ -199,7 +201,8 @@ def to_markdown(about: dict, blocks: list[dict]) -> str:
         heading = {0: "All real images", 1: "One real image of each identity"}.get(
             block["images"], f"{block['images']} real images of each identity")
         parts += [f"## {heading}", block["table"]]
-    return "\n\n".join([*parts, "## The paper's numbers", blocks[0]["note"]]) + "\n"
+    return "\n\n".join([*parts, "## The paper's numbers", blocks[0]["note"], "## Pictures",
+                        f"![training images and what is made of them]({NAME}.png)"]) + "\n"
 
 
 def _made_of(about: dict) -> str:
@@ -243,3 +246,28 @@ def to_json(about: dict, blocks: list[dict]) -> str:
     numbers = [{key: value for key, value in block.items() if key not in ("table", "note")}
                for block in blocks]
     return json.dumps({"table": NAME, **about, "parts": numbers}, indent=2, allow_nan=False) + "\n"
+
+
+def write_sheet(chain: Chain, path: Path) -> None:
+    """Some training images in the first poses, below the images that these poses are from."""
+    import numpy as np
+
+    from posemodel.data.dataset_folder import read_rows
+    from posemodel.data.images import read_image
+    from posemodel.data.reading import open_pairs
+    from posemodel.pictures.sheet import contact_sheet
+
+    made: dict[str, list[dict]] = {}
+    for row in read_rows(chain.augmented):      # by name: all poses of one image in their order
+        if row["pose"] is not None:
+            made.setdefault(row["source"], []).append(row)
+    sources = sorted(made)[:: max(1, len(made) // _ROWS)][:_ROWS]
+    real = open_pairs(chain.data, "train", kind="market").folder
+    pictures = [read_image(real / source) for source in sources]
+    columns = [("training image", [np.full_like(pictures[0], 255), *pictures])]
+    for number, row in enumerate(made[sources[0]][:_COLUMNS]):
+        images = [made[source][number]["name"] for source in sources]
+        columns.append((f"pose {number}", [
+            read_image(real / row["pose"]),
+            *(read_image(chain.augmented / "train" / name) for name in images)]))
+    contact_sheet(columns, path, title="Training images in poses drawn once (first row)")

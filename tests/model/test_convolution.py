@@ -3,7 +3,13 @@ import torch
 from torch import nn
 
 from posemodel.model import convolution
-from posemodel.model.convolution import WIDE, Conv2d, ConvTranspose2d, weight_gradient
+from posemodel.model.convolution import (
+    WIDE,
+    Conv2d,
+    ConvTranspose2d,
+    one_by_one,
+    weight_gradient,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +103,15 @@ def test_compiles_without_a_break():
     torch.testing.assert_close(found, expected)
 
 
+class _OneByOne(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return one_by_one(self.function, x)
+
+
 def test_sample_by_sample_is_the_same_and_compiled_code_has_one_call():
     calls = []
 
@@ -114,12 +129,3 @@ def test_sample_by_sample_is_the_same_and_compiled_code_has_one_call():
     program = torch.export.export(_OneByOne(double), (batch,), dynamic_shapes=({0: "n"},))
     assert len(set(calls)) == 1
     assert torch.equal(program.module()(torch.ones(7, 4, 5, 6)), torch.full((7, 4, 5, 6), 2.0))
-
-
-class _OneByOne(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return one_by_one(self.function, x)

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import re
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from posemodel.reid import __main__ as reid
 from posemodel.reproduce import __main__ as reproduce
@@ -15,6 +17,7 @@ from posemodel.runtime.errors import UserError
 from posemodel.train import main as train_main
 from tests.small_datasets import contents
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--identities 2 --cameras 2 --images 1 --budget 1 --poses 2 --reid-steps 1 "
         "--reid-image-size 32 32 --batch-identities 2 --seeds 2 --max-images 0 1 --device cpu")
 PAPER = {"real": ["61.7", "82.1", "90.2", "92.7"], "both": ["63.8", "83.8", "93.0", "95.4"]}
@@ -108,6 +111,8 @@ def check(out: Path, found: dict, page: str) -> None:
                         mean, spread = (reduce(numbers["mAP"][run]) for reduce in (
                             np.mean, lambda values: np.std(values, ddof=1)))
                         assert f"{mean:.1f} ± {spread:.1f}" in page
+    with Image.open(out / "table5.png") as picture:
+        assert min(picture.size) > 300
     assert "| *61.7* | *63.8* |" in page and page.count("63.2 ± 0.83") == 1
 
 
@@ -134,6 +139,15 @@ def test_people_are_generated_first(tmp_path, capsys):
     assert first[3] == "synthesize" and first[4] == flow[flow.index("--data.root") + 1]
     assert flow[flow.index("--data.image-size") + 1 :][:2] == ["64", "32"]
     assert flow[-2:] == ["--weights", "W"]
+
+
+def test_commands_of_the_pages_can_be_given(tmp_path, capsys):
+    found = [words for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+             for words in re.findall(r"-m posemodel\.reproduce table5\b([^#`\n]*)",
+                                     page.read_text().replace("\\\n", " "))]
+    assert len(found) >= 3
+    for words in found:
+        assert commands(capsys, *shlex.split(words), "--out", str(tmp_path))
 
 
 @pytest.mark.parametrize(("words", "says"), [
