@@ -31,7 +31,7 @@ def test_it_says_what_it_is():
 def people():
     model = PoseTransferModel.shipped("cpu")
     pairs = mannequins(model.config.data, seed=HELD_OUT_SEEDS["test"],
-                       device="cpu").pairs(range(16))
+                       device="cpu").pairs(range(64))
     with torch.no_grad():
         return pairs, model.generator(pairs["source"], pairs["source_pose"], pairs["target_pose"],
                                       scene_of_batch(pairs))

@@ -60,6 +60,10 @@ def test_a_run_on_a_data_set_measures_images_and_nothing_that_needs_the_truth(ki
     assert [row["step"] for row in rows] == [3, 6]
     row = rows[-1]
     assert row["data"] == kind and row["pairs"] == 4
+    # There is no validation list here, which the run says once.
+    assert {each["split"] for each in rows} == {"test"}
+    log = (runs[kind] / "log.txt").read_text()
+    assert log.count("no validation list: evaluations on the way use test pairs") == 1
     for name in ("copy_l1", "warped_l1", "refined_l1", "ssim", "copy_l1_32"):
         assert row[name] > 0, name
     assert {name for name, value in row.items() if value is None} == {

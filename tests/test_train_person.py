@@ -39,18 +39,25 @@ def test_from_a_film_to_a_model(film, tmp_path, capsys):
     # What it started from is measured too, once, and what it is about: the person.
     assert [row["step"] for row in rows] == [0, 3, 6]
     for row in rows:
-        assert row["data"] == "film" and row["pairs"] == 4
+        assert (row["data"], row["split"], row["pairs"]) == ("film", "validation", 4)
         assert row["copy_person_l1"] > row["copy_l1"] > 0 and row["refined_person_l1"] > 0
-    assert "refined person, l1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "refined person, l1" in said and "no validation list" not in said
     assert (tmp_path / "mine" / "samples" / "step_000006.png").exists()
     assert train_main(command) == 0
     assert evaluations.read_text().count('"step": 0,') == 1
     assert PoseTransferModel.from_run(tmp_path / "mine", "cpu").step == 6
     numbers = tmp_path / "numbers.json"
-    assert evaluate_main([str(tmp_path / "mine"), "--lpips", "none", "--json", str(numbers),
-                          "--picture", str(tmp_path / "sheet.png")]) == 0
-    assert json.loads(numbers.read_text())["refined_person_l1"] == pytest.approx(
+    words = [str(tmp_path / "mine"), "--lpips", "none", "--json", str(numbers), "--picture",
+             str(tmp_path / "sheet.png")]
+    found = {}
+    for split in ("validation", "test"):
+        assert evaluate_main([*words, "--split", split]) == 0
+        found[split] = json.loads(numbers.read_text())
+        assert found[split]["split"] == split
+    assert found["validation"]["refined_person_l1"] == pytest.approx(
         rows[-1]["refined_person_l1"], rel=1e-4)
+    assert found["test"]["copy_person_l1"] != found["validation"]["copy_person_l1"]
 
 
 def test_methods_of_table_1_keep_the_background_too(film, tmp_path):
