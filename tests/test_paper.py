@@ -360,7 +360,8 @@ def small(preset):
     @functools.wraps(preset)
     def make():
         config = preset()
-        config.steps, config.evaluate_every, config.checkpoint_every, config.log_every = 2, 2, 2, 1
+        config.steps = config.evaluate_every = config.checkpoint_every = 6
+        config.log_every = 1
         config.device, config.precision = "cpu", "float32"
         data, model = config.data, config.model
         height, width = data.image_size
