@@ -1,6 +1,7 @@
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from posemodel.evaluation import protocols
 from posemodel.evaluation.protocols import CFLD, GFLA, MARKET, PAPER, PATN, PROTOCOLS, Codec, Ssim
 
 skimage = pytest.importorskip("skimage.metrics")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -127,6 +129,10 @@ def test_the_spread_of_five_protocols_for_one_pair():
     }
     values = [float(ssim(result, target)) for ssim in published]
     assert values == sorted(values) and values == pytest.approx(list(published.values()), abs=0.03)
+    # As the page has it.
+    low, *_, high = (f"{value:.2f}".lstrip("0") for value in published.values())
+    page = (ROOT / "docs/evaluating.md").read_text()
+    assert f"scores {low} to {high} under five published" in page
 
 
 def test_a_batch_is_measured_like_its_pairs(pair):
