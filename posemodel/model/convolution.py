@@ -150,6 +150,7 @@ def one_by_one(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     goes through memory once for every operator. Code that is compiled or exported, for any batch,
     has the one call, and so has a GPU.
     """
-    whole = (batch.device.type != "cpu" or len(batch) == 0 or torch.compiler.is_compiling()
-             or torch.jit.is_tracing())
+    # Asking for the length would bind exported code to it.
+    whole = (torch.compiler.is_compiling() or torch.jit.is_tracing()
+             or batch.device.type != "cpu" or len(batch) == 0)
     return function(batch) if whole else torch.cat([function(one) for one in batch.split(1)])
