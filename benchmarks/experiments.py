@@ -131,6 +131,9 @@ def train(name: str, seed: int, arguments: argparse.Namespace) -> dict:
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr}")
     row = json.loads((out / "eval.jsonl").read_text().splitlines()[-1])
+    # Without its parts, by turn and by body part.
+    row = {key: value for key, value in row.items()
+           if key == "lpips" or not isinstance(value, dict)}
     return {"variant": name, "seed": seed,
             "command": " ".join(["python -m posemodel.train", *flags]), "evaluation": row}
 

@@ -204,14 +204,15 @@ def test_losses():
 
 
 def test_the_affine_loss_counts_cells():
-    """A flow that is one cell of the grid off in x and y everywhere has a loss of 1."""
+    """A flow that is one cell of the grid off in x and y everywhere: the number of coordinates."""
     affine = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
     centres = (2 * torch.arange(64) + 1) / 64 - 1
     identity = torch.stack(torch.meshgrid(centres, centres, indexing="xy"))[None]
     assert affine_loss(identity, affine, cells=True) == 0
-    assert affine_loss(identity + 2 / 64, affine, cells=True).item() == pytest.approx(1, abs=1e-5)
+    assert affine_loss(identity + 2 / 64, affine, cells=True).item() == pytest.approx(
+        2 * 64 * 64, rel=1e-5)
     assert affine_loss(identity + 2 / 64, affine).item() == pytest.approx(1 / 32, abs=1e-6)
-    assert paper().loss.affine_unit == "cell"
+    assert paper().loss.affine_norm == "cells"
     assert f"{64 // 2} times weaker" in statement("Eq. 7")
     assert f"factor of {2 * 64 * 64:,}" in statement("Eq. 7")
 

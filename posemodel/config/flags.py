@@ -35,7 +35,7 @@ RENAMED = {"loss.weights_folder": "weights"}
 WITHOUT_FLAG = frozenset({
     "data.pairs_per_epoch", "model.stream", "model.discriminator_width",
     "model.discriminator_layers", "model.refine_blocks", "loss.reconstruction_weight",
-    "loss.affine_unit", "optim.betas", "optim.milestones", "optim.phase_two_decoder",
+    "loss.affine_norm", "optim.betas", "optim.milestones", "optim.phase_two_decoder",
     "optim.phase_two_rest",
 })
 

@@ -40,10 +40,10 @@ def _renewed(values: dict) -> dict:
     if isinstance(model, dict) and isinstance(model.get("refine"), bool):
         model["refine"] = "paper" if model["refine"] else "none"
         values.setdefault("init", "")
-    # Distances of Eq. 7 had one unit, rates no milestones, and the methods of Table 1 no loss on
+    # Eq. 7 had one norm, rates no milestones, and the methods of Table 1 no loss on
     # joints, whatever its weight was said to be.
-    if isinstance(loss, dict) and "affine_unit" not in loss:
-        loss["affine_unit"] = "normalized"
+    if isinstance(loss, dict) and "affine_norm" not in loss:
+        loss["affine_norm"] = "mean"
         if isinstance(model, dict) and model.get("flow", "ours") != "ours":
             loss["joint_weight"] = 0.0
         if isinstance(values.get("optim"), dict):

@@ -116,7 +116,7 @@ class Objective:
             body = body_map(pose, tuple(flow.shape[-2:]), _BODY_SIGMA)
             weight = background + (1 - background) * body
         return {"loss_affine": affine_loss(flow, affine, weight,
-                                           cells=self.loss.affine_unit == "cell")}
+                                           cells=self.loss.affine_norm == "cells")}
 
     def _task_2(self, flow: Tensor, part: Part, *, adversarial: bool) -> dict[str, Tensor]:
         """Transfer to the target pose and compare (Eq. 5, 6)."""

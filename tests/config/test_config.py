@@ -98,9 +98,9 @@ def test_a_file_from_before_other_methods_could_have_the_loss_on_joints_is_read(
     config = quick()
     config.model.flow = flow
     values = to_dict(config)
-    del values["loss"]["affine_unit"], values["optim"]["milestones"]
+    del values["loss"]["affine_norm"], values["optim"]["milestones"]
     read = from_dict(values)
-    assert (read.loss.joint_weight, read.loss.affine_unit) == (weight, "normalized")
+    assert (read.loss.joint_weight, read.loss.affine_norm) == (weight, "mean")
     assert read.optim == config.optim
 
 

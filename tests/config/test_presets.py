@@ -90,7 +90,7 @@ def test_other_methods_keep_their_own_papers_optimiser(flow):
 
 def test_paper_small_is_the_paper_in_all_but_sizes_rates_and_network():
     small, paper = PRESETS["paper-small"](), PRESETS["paper"]()
-    same = ("affine_weight", "affine_unit", "affine_background", "adversarial",
+    same = ("affine_weight", "affine_norm", "affine_background", "adversarial",
             "adversarial_weight", "joint_weight", "warped_weight", "reconstruction_weight",
             "feature_matching_weight", "r1_weight")
     assert all(getattr(small.loss, name) == getattr(paper.loss, name) for name in same)
@@ -99,4 +99,5 @@ def test_paper_small_is_the_paper_in_all_but_sizes_rates_and_network():
                     "discriminator_layers"):
         setattr(small.model, changed, getattr(paper.model, changed))
     assert small.model == paper.model
-    assert small.optim == replace(paper.optim, lr=small.optim.lr, phase_two_decoder=1.0)
+    assert small.optim == replace(paper.optim, lr=small.optim.lr, phase_one=0.9,
+                                  phase_two_decoder=1.0)

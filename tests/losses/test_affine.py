@@ -62,17 +62,17 @@ def test_loss_is_zero_at_the_truth_and_counts_only_what_is_in_the_frame():
     assert affine_loss(truth + 0.5, affine) == pytest.approx(0.5, rel=1e-5)
 
 
-def test_the_papers_unit_is_a_cell_of_the_flows_grid():
+def test_the_papers_norm_is_a_sum_over_the_cells_of_the_flows_grid():
     # One cell to the right at each of 8 x 16 positions; s_f runs over 1..w and 1..h.
     affine = torch.eye(2, 3)[None]
     truth = affine_flow(affine, 8, 16)
     flow = truth + torch.tensor([2 / 16, 0.0]).view(1, 2, 1, 1)
-    assert affine_loss(flow, affine, cells=True) == pytest.approx(0.5)      # mean over x and y
+    assert affine_loss(flow, affine, cells=True) == pytest.approx(8 * 16)
     assert affine_loss(flow, affine) == pytest.approx(1 / 16)
-    # 32 times as much on the paper's grid of 64 x 64.
+    # On the paper's grid 32 times as much for the unit, 8,192 times for the sum.
     flow = affine_flow(affine, 64, 64) + 0.1
     assert affine_loss(flow, affine, cells=True) == pytest.approx(
-        32 * affine_loss(flow, affine).item())
+        32 * 8192 * affine_loss(flow, affine).item(), rel=1e-5)
 
 
 def test_everything_outside_gives_zero_and_not_nan():
