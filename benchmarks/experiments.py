@@ -48,6 +48,8 @@ VARIANTS = {
     "bare": BARE,
     "bare-affine-0": BARE + " --loss.affine-weight 0",
     "affine-0": "--loss.affine-weight 0",
+    # Of paper-small: the mean over x and y of 16 x 16 cells in the place of their sum.
+    "affine-mean": "--loss.affine-weight 1.953125e-06",
     "affine-3": "--loss.affine-weight 3",
     "affine-10": "--loss.affine-weight 10",
     "warped-0": "--loss.warped-weight 0",

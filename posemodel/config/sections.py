@@ -201,8 +201,8 @@ class LossConfig:
     affine_weight: float = 1.0
     """lambda_2, weight of the affine preserving loss (Eq. 7)"""
     affine_norm: Literal["mean", "cells"] = "mean"
-    """mean: over the positions, in coordinates of [-1, 1], whatever the grid; cells: the norm as the
-    paper prints it, the sum over the positions, in cells of the flow's grid (s_f runs over
+    """mean: over the positions, in coordinates of [-1, 1], whatever the grid; cells: the norm as
+    the paper prints it, the sum over the positions, in cells of the flow's grid (s_f runs over
     1..h_1)"""
     joint_weight: float = 1.0
     """weight of the distance at each joint between the flow and that joint of the source (0 in the
