@@ -1,8 +1,8 @@
 """The figures of the pages are those of the committed files that they came from, as printed.
 
 Tables are read from the pages cell by cell; a cell that was changed by hand, or a file that was
-replaced without its page, is a failure here. `docs/experiments.md` has figures without a file, and
-says so at its top; `EXPERIMENTS` are those that have one.
+replaced without its page, is a failure here. Of `docs/experiments.md` `EXPERIMENTS` are the sections
+with figures; the others have none.
 """
 
 import json
@@ -235,6 +235,21 @@ def test_experiments(section):
                             f"{statistics.stdev(values):.{digits}f}"), (label, title)
 
 
+def test_variants_of_the_experiments():
+    """What the page names can be trained: every variant in its tables and commands exists."""
+    flags_of = runpy.run_path(str(ROOT / "benchmarks" / "experiments.py"))["flags_of"]
+    named = [name for _, (head, *rows) in tables(DOCS / "experiments.md") if "variants" in head
+             for row in rows for name in re.findall(r"`([^`]+)`", row[head.index("variants")])]
+    assert len(named) > 20
+    assert all(flags_of(name, 320) for name in named)
+
+
+def test_sections_of_the_experiments_without_a_file_have_no_figures():
+    for heading, (head, *rows) in tables(DOCS / "experiments.md"):
+        if "variants" in head:
+            assert not re.findall(r"\d*\.\d+|%", str([row[2] for row in rows])), heading
+
+
 # --- the operators --------------------------------------------------------------------------------
 
 
@@ -319,6 +334,9 @@ def test_training_steps_of_quick():
             f"{fomm['ours_ratio']:.1f} times as long; with a first layer of 3 x 3 in C_l ours "
             f"takes {other['ms']:.0f}, with eager operators {eager['ms']:.0f}."
             ) in squeezed((RESULTS / "README.md").read_text())
+    assert f"A step of 1 x 1 takes {ours['ms']:.0f} ms, one of 3 x 3 {other['ms']:.0f}" \
+        in squeezed((DOCS / "experiments.md").read_text())
+    assert 420 * ours["ms"] == pytest.approx(320 * other["ms"], rel=0.01)
 
 
 # --- one place ------------------------------------------------------------------------------------
