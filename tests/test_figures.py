@@ -200,6 +200,10 @@ def test_a_real_person():
     assert (f"{run['steps']} steps, l1 {after['refined_l1']:.1f}, the person's "
             f"{after['refined_person_l1']:.1f}, LPIPS-Alex {after['refined_lpips_alex']:.3f}") \
         in squeezed((DOCS / "photographs.md").read_text())
+    quick, = content["rows"]["ours"]
+    assert (f"ours had {quick['steps']} of them where three minutes at {quick['step_ms']:.0f} ms "
+            f"are {180_000 / quick['step_ms']:.0f}") \
+        in squeezed((DOCS / "photographs.md").read_text())
     assert {each["after"]["pairs"] for runs in content["rows"].values() for each in runs} == {48}
 
 
@@ -284,12 +288,37 @@ def test_the_operators_with_avx_512():
     ours, eager = (benchmark_row(name, "correlation_4d", form, modes(name)[1])["ms"]
                    for form in ("cpp", "eager"))
     assert f"{ours:.0f} ms against {eager:.0f}" in squeezed((DOCS / "results.md").read_text())
-    for label, *cells, memory in table(DOCS / "kernels.md", "With AVX-512")[1:]:
+    assert_rows(name, "With AVX-512")
+    floors = [f"{benchmark_row(name, op, 'cpp', mode)['floor_ms']:.0f}" for op in (
+        "guided_correlation", "guided_correlation_conv2d") for mode in modes(name)]
+    assert ("is {} and {} ms for `guided_correlation`, {} and {} for the convolution"
+            ).format(*floors) in squeezed((DOCS / "kernels.md").read_text())
+
+
+def test_the_operators_without_a_fresh_result():
+    name = "xeon-amx-2cpu-read-out"
+    assert_rows(name, "A result in memory that is there")
+    fresh, there = (benchmark_row(name, "guided_correlation", form, modes(name)[0])["ms"]
+                    for form in ("cpp", "cpp, out="))
+    assert (f"forward of `guided_correlation` takes {fresh:.1f} ms, with `out=` {there:.1f}"
+            ) in squeezed((DOCS / "kernels.md").read_text())
+
+
+def assert_rows(name: str, heading: str) -> None:
+    """The rows under a heading of the kernel notebook are those of the file."""
+    for label, *cells, memory in table(DOCS / "kernels.md", heading)[1:]:
         found = [benchmark_row(name, re.match(r"`(\w+)`", label).group(1), "cpp", mode)
                  for mode in modes(name)]
         assert cells == [f"{row['ms']:.0f}, {row['eager_ratio']:.1f}, {row['compile_ratio']:.1f}"
                          for row in found], label
         assert memory == ", ".join(f"{row['extra_mib']:.0f}" for row in found), label
+
+
+def test_bars_of_the_errors():
+    bars = runpy.run_path(str(ROOT / "tests" / "kernels" / "kernel_helpers.py"))["TOLERANCE"]
+    assert {dtype: (float(value), float(gradients)) for dtype, value, gradients in
+            table(DOCS / "precision.md", "Precision", "bar: value")[1:]} \
+        == {str(dtype).removeprefix("torch."): bar for dtype, bar in bars.items()}
 
 
 def test_memory_of_the_operators():
