@@ -1,8 +1,8 @@
 """The figures of the pages are those of the committed files that they came from, as printed.
 
 Tables are read from the pages cell by cell; a cell that was changed by hand, or a file that was
-replaced without its page, is a failure here. Of `docs/experiments.md` `EXPERIMENTS` are the sections
-with figures; the others have none.
+replaced without its page, is a failure here. `EXPERIMENTS` are the sections of
+`docs/experiments.md` that have figures; its others are words.
 """
 
 import json
