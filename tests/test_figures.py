@@ -1,8 +1,8 @@
 """The figures of the pages are those of the committed files that they came from, as printed.
 
 Tables are read from the pages cell by cell; a cell that was changed by hand, or a file that was
-replaced without its page, is a failure here. `docs/experiments.md` has figures without a file, and
-says so at its top; `EXPERIMENTS` are those that have one.
+replaced without its page, is a failure here. `EXPERIMENTS` are the sections of
+`docs/experiments.md` that have figures; its others are words.
 """
 
 import json
@@ -12,6 +12,9 @@ import statistics
 from pathlib import Path
 
 import pytest
+
+from posemodel.config.flags import parse_train
+from posemodel.reproduce.tables import TABLES, of_preset
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -200,6 +203,10 @@ def test_a_real_person():
     assert (f"{run['steps']} steps, l1 {after['refined_l1']:.1f}, the person's "
             f"{after['refined_person_l1']:.1f}, LPIPS-Alex {after['refined_lpips_alex']:.3f}") \
         in squeezed((DOCS / "photographs.md").read_text())
+    quick, = content["rows"]["ours"]
+    assert (f"ours had {quick['steps']} of them where three minutes at {quick['step_ms']:.0f} ms "
+            f"are {180_000 / quick['step_ms']:.0f}") \
+        in squeezed((DOCS / "photographs.md").read_text())
     assert {each["after"]["pairs"] for runs in content["rows"].values() for each in runs} == {48}
 
 
@@ -233,6 +240,40 @@ def test_experiments(section):
             values = [seed[key] for seed in seeds]
             assert cell == (f"{statistics.fmean(values):.{digits}f} ± "
                             f"{statistics.stdev(values):.{digits}f}"), (label, title)
+
+
+def test_rates_and_strides_and_what_was_chosen_by_them(capsys):
+    """As `experiments.py --read` prints it; each method of Table 1 has the rate that did best."""
+    bench = runpy.run_path(str(ROOT / "benchmarks" / "experiments.py"))
+    rows = read(DOCS / "rates.json")["rows"]
+    bench["show"](rows)
+    printed = [[cell.strip() for cell in line.split("|")[1:-1]]
+               for line in capsys.readouterr().out.splitlines()]
+    assert table(DOCS / "experiments.md",
+                 "Rates and strides, the same trials for every method") == [printed[0], *printed[2:]]
+    cells = {cell.key: cell for cell in of_preset(TABLES["table1"], "quick").cells}
+    for method in ("fomm", "mraa", "tpsmm", "gfla32", "gfla64"):
+        best = min((row for row in rows if row["variant"].split("+")[0] == method),
+                   key=lambda row: row["evaluation"]["warped_l1"])
+        tried = parse_train(best["command"].split()[3:]).config
+        chosen = parse_train(list(cells[method].flags)).config
+        assert (chosen.optim.lr, chosen.model.flow_stride, chosen.loss.reconstruction) == (
+            tried.optim.lr, tried.model.flow_stride, tried.loss.reconstruction), method
+
+
+def test_variants_of_the_experiments():
+    """What the page names can be trained: every variant in its tables and commands exists."""
+    flags_of = runpy.run_path(str(ROOT / "benchmarks" / "experiments.py"))["flags_of"]
+    named = [name for _, (head, *rows) in tables(DOCS / "experiments.md") if "variants" in head
+             for row in rows for name in re.findall(r"`([^`]+)`", row[head.index("variants")])]
+    assert len(named) > 20
+    assert all(flags_of(name, 320) for name in named)
+
+
+def test_sections_of_the_experiments_without_a_file_have_no_figures():
+    for heading, (head, *rows) in tables(DOCS / "experiments.md"):
+        if "variants" in head:
+            assert not re.findall(r"\d*\.\d+|%", str([row[2] for row in rows])), heading
 
 
 # --- the operators --------------------------------------------------------------------------------
@@ -269,12 +310,37 @@ def test_the_operators_with_avx_512():
     ours, eager = (benchmark_row(name, "correlation_4d", form, modes(name)[1])["ms"]
                    for form in ("cpp", "eager"))
     assert f"{ours:.0f} ms against {eager:.0f}" in squeezed((DOCS / "results.md").read_text())
-    for label, *cells, memory in table(DOCS / "kernels.md", "With AVX-512")[1:]:
+    assert_rows(name, "With AVX-512")
+    floors = [f"{benchmark_row(name, op, 'cpp', mode)['floor_ms']:.0f}" for op in (
+        "guided_correlation", "guided_correlation_conv2d") for mode in modes(name)]
+    assert ("is {} and {} ms for `guided_correlation`, {} and {} for the convolution"
+            ).format(*floors) in squeezed((DOCS / "kernels.md").read_text())
+
+
+def test_the_operators_without_a_fresh_result():
+    name = "xeon-amx-2cpu-read-out"
+    assert_rows(name, "A result in memory that is there")
+    fresh, there = (benchmark_row(name, "guided_correlation", form, modes(name)[0])["ms"]
+                    for form in ("cpp", "cpp, out="))
+    assert (f"forward of `guided_correlation` takes {fresh:.1f} ms, with `out=` {there:.1f}"
+            ) in squeezed((DOCS / "kernels.md").read_text())
+
+
+def assert_rows(name: str, heading: str) -> None:
+    """The rows under a heading of the kernel notebook are those of the file."""
+    for label, *cells, memory in table(DOCS / "kernels.md", heading)[1:]:
         found = [benchmark_row(name, re.match(r"`(\w+)`", label).group(1), "cpp", mode)
                  for mode in modes(name)]
         assert cells == [f"{row['ms']:.0f}, {row['eager_ratio']:.1f}, {row['compile_ratio']:.1f}"
                          for row in found], label
         assert memory == ", ".join(f"{row['extra_mib']:.0f}" for row in found), label
+
+
+def test_bars_of_the_errors():
+    bars = runpy.run_path(str(ROOT / "tests" / "kernels" / "kernel_helpers.py"))["TOLERANCE"]
+    assert {dtype: (float(value), float(gradients)) for dtype, value, gradients in
+            table(DOCS / "precision.md", "Precision", "bar: value")[1:]} \
+        == {str(dtype).removeprefix("torch."): bar for dtype, bar in bars.items()}
 
 
 def test_memory_of_the_operators():
@@ -319,6 +385,9 @@ def test_training_steps_of_quick():
             f"{fomm['ours_ratio']:.1f} times as long; with a first layer of 3 x 3 in C_l ours "
             f"takes {other['ms']:.0f}, with eager operators {eager['ms']:.0f}."
             ) in squeezed((RESULTS / "README.md").read_text())
+    assert f"A step of 1 x 1 takes {ours['ms']:.0f} ms, one of 3 x 3 {other['ms']:.0f}" \
+        in squeezed((DOCS / "experiments.md").read_text())
+    assert 420 * ours["ms"] == pytest.approx(320 * other["ms"], rel=0.01)
 
 
 # --- one place ------------------------------------------------------------------------------------

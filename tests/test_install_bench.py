@@ -52,3 +52,5 @@ def test_the_page_has_the_figures_of_its_file(bench):
         assert [one["part"] for one in found[name]["parts"]] == list(bench["PARTS"])
         assert [row[column] for row in rows] == [
             f"{value:.0f}" for value in (*seconds, sum(seconds), found[name]["cpu_s"])]
+    for one in found["cpu_s_of_one_file"].values():  # "about halves"
+        assert one["after"] == pytest.approx(one["before"] / 2, rel=0.1)
