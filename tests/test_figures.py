@@ -249,8 +249,8 @@ def test_rates_and_strides_and_what_was_chosen_by_them(capsys):
     bench["show"](rows)
     printed = [[cell.strip() for cell in line.split("|")[1:-1]]
                for line in capsys.readouterr().out.splitlines()]
-    assert table(DOCS / "experiments.md",
-                 "Rates and strides, the same trials for every method") == [printed[0], *printed[2:]]
+    section = "Rates and strides, the same trials for every method"
+    assert table(DOCS / "experiments.md", section) == [printed[0], *printed[2:]]
     cells = {cell.key: cell for cell in of_preset(TABLES["table1"], "quick").cells}
     for method in ("fomm", "mraa", "tpsmm", "gfla32", "gfla64"):
         best = min((row for row in rows if row["variant"].split("+")[0] == method),
