@@ -151,9 +151,11 @@ def _under_protocol(batch: Batch, seen: Inspection, instruments: Instruments) ->
         images |= {"measures": seen.warped, "measures_refined": seen.image}
     target = prepare(batch["target"], protocol, protocol.target_codec)
     masks = _masks(batch, protocol) if protocol.mask_ssim else None
-    return {PROTOCOL_PREFIXES[part] + name: values for part, image in images.items()
-            for name, values in compare(protocol, prepare(image, protocol, protocol.result_codec),
-                                        target, masks=masks, lpips=instruments.lpips).items()}
+    rows = compare(protocol, [prepare(image, protocol, protocol.result_codec)
+                              for image in images.values()],
+                   target, masks=masks, lpips=instruments.lpips)
+    return {PROTOCOL_PREFIXES[part] + name: values for part, row in zip(images, rows, strict=True)
+            for name, values in row.items()}
 
 
 def _mannequin_means(batch: Batch, seen: Inspection, instruments: Instruments) -> Columns:

@@ -7,7 +7,7 @@ evaluation script of their repository computes.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from posemodel.evaluation import metrics
+from posemodel.evaluation.lpips import Lpips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,19 +181,34 @@ def prepare(images: Tensor, protocol: Protocol, codec: Codec) -> Tensor:
 
 
 @torch.no_grad()
-def compare(protocol: Protocol, result: Tensor, target: Tensor, *, masks: Tensor | None = None,
-            lpips: Mapping[str, metrics.ImageDistance] | None = None) -> dict[str, Tensor]:
+def compare(protocol: Protocol, results: Sequence[Tensor], target: Tensor, *,
+            masks: Tensor | None = None, lpips: Mapping[str, Lpips] | None = None,
+            ) -> list[dict[str, Tensor]]:
     """The protocol's metrics of each pair.
 
     Everything runs on the device of the images, in float64, but LPIPS.
 
     Args:
-        result, target: `[B, 3, h, w]`, as `prepare` returns them.
+        results, target: images of the same pairs and their one target, `[B, 3, h, w]`, as `prepare`
+            returns them.
         masks: `[B, 1, h, w]` bool; without them the masked metrics are left out.
         lpips: networks by their net; those that are not there are left out.
 
-    Raises: `ValueError` for masks of another size. Returns: `[B]` by name.
+    Raises: `ValueError` for masks of another size. Returns: for each result `[B]` by name.
     """
+    rows = [_compare(protocol, result, target, masks) for result in results]
+    for net in protocol.lpips:
+        if lpips and net in lpips:
+            images, wanted = ([(image / 127.5 - 1).float() for image in some]
+                              for some in (results, [target]))
+            for row, values in zip(rows, lpips[net].distances(images, *wanted), strict=True):
+                row[f"lpips_{net}"] = values
+    return rows
+
+
+def _compare(protocol: Protocol, result: Tensor, target: Tensor,
+             masks: Tensor | None) -> dict[str, Tensor]:
+    """All but LPIPS."""
     values = {name: ssim(result, target) for name, ssim in protocol.ssim.items()}
     if protocol.mask_ssim and masks is not None:
         if masks.shape[-2:] != result.shape[-2:]:
@@ -209,10 +225,6 @@ def compare(protocol: Protocol, result: Tensor, target: Tensor, *, masks: Tensor
         values["mae"] = metrics.mae(result, target)
     if protocol.psnr:
         values["psnr"] = metrics.psnr(result, target, data_range=255.0)
-    nets = [net for net in protocol.lpips if lpips and net in lpips]
-    if nets:
-        signed = [(image / 127.5 - 1).float() for image in (result, target)]
-        values |= {f"lpips_{net}": lpips[net](*signed) for net in nets}
     return values
 
 

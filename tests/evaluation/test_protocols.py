@@ -37,9 +37,10 @@ def bytes_of(image, rounding):
 
 def measured(protocol, image, target, masks=None, **networks):
     """The metrics of two images as a model shows them."""
-    return protocols.compare(
-        protocol, protocols.prepare(image, protocol, protocol.result_codec),
+    found, = protocols.compare(
+        protocol, [protocols.prepare(image, protocol, protocol.result_codec)],
         protocols.prepare(target, protocol, protocol.target_codec), masks=masks, **networks)
+    return found
 
 
 def gaussian_ssim(result, target, data_range=None):
@@ -149,15 +150,18 @@ def test_a_batch_is_measured_like_its_pairs(pair):
 def test_lpips_sees_what_the_protocol_stores(pair):
     seen = []
 
-    def network(result, target):
-        seen.append((result, target))
-        return torch.zeros(len(result))
-    protocol = PAPER.at((64, 64))
-    assert "lpips_alex" in measured(protocol, *pair, lpips={"alex": network})
-    assert torch.allclose(seen[0][0], pair[0], atol=1e-6)
-    assert "lpips_vgg" not in measured(protocol, *pair, lpips={"alex": network})
-    measured(CFLD.at((64, 64)), *pair, lpips={"alex": network})
-    levels = (seen[-1][0].double() + 1) * 127.5
+    class Network:
+        def distances(self, results, target):
+            seen.append((results, target))
+            return [torch.zeros(len(target)) for _ in results]
+
+    protocol, networks = PAPER.at((64, 64)), {"alex": Network()}
+    assert "lpips_alex" in measured(protocol, *pair, lpips=networks)
+    assert torch.allclose(seen[0][0][0], pair[0], atol=1e-6)
+    assert torch.allclose(seen[0][1], pair[1], atol=1e-6)
+    assert "lpips_vgg" not in measured(protocol, *pair, lpips=networks)
+    measured(CFLD.at((64, 64)), *pair, lpips=networks)
+    levels = (seen[-1][0][0].double() + 1) * 127.5
     assert (levels - levels.round()).abs().max() < 1e-4
 
 
