@@ -50,7 +50,7 @@ from typing import get_args
 from command import OK, Parser, count, failed, run_benchmark
 from step_table import show, show_all, show_header, show_progress
 
-from posemodel.config.presets import PRESETS
+from posemodel.config.presets import PRESETS, for_method
 from posemodel.config.sections import Config, ModelConfig
 from posemodel.runtime.output import surviving
 
@@ -106,7 +106,8 @@ def forms(config, options):
     if options.other_head:
         kernel = 3 if config.model.head_kernel == 1 else 1
         found[f"head {kernel} x {kernel}"] = with_model(head_kernel=kernel)
-    return found | {rival: with_model(flow=rival) for rival in options.rivals}
+    return found | {rival: for_method(with_model(flow=rival), rival)
+                    for rival in options.rivals}
 
 
 def run(options):

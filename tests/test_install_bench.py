@@ -22,7 +22,7 @@ def test_parts_have_their_times(bench, capsys):
     """Those of processes of processes too, and those that never began are not there."""
     work = "sum(i for i in range(4_000_000))"
     code = (f"import subprocess, sys\n{work}\nprint('now the second', flush=True)\n"
-            f"subprocess.run([sys.executable, '-c', '{work}; {work}'])\n")
+            f"subprocess.run([sys.executable, '-c', '{work}; {work}; {work}; {work}'])\n")
     first, second = bench["parts_of"]([sys.executable, "-c", code], dict(os.environ), {
         "one": None, "two": r"the sec\w+$", "three": "never"})
     assert (first["part"], second["part"]) == ("one", "two")

@@ -397,8 +397,7 @@ def folder(monkeypatch, tmp_path):
     monkeypatch.setattr(DEEPFASHION, "published", dict.fromkeys(
         ("train", "test"), {"images": 9, "pairs": 18}))
     monkeypatch.setattr("posemodel.reproduce.runs.ThreadPoolExecutor", OneByOne)
-    monkeypatch.setattr("posemodel.reproduce.runs._TIMED", 2)
-    monkeypatch.setattr("posemodel.reproduce.runs._WARM_UP", 0)
+    monkeypatch.setattr("posemodel.reproduce.runs.Bench.seconds_per_step", lambda *_: 1.0)
     for module in ("engine.journal", "evaluation.samples"):
         monkeypatch.setattr(f"posemodel.{module}.write_samples", lambda *_, **__: None)
     monkeypatch.setattr(LocalServer, "serve_until_interrupted", lambda self, browser: None)

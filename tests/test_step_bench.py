@@ -92,7 +92,10 @@ def test_rivals_and_the_other_head_are_forms_of_the_same_preset(bench):
     assert found["ours"] is config and found["eager"] is config
     assert found["head 3 x 3"].model == replace(config.model, head_kernel=3)
     assert found["fomm"].model == replace(config.model, flow="fomm")
-    assert all(replace(other, model=config.model) == config for other in found.values())
+    # The methods of Table 1 have no loss on joints.
+    assert (config.loss.joint_weight, found["fomm"].loss.joint_weight) == (1.0, 0.0)
+    assert all(replace(other, model=config.model, loss=config.loss) == config
+               for other in found.values())
     config.model.head_kernel = 3
     assert found["head 3 x 3"] != bench.forms(config, options)["head 1 x 1"]
     plain = SimpleNamespace(compile=True, other_head=False, rivals=[])
