@@ -122,7 +122,7 @@ def for_method(config: Config, flow: str | None) -> Config:
                          steps=max(1, config.steps * epochs // _EPOCHS))
     elif config.preset == "paper-small":
         # A hundredth of the rate in phase two is the paper's way with its own flow.
-        config.optim.phase_two_rest = 1.0
+        config = replace(config, optim=replace(config.optim, phase_two_rest=1.0))
     return config
 
 

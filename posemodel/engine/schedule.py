@@ -54,10 +54,11 @@ class Schedule:
 
     def course(self, step: int) -> float:
         """The factor on every learning rate."""
+        drops = 0.1 ** sum(step > share * self.steps for share in self.optim.milestones)
         if self.optim.schedule == "constant":
-            return 0.1 ** sum(step > share * self.steps for share in self.optim.milestones)
+            return drops
         warm_up = min(1.0, step / max(1.0, 0.02 * self.steps))
-        return warm_up * (0.5 + 0.5 * math.cos(math.pi * (step - 1) / self.steps))
+        return drops * warm_up * (0.5 + 0.5 * math.cos(math.pi * (step - 1) / self.steps))
 
     def rates(self, step: int) -> tuple[float, float, float]:
         """Learning rates of R's decoder, of all else in the generator, and of D."""

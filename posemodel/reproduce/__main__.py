@@ -4,10 +4,10 @@ import argparse
 import shlex
 import signal
 import sys
-from pathlib import Path
 
 from posemodel.config.presets import FULL_SIZE, PRESETS
 from posemodel.reproduce import table5
+from posemodel.reproduce.commands import add_places
 from posemodel.reproduce.tables import TABLES, of_preset, with_images
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import write_result
@@ -65,13 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-input", action="store_true",
                         help="let the other methods of table1 see the source image, too, as their "
                              "papers do")
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR",
-                        help="folder for tables and runs (default: runs/reproduce)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--weights", default="", metavar="DIR",
-                        help="folder of published weights, for LPIPS and perceptual losses, looked "
-                             "into before that of the variable POSEMODEL_WEIGHTS and torch hub's "
-                             "cache")
+    add_places(parser, weights_for="LPIPS and perceptual losses")
     parser.add_argument("--jobs", type=int, default=1, metavar="N",
                         help="runs side by side, which share the cores (default: 1)")
     parser.add_argument("--dry-run", action="store_true",

@@ -1,10 +1,22 @@
-"""The ordinary commands, each in a process of its own."""
+"""The ordinary commands, each in a process of its own, and where they find and leave things."""
 
+import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from posemodel.runtime.errors import UserError
+
+
+def add_places(parser: argparse.ArgumentParser, *, weights_for: str) -> None:
+    """The flags --out, --device and --weights, which all tables have."""
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR",
+                        help="folder for tables and runs (default: runs/reproduce)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--weights", default="", metavar="DIR",
+                        help=f"folder of published weights, for {weights_for}, looked into before "
+                             "that of the variable POSEMODEL_WEIGHTS and torch hub's cache")
 
 
 def run_command(module: str, *words, threads: int, running: set | None = None) -> None:

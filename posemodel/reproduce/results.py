@@ -196,7 +196,7 @@ class TableNumbers:
 
     def _comparisons(self) -> str:
         names = [name for name in self.measures if any(name == other for _, other in self.verdicts)]
-        own = self.reference.key == "ours"
+        own = self.reference.label == tables.OURS.label
         rows = [[cell.label, *(_compared(self.verdicts.get((cell.key, name)), own=own)
                                for name in names)]
                 for cell in self.table.cells if cell != self.reference]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from posemodel.config.presets import PRESETS
-from posemodel.reproduce.commands import run_command
+from posemodel.reproduce.commands import add_places, run_command
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import write_result, writing
 
@@ -94,13 +94,7 @@ def _parser() -> argparse.ArgumentParser:
                            "0: all (default: 0)")
     reid.add_argument("--seeds", type=int, default=3, metavar="N",
                       help="runs without and with generated images, with seeds from 0 (default: 3)")
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR",
-                        help="folder for the table and the runs (default: runs/reproduce)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--weights", default="", metavar="DIR",
-                        help="folder of published weights, for perceptual losses and the backbone, "
-                             "looked into before that of the variable POSEMODEL_WEIGHTS and torch "
-                             "hub's cache")
+    add_places(parser, weights_for="perceptual losses and the backbone")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     return parser
 

@@ -176,9 +176,8 @@ def of_preset(table: Table, preset: str) -> Table:
     if preset == "quick":
         cells = tuple(replace(cell, flags=(*cell.flags, *cell.small)) for cell in cells)
     if preset in PAPERS:
-        names = {"ours": PAPERS_METHOD}
-        cells = tuple(replace(cell, label=names.get(cell.label, cell.label)) for cell in cells
-                      if not cell.extends)
+        cells = tuple(replace(cell, label=PAPERS_METHOD) if cell.label == OURS.label else cell
+                      for cell in cells if not cell.extends)
     keys = {cell.key for cell in cells}
     return replace(table, cells=cells,
                    reference=table.reference if table.reference in keys else "ours")

@@ -19,6 +19,9 @@ def test_a_tenth_after_each_milestone():
     schedule = Schedule(OptimConfig(schedule="constant", milestones=(0.6, 0.9)), 100)
     assert [schedule.course(step) for step in (1, 60, 61, 90, 91, 100)] == pytest.approx(
         [1, 1, 0.1, 0.1, 0.01, 0.01])
+    plain, dropped = (Schedule(OptimConfig(milestones=shares), 100) for shares in ((), (0.5,)))
+    assert dropped.course(50) == plain.course(50)
+    assert dropped.course(51) == pytest.approx(0.1 * plain.course(51))
 
 
 def test_the_factors_of_phase_two():
