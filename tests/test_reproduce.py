@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +168,16 @@ def test_the_page_marks_the_papers_numbers_and_says_which_orders_hold():
     page = outcome([noise(1, 10), noise(2, 10)], [noise(3, 12), noise(4, 12)]).to_markdown(about)
     assert f"| FOMM | l1 | {BETTER} | {BETTER} | holds |" in page
     assert "LPIPS-Alex, LPIPS-VGG" in page and "one seed" not in page and "10.0" in page
+
+
+def test_what_is_compared_with_another_than_ours_is_not_said_of_ours():
+    found = outcome([noise(1, 12)], [noise(2, 10)])
+    found.reference = replace(OURS, label=PAPERS_METHOD)
+    about = {"command": "x", "preset": "paper-small", "data": "mannequins", "steps": 7,
+             "minutes": None, "threads": 1, "seconds_per_step": {"ours": 0.4, "fomm": 0.25}}
+    page = found.to_markdown(about)
+    section = page[page.index(f"## Against {PAPERS_METHOD}"):page.index("## How each")]
+    assert "reference worse" in section and not re.search("ours (better|worse)", section.lower())
 
 
 # --- what is committed ----------------------------------------------------------------------------
