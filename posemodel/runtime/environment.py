@@ -20,6 +20,7 @@ def collect(processes: int = 1) -> dict:
         "platform": platform.platform(),
         "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
         "cores": _cores(), "threads": torch.get_num_threads(),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES"),
         "gpu": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "torch": torch.__version__, "cuda": torch.version.cuda,
         "torchvision": _version("torchvision"), "numpy": _version("numpy"),
