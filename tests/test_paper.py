@@ -130,7 +130,7 @@ def test_pose_maps_and_encoder(built):
     assert f"{len(layers)} conv layers, each with BatchNorm" in said and len(layers) == 11
     norms = [layer for layer in warping.encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert len(norms) == len(layers)
-    features = shape(warping.encoder(maps))
+    features = shape(warping.encoder(maps, torch.float32))
     assert features in said and features == "35 x 64 x 64"
     assert [layer.stride[0] for layer in layers] == [2, 2, *[1] * 9]
     widths = [layer.out_channels for layer in layers[:-1]]

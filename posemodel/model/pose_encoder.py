@@ -3,10 +3,11 @@
 import itertools
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posemodel.model.convolution import normalized
+from posemodel.model.convolution import normalized, planes, unit_planes
 
 
 class PoseEncoder(nn.Module):
@@ -28,12 +29,13 @@ class PoseEncoder(nn.Module):
         self.layers = nn.Sequential(*layers, last, nn.BatchNorm2d(features))
         self.norm = norm
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """`[B, maps, H, W]` -> `[B, features, h, w]`, of unit length per location or per channel,
-        as configured."""
-        features = self.layers(maps).float()
+    def forward(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
+        """`[B, maps, H, W]` -> `[B, features, h, w]` in `dtype` and in planes, of unit length per
+        location or per channel, as configured."""
+        features = self.layers(maps)
         if self.norm == "location":
-            return F.normalize(features, dim=1)
+            return unit_planes(features, dtype)
         if self.norm == "channel":
-            return F.normalize(features.flatten(2), dim=2).view_as(features)
-        return features
+            features = F.normalize(features.float().flatten(2), dim=2).unflatten(
+                2, features.shape[2:])
+        return planes(features, dtype)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.flow.estimator import FlowEstimator, Motion
-from posemodel.model.convolution import network_dtype, one_by_one, planes
+from posemodel.model.convolution import network_dtype, one_by_one
 from posemodel.model.flow_head import FlowHead, guided_map
 from posemodel.model.pose_encoder import PoseEncoder
 from posemodel.poses.limb_maps import limb_maps
@@ -42,7 +42,7 @@ class WarpingNetwork(FlowEstimator):
     def features(self, pose: Tensor) -> Tensor:
         """`[B, J, 3]` -> M's features `[B, m, h, w]`, in the networks' precision."""
         dtype = network_dtype(pose.device)
-        return planes(self.encoder(one_by_one(lambda some: self._maps(some, dtype), pose)), dtype)
+        return self.encoder(one_by_one(lambda some: self._maps(some, dtype), pose), dtype)
 
     def _maps(self, pose: Tensor, dtype: torch.dtype) -> Tensor:
         """What M reads, `[B, maps, H, W]`."""

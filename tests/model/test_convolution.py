@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from posemodel.model import convolution
@@ -8,6 +9,7 @@ from posemodel.model.convolution import (
     Conv2d,
     ConvTranspose2d,
     one_by_one,
+    unit_planes,
     weight_gradient,
 )
 
@@ -116,3 +118,34 @@ def test_sample_by_sample_is_the_same():
     assert found.is_contiguous(memory_format=torch.channels_last)
     calls.clear()
     assert one_by_one(double, batch[:0]).shape == (0, 4, 5, 6) and calls == [0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
+def test_unit_planes_are_normalize(scale):
+    torch.manual_seed(0)
+    x = scale * torch.randn(2, 5, 3, 4).to(memory_format=torch.channels_last)
+    x[0, :, 1, 1] = 0
+    x[1, :, 1, 1] = 1e-17  # far shorter than what is divided by at least
+    gradient = torch.randn(2, 5, 3, 4)
+    exact = x.double().requires_grad_()
+    wanted = F.normalize(exact, dim=1)
+    wanted.backward(gradient.double())
+    x.requires_grad_()
+    found = unit_planes(x, torch.float32)
+    found.backward(gradient)
+    assert found.is_contiguous() and x.grad.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(found.double(), wanted, atol=1e-6)
+    assert torch.allclose(x.grad.double(), exact.grad, rtol=1e-5, atol=1e-5 / scale)
+    with torch.no_grad():
+        assert torch.equal(unit_planes(x, torch.float32), found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unit_planes_round_once(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 3, 4).bfloat16().requires_grad_()
+    found = unit_planes(x, dtype)
+    assert found.dtype == dtype
+    assert torch.equal(found, F.normalize(x.float(), dim=1).to(dtype))
+    found.sum().backward()
+    assert x.grad.dtype == torch.bfloat16
