@@ -20,6 +20,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from posemodel.config.presets import quick
+
 JOINTS_ALONE = "--model.limb-sigma 0 --loss.joint-weight 0 --loss.affine-background 1"
 BARE = "--model.flow-parametrization residual --loss.warped-weight 0 " + JOINTS_ALONE
 
@@ -58,6 +60,7 @@ VARIANTS = {
     "norm-channel": "--model.feature-norm channel",
     "norm-none": "--model.feature-norm none",
     "alternate": "--optim.tasks alternate --steps {twice}",
+    "both-tasks": "--optim.tasks joint",
     "batch-4": "--optim.batch-size 4 --steps {twice}",
     "batch-16": "--optim.batch-size 16 --steps {half}",
     "lr-3e-4": "--optim.lr 3e-4",
@@ -168,7 +171,7 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", help=f"of {', '.join(VARIANTS)}, {STEPS}N, or "
                         "several joined by + (default: each of them alone)")
     parser.add_argument("--preset", default="quick")
-    parser.add_argument("--steps", type=int, default=320)
+    parser.add_argument("--steps", type=int, default=quick().steps)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")

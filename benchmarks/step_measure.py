@@ -105,7 +105,9 @@ class Variant:
         environment.set_tf32(config.tf32, device)
         self.device = device
         # The steps that the preset makes, and those that are made to tell its tasks apart.
-        own = ("task 1", "task 2") if config.optim.tasks == "alternate" else ("both",)
+        own = {"alternate": ("task 1", "task 2"), "joint": ("both",),
+               "lazy": ("both", "task 2")}[config.optim.tasks]
+        self.together = "lazy" if config.optim.tasks == "lazy" else "joint"
         self.own, self.kinds = own, dict.fromkeys((*own, "task 1", "task 2"))
         self.trainer = Trainer(config, device, dtype)
         if config.model.flow == "ours":
@@ -127,9 +129,9 @@ class Variant:
 
     def step(self, tasks):
         """One step of "task 1", "task 2" or "both"; its parts in ms, and its losses."""
-        # Odd steps have task 1, where the tasks alternate.
+        # Odd steps have task 1, where not every step has it.
         self.done += 1 if self.done % 2 == (tasks == "task 2") else 2
-        self.trainer.config.optim.tasks = "joint" if tasks == "both" else "alternate"
+        self.trainer.config.optim.tasks = self.together if tasks == "both" else "alternate"
         self.parts.ms.clear()
         with record_function(DATA):
             batch = self.parts.timed("data", self.data.batch, self.done)

@@ -191,7 +191,7 @@ def test_discriminator():
 def test_losses():
     loss = paper().loss
     assert (loss.adversarial_weight, loss.affine_weight) == (0.1, 0.001)
-    weights = objective.weights(loss)
+    weights = objective.weights(loss, paper().optim.tasks)
     assert f"lambda_1 = {weights['loss_adversarial']:g}".replace("0.", ".") in statement("Eq. 8")
     assert f"lambda_2 = {weights['loss_affine']:g}".replace("0.", ".") in statement("Eq. 8")
     assert weights["loss_reconstruction"] == 1

@@ -27,8 +27,8 @@ _OWN_OPTIM = {
 
 def quick() -> Config:
     """Generated people at 64 pixels, minutes on two CPU cores."""
-    return Config(preset="quick", loss=LossConfig(adversarial_weight=0.01),
-                  optim=OptimConfig(phase_one=0.7))
+    return Config(preset="quick", steps=400, loss=LossConfig(adversarial_weight=0.01),
+                  optim=OptimConfig(tasks="lazy", phase_one=0.7))
 
 
 def overnight() -> Config:
@@ -47,7 +47,7 @@ def person() -> Config:
         model=ModelConfig(flow_channels=(64, 64, 64, 48, 32), refine_width=24),
         # The person is laid over a background of their own, where nothing is left to hold still.
         loss=LossConfig(affine_background=0.3),
-        optim=OptimConfig(batch_size=4))
+        optim=OptimConfig(tasks="lazy", batch_size=4))
 
 
 def paper() -> Config:
@@ -137,7 +137,8 @@ def _fast(preset: Callable[[], Config]) -> Callable[[], Config]:
         loss = LossConfig(reconstruction="vgg19", reconstruction_weight=0.02, warped_weight=0.02,
                           affine_weight=1.0, adversarial_weight=0.01)
         return replace(config, preset=f"{config.preset}-fast", steps=100_000, loss=loss,
-                       optim=OptimConfig(batch_size=7, lr=1e-3, phase_one=0.7, ema=0.999))
+                       optim=OptimConfig(batch_size=7, tasks="lazy", lr=1e-3, phase_one=0.7,
+                                         ema=0.999))
 
     name = preset.__name__
     fast.__name__ = f"{name}_fast"

@@ -205,8 +205,8 @@ class LossConfig:
     the paper prints it, the sum over the positions, in cells of the flow's grid (s_f runs over
     1..h_1)"""
     joint_weight: float = 1.0
-    """weight of the distance at each joint between the flow and that joint of the source (0 in the
-    paper, and for a method of Table 1 where a command does not say otherwise)"""
+    """weight, in phase one, of the distance at each joint between the flow and that joint of the
+    source (0 in the paper, and for a method of Table 1 where a command does not say otherwise)"""
     affine_background: float = 0.1
     """weight in Eq. 7 of a position away from the person, where one on a limb has 1 (1 in the
     paper)"""
@@ -236,8 +236,9 @@ class OptimConfig:
     accumulate: int = 1
     """parts that a step's batch is worked through in, for less memory: the same gradient, but
     BatchNorm sees one part at a time"""
-    tasks: Literal["alternate", "joint"] = "joint"
-    """alternate: affine and reconstruction task take turns (the paper); joint: their sum"""
+    tasks: Literal["alternate", "joint", "lazy"] = "joint"
+    """alternate: affine and reconstruction task take turns (the paper); joint: their sum; lazy:
+    their sum in every other step, with twice the affine weight, and in between reconstruction"""
     lr: float = 1e-3
     """Adam's learning rate"""
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -32,12 +32,17 @@ class Journal:
             self.split = split_while_training(self.config.data)
             self.progress = Progress(self.config.steps, start, run.log,
                                      evaluate_every=self.config.evaluate_every)
+            self._latest: dict[str, tuple[int, float]] = {}
 
     def step(self, step: int, losses: dict[str, float], data_ms: float, step_ms: float) -> None:
         """Step n is done, and took so long, of which so long for its data."""
         if self.run is None:
             return
         rate = 1000 * self.config.optim.batch_size / step_ms
+        # Not every step has every loss: those of the others since the last line count too.
+        self._latest |= {name: (step, value) for name, value in losses.items()}
+        since = step - self.config.log_every
+        losses = {name: value for name, (at, value) in self._latest.items() if at > since}
         self.progress.update(step, {**losses, "pairs_per_second": rate})
         if step % self.config.log_every == 0 or step == self.config.steps:
             self.run.append_metrics({

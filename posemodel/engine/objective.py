@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.config.sections import LossConfig
-from posemodel.engine.schedule import Turn
+from posemodel.engine.schedule import AFFINE_EVERY, Turn
 from posemodel.flow.affine import transform_pose
 from posemodel.flow.estimator import FlowEstimator
 from posemodel.losses.adversarial import (
@@ -34,10 +34,15 @@ from posemodel.poses.limb_maps import body_map
 _BODY_SIGMA = 20.0
 
 
-def weights(loss: LossConfig) -> dict[str, float]:
-    """The weight of each term in the sum that is minimised (Eq. 8); of any other it is 1."""
+def weights(loss: LossConfig, tasks: str) -> dict[str, float]:
+    """The weight of each term in the sum that is minimised (Eq. 8); of any other it is 1.
+
+    Args:
+        tasks: `OptimConfig.tasks`. A term that is left out of steps whose other terms stay weighs
+            more in those that have it, so that the mean is as if it were in all.
+    """
     return {
-        "loss_affine": loss.affine_weight,                          # Eq. 7
+        "loss_affine": loss.affine_weight * (AFFINE_EVERY if tasks == "lazy" else 1),   # Eq. 7
         "loss_reconstruction": loss.reconstruction_weight,          # Eq. 5, the refined image
         "loss_warped": loss.warped_weight,                          # Eq. 5, the warped image
         "loss_joint": loss.joint_weight,                            # the flow at the joints
@@ -106,7 +111,7 @@ class Objective:
         if turn.affine:
             values |= self._task_1(flows.pop(), pose, part.affine)
         if turn.reconstruction:
-            values |= self._task_2(flows.pop(), part, adversarial=turn.adversarial)
+            values |= self._task_2(flows.pop(), part, turn)
         return {name: part.share * value for name, value in values.items()}
 
     def _task_1(self, flow: Tensor, pose: Tensor, affine: Tensor) -> dict[str, Tensor]:
@@ -118,7 +123,7 @@ class Objective:
         return {"loss_affine": affine_loss(flow, affine, weight,
                                            cells=self.loss.affine_norm == "cells")}
 
-    def _task_2(self, flow: Tensor, part: Part, *, adversarial: bool) -> dict[str, Tensor]:
+    def _task_2(self, flow: Tensor, part: Part, turn: Turn) -> dict[str, Tensor]:
         """Transfer to the target pose and compare (Eq. 5, 6)."""
         loss, batch = self.loss, part.batch
         scene = scene_of_batch(batch)
@@ -131,9 +136,9 @@ class Objective:
             compared["loss_warped"] = warped if scene is None else scene.under(warped, flow)
         distances = self.reconstruction(list(compared.values()), batch["target"])
         values = dict(zip(compared, distances, strict=True))
-        if loss.joint_weight:
+        if turn.joints and loss.joint_weight:
             values["loss_joint"] = joint_loss(flow, batch["source_pose"], batch["target_pose"])
-        if adversarial:
+        if turn.adversarial:
             values |= self._adversarial(part.image, batch)
         return values
 

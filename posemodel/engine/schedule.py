@@ -9,6 +9,8 @@ from posemodel.config.sections import OptimConfig
 
 # Names for the independent random streams of a step.
 INIT, AFFINE, TORCH = 1, 2, 3
+#: Steps from one with the affine task to the next, where not every step has it.
+AFFINE_EVERY = 2
 
 
 def stream(seed: int, purpose: int, step: int = 0) -> torch.Generator:
@@ -27,6 +29,9 @@ class Turn:
     """task 1: an affine map of the target pose (Eq. 7)"""
     reconstruction: bool
     """task 2: transfer to the target pose (Eq. 5)"""
+    joints: bool
+    """with the loss on joints; part of task 2, in phase one: it brings the flow to where it
+    belongs, and after that holds back the images"""
     adversarial: bool
     """with the discriminator (Eq. 6); part of task 2"""
 
@@ -41,12 +46,13 @@ class Schedule:
     def turn(self, step: int, *, affine: bool, adversarial: bool) -> Turn:
         """Whose turn it is in a run that has an affine task and a discriminator, or has not.
 
-        The tasks alternate (the paper), or both have their turn in every step.
+        The tasks alternate (the paper), both have their turn in every step, or reconstruction has
+        and the affine task in every other one.
         """
-        joint = self.optim.tasks == "joint"
-        task_1 = affine and (joint or step % 2 == 1)
-        task_2 = joint or not task_1
-        return Turn(step, task_1, task_2, task_2 and adversarial and self.in_phase_two(step))
+        task_1 = affine and (self.optim.tasks == "joint" or step % AFFINE_EVERY == 1)
+        task_2 = self.optim.tasks != "alternate" or not task_1
+        two = self.in_phase_two(step)
+        return Turn(step, task_1, task_2, task_2 and not two, task_2 and adversarial and two)
 
     def in_phase_two(self, step: int) -> bool:
         """Whether the adversarial loss has set in, with the learning rates of phase two."""

@@ -155,7 +155,8 @@ class Trainer:
         """The gradients of the whole batch; returns each value by part, `[parts]`, and first of
         them "loss", the weighted sum that they are the gradients of."""
         optimizer.zero_grad(set_to_none=True)
-        weight, rows = weights(self.config.loss), []
+        weight = weights(self.config.loss, self.config.optim.tasks)
+        rows = []
         for number, part in enumerate(parts, 1):
             with local_gradients(nets if number < len(parts) else ()):
                 with self.autocast():

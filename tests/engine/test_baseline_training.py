@@ -66,9 +66,10 @@ def test_two_steps_and_a_resume(method):
 
 @pytest.mark.parametrize("method", ["fomm", "gfla64"])
 def test_a_method_may_have_the_loss_on_joints(method):
-    config = config_of(method, loss_joint_weight=2.0)
+    bare = config_of(method, optim_phase_one=1.0)
+    config = config_of(method, optim_phase_one=1.0, loss_joint_weight=2.0)
     batch, = batches_of(config, 1)
-    with_joints, without = (trainer(one).step(1, batch) for one in (config, config_of(method)))
+    with_joints, without = (trainer(one).step(1, batch) for one in (config, bare))
     assert with_joints["loss"] == pytest.approx(
         without["loss"] + 2 * with_joints["loss_joint"], rel=1e-5)
 

@@ -42,6 +42,19 @@ def test_whose_turn_it_is():
     assert (alone.affine, alone.reconstruction, alone.adversarial) == (False, True, True)
     both = Schedule(OptimConfig(), 10).turn(3, affine=True, adversarial=False)
     assert (both.affine, both.reconstruction, both.adversarial) == (True, True, False)
+    lazy = Schedule(OptimConfig(tasks="lazy"), 10)
+    turns = [lazy.turn(step, affine=True, adversarial=False) for step in (1, 2, 3)]
+    assert [turn.affine for turn in turns] == [True, False, True]
+    assert all(turn.reconstruction for turn in turns)
+    assert not lazy.turn(1, affine=False, adversarial=False).affine
+
+
+def test_the_loss_on_joints_ends_with_phase_one():
+    schedule = Schedule(OptimConfig(phase_one=0.5), 10)
+    for adversarial in (True, False):
+        turns = [schedule.turn(step, affine=True, adversarial=adversarial) for step in (5, 6)]
+        assert [turn.joints for turn in turns] == [True, False]
+    assert Schedule(OptimConfig(), 10).turn(10, affine=True, adversarial=False).joints
 
 
 def test_the_average_follows_closely_at_first():
