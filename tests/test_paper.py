@@ -397,7 +397,8 @@ def folder(monkeypatch, tmp_path):
     monkeypatch.setattr(DEEPFASHION, "published", dict.fromkeys(
         ("train", "test"), {"images": 9, "pairs": 18}))
     monkeypatch.setattr("posemodel.reproduce.runs.ThreadPoolExecutor", OneByOne)
-    monkeypatch.setattr("posemodel.reproduce.runs.Bench.seconds_per_step", lambda *_: 1.0)
+    monkeypatch.setattr("posemodel.reproduce.runs.Bench.paces",
+                        lambda self, cells: {cell.key: 1.0 for cell in cells})
     for module in ("engine.journal", "evaluation.samples"):
         monkeypatch.setattr(f"posemodel.{module}.write_samples", lambda *_, **__: None)
     monkeypatch.setattr(LocalServer, "serve_until_interrupted", lambda self, browser: None)

@@ -250,7 +250,7 @@ def in_process(monkeypatch):
             assert evaluate_main(words) == 0
 
     monkeypatch.setattr(Bench, "_command", call)
-    monkeypatch.setattr(Bench, "seconds_per_step", lambda self, cell: 0.25)
+    monkeypatch.setattr(Bench, "paces", lambda self, cells: {cell.key: 0.25 for cell in cells})
     monkeypatch.setattr("posemodel.reproduce.runs.ThreadPoolExecutor", OneByOne)
     monkeypatch.setattr(command, "_data_flags", lambda data: tuple(FLAGS))
     for module in ("engine.journal", "evaluation.samples"):  # sample sheets are not tested here
@@ -338,8 +338,9 @@ def bench(out, **changes):
                     "minutes": None, "pairs": 256, "device": "cpu", "jobs": 1, **changes})
 
 
-def timed(out, cell):
-    """The folder that a timing run leaves: 100 ms a step, 200 ms with the discriminator."""
+def timed(out, cell, slower=1):
+    """The folder that a timing run leaves: 100 ms a step, 200 ms with the discriminator, or so many
+    times as long."""
     words = ["quick", *FLAGS, *cell.flags, "--device", "cpu", "--out", str(out), "--steps", "24",
              "--data.evaluation-pairs", "1"]
     out.mkdir(parents=True)
@@ -347,18 +348,35 @@ def timed(out, cell):
     (out / "config.json").write_text(config_text(config))
     (out / "DONE").touch()
     first = config.optim.phase_one * 24
-    rows = [{"step": step, "step_ms": 5000 if step < 5 else 100 if step <= first else 200}
+    rows = [{"step": step, "step_ms":
+             5000 if step < 5 else slower * (100 if step <= first else 200)}
             for step in range(1, 25)]
     (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def test_minutes_become_steps_by_the_time_of_a_step(tmp_path):
-    timed(tmp_path / "timing" / "ours", OURS)
+    for number, slower in enumerate((2, 1, 3)):
+        timed(tmp_path / "timing" / f"ours-{number}", OURS, slower)
     one = bench(tmp_path, minutes=2.0)
-    # 70 % of the steps without the discriminator.
+    # 70 % of the steps without the discriminator, at the pace of the quickest turn.
     assert one.seconds_per_step(OURS) == pytest.approx(0.7 * 0.1 + 0.3 * 0.2)
     assert one.steps_of(OURS) == int(120 / 0.13)
     assert bench(tmp_path).steps_of(OURS) == 9
+
+
+def test_methods_are_timed_in_turns(tmp_path, monkeypatch):
+    """A machine that is slower for a while is so for all of them."""
+    begun = []
+
+    def train(self, cell, path, *words):
+        begun.append(path.name)
+        timed(path, cell, slower=len(begun))
+
+    monkeypatch.setattr(Bench, "_train", train)
+    cells = [OURS, replace(OURS, key="other")]
+    found = bench(tmp_path, minutes=2.0).paces(cells)
+    assert begun[:6] == ["ours-0", "other-0", "ours-1", "other-1", "ours-2", "other-2"]
+    assert found == pytest.approx({"ours": 0.13, "other": 2 * 0.13})
 
 
 def test_under_the_papers_preset_every_method_has_its_own_papers_epochs(tmp_path):
@@ -372,7 +390,8 @@ def test_under_the_papers_preset_every_method_has_its_own_papers_epochs(tmp_path
 def test_a_dry_run_says_what_would_be_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "_data_flags", lambda data: tuple(FLAGS))
     for cell in TABLES["table3"].trained:
-        timed(tmp_path / "timing" / cell.key, cell)
+        for number in range(3):
+            timed(tmp_path / "timing" / f"{cell.key}-{number}", cell)
     done = tmp_path / "runs" / "ours-600-1"
     done.mkdir(parents=True)
     (done / "DONE").touch()

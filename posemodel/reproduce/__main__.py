@@ -93,7 +93,7 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> int:
         print(_forecast(bench, table.trained, arguments.seeds))
         return 0
     # The paces first, before anything runs beside them.
-    paces = {cell.key: bench.seconds_per_step(cell) for cell in table.trained}
+    paces = bench.paces(table.trained)
     numbers = TableNumbers(name, table, bench.run(table.trained, arguments.seeds))
     about = {"command": command, "preset": arguments.preset, "data": arguments.data,
              "steps": None if arguments.minutes is not None else steps,
@@ -132,9 +132,9 @@ def _scene_flags(arguments: argparse.Namespace) -> tuple[str, ...]:
 def _forecast(bench, cells: list, seeds: int) -> str:
     """The runs and their time, evaluations not counted."""
     lines = [f"{'cell':<28}{'runs':>5}{'steps':>9}{'s/step':>9}{'min/run':>9}{'done':>6}"]
-    total = 0.0
+    total, paces = 0.0, bench.paces(cells)
     for cell in cells:
-        pace, steps = bench.seconds_per_step(cell), bench.steps_of(cell)
+        pace, steps = paces[cell.key], bench.steps_of(cell)
         done = sum(bench.is_done(cell, steps, seed) for seed in range(seeds))
         total += pace * steps * (seeds - done)
         lines.append(f"{cell.label:<28}{seeds:>5}{steps:>9}{pace:>9.3f}{pace * steps / 60:>9.1f}"

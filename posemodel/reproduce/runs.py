@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,8 @@ from posemodel.reproduce.commands import run_command
 from posemodel.reproduce.tables import Cell
 from posemodel.runtime.errors import UserError
 
-# Steps of the run that a method is timed with, and those that only warm up.
-_TIMED, _WARM_UP = 24, 4
+# Turns in which a method is timed, steps of each, and those of them that only warm up.
+_ROUNDS, _TIMED, _WARM_UP = 3, 24, 4
 # Evaluations on the way, for the learning curve, and the validation pairs of each.
 _EVALUATIONS, _CURVE_PAIRS = 4, 64
 
@@ -64,26 +64,29 @@ class Bench:
         """CPU threads of each run."""
         return max(1, len(os.sched_getaffinity(0)) // self.jobs)
 
+    def paces(self, cells: Sequence[Cell]) -> dict[str, float]:
+        """`seconds_per_step` of each cell by its key. All of them are timed in turns: where a
+        machine is slower for some minutes, because of others on it, it then is so for all."""
+        for number, cell in itertools.product(range(_ROUNDS), cells):
+            self._timed(cell, number)
+        return {cell.key: self.seconds_per_step(cell) for cell in cells}
+
     def seconds_per_step(self, cell: Cell) -> float:
-        """How long a step of a cell takes here, alone on its threads.
+        """How long a step of a cell takes here, alone on its threads, in the quickest of its turns.
 
         Measured once; a later start takes the same figure, and so gets the same number of steps.
         """
-        path = self.out / "timing" / cell.key
+        turns = [self._timed(cell, number) for number in range(_ROUNDS)]
+        share = turns[0].config.optim.phase_one
+        early, late = (min(times) for times in zip(*map(_step_times, turns), strict=True))
+        # The discriminator comes late: each part of the run counts by its length.
+        return (share * early + (1 - share) * late) / 1000
+
+    def _timed(self, cell: Cell, number: int) -> RunFolder:
+        path = self.out / "timing" / f"{cell.key}-{number}"
         self._train(cell, path, "timing", "--steps", _TIMED, "--log-every", 1, "--evaluate-every",
                     _TIMED, "--checkpoint-every", _TIMED, "--data.evaluation-pairs", 1)
-        run = RunFolder.open_existing(path)
-        share = run.config.optim.phase_one
-        early, late = [], []
-        # Two at a time: where the tasks alternate, a step is one of two kinds.
-        rows = run.read_metrics()
-        for one, other in zip(rows[::2], rows[1::2], strict=True):
-            if one["step"] > _WARM_UP:
-                both = (one["step_ms"] + other["step_ms"]) / 2
-                (early if other["step"] <= share * _TIMED else late).append(both)
-        # The discriminator comes late: each part of the run counts by its length.
-        early, late = early or late, late or early
-        return (share * statistics.median(early) + (1 - share) * statistics.median(late)) / 1000
+        return RunFolder.open_existing(path)
 
     def steps_of(self, cell: Cell) -> int:
         """Training steps of each run of a cell."""
@@ -92,10 +95,12 @@ class Bench:
                 [cell.preset or self.preset, *self.flags, *cell.flags]).config.steps
         return max(1, int(60 * self.minutes / self.seconds_per_step(cell)))
 
-    def run(self, cells: Iterable[Cell], seeds: int) -> dict[str, list[Result]]:
+    def run(self, cells: Sequence[Cell], seeds: int) -> dict[str, list[Result]]:
         """Train and measure what is missing; results by the cells' keys, one for each seed.
         Raises: `UserError` when a run fails."""
         # Before anything runs beside it.
+        if self.minutes is not None:
+            self.paces(cells)
         steps = {cell.key: self.steps_of(cell) for cell in cells}
         with self._side_by_side() as pool:
             futures = {cell.key: [pool.submit(self._result, cell, steps[cell.key], seed)
@@ -157,3 +162,17 @@ class Bench:
                 for process in list(self._running):
                     process.terminate()
                 raise
+
+
+def _step_times(run: RunFolder) -> tuple[float, float]:
+    """Milliseconds of a step, the median, in phase one and in phase two of a run that was timed;
+    both the same where it has but one of them."""
+    share, rows = run.config.optim.phase_one, run.read_metrics()
+    early, late = [], []
+    # Two at a time: where tasks take turns, a step is one of two kinds.
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        if one["step"] > _WARM_UP:
+            both = (one["step_ms"] + other["step_ms"]) / 2
+            (early if other["step"] <= share * _TIMED else late).append(both)
+    early, late = early or late, late or early
+    return statistics.median(early), statistics.median(late)
