@@ -355,7 +355,7 @@ def timed(out, cell, slower=1):
 
 
 def test_minutes_become_steps_by_the_time_of_a_step(tmp_path):
-    for number, slower in enumerate((2, 1, 3)):
+    for number, slower in enumerate((2, 1)):
         timed(tmp_path / "timing" / f"ours-{number}", OURS, slower)
     one = bench(tmp_path, minutes=2.0)
     # 70 % of the steps without the discriminator, at the pace of the quickest turn.
@@ -369,13 +369,14 @@ def test_methods_are_timed_in_turns(tmp_path, monkeypatch):
     begun = []
 
     def train(self, cell, path, *words):
-        begun.append(path.name)
-        timed(path, cell, slower=len(begun))
+        if not path.exists():
+            begun.append(path.name)
+            timed(path, cell, slower=len(begun))
 
     monkeypatch.setattr(Bench, "_train", train)
     cells = [OURS, replace(OURS, key="other")]
     found = bench(tmp_path, minutes=2.0).paces(cells)
-    assert begun[:6] == ["ours-0", "other-0", "ours-1", "other-1", "ours-2", "other-2"]
+    assert begun == ["ours-0", "other-0", "ours-1", "other-1"]
     assert found == pytest.approx({"ours": 0.13, "other": 2 * 0.13})
 
 
@@ -390,7 +391,7 @@ def test_under_the_papers_preset_every_method_has_its_own_papers_epochs(tmp_path
 def test_a_dry_run_says_what_would_be_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "_data_flags", lambda data: tuple(FLAGS))
     for cell in TABLES["table3"].trained:
-        for number in range(3):
+        for number in range(2):
             timed(tmp_path / "timing" / f"{cell.key}-{number}", cell)
     done = tmp_path / "runs" / "ours-600-1"
     done.mkdir(parents=True)

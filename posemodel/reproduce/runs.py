@@ -21,7 +21,7 @@ from posemodel.reproduce.tables import Cell
 from posemodel.runtime.errors import UserError
 
 # Turns in which a method is timed, steps of each, and those of them that only warm up.
-_ROUNDS, _TIMED, _WARM_UP = 3, 24, 4
+_ROUNDS, _TIMED, _WARM_UP = 2, 24, 4
 # Evaluations on the way, for the learning curve, and the validation pairs of each.
 _EVALUATIONS, _CURVE_PAIRS = 4, 64
 
