@@ -133,6 +133,18 @@ def test_orders_of_the_paper(name):
         assert holds == {said: "holds", "not shown": "not shown"}.get(here, "does not hold")
 
 
+def test_what_the_page_of_tables_says_of_table_1():
+    """In words, what stands on the table's own page in numbers."""
+    cells = {cell["label"]: cell for cell in read(DOCS / "tables" / "table1.json")["cells"]}
+    head, *rows = table(DOCS / "tables" / "README.md", "Table 1: ours against each", "ours against")
+    assert [row[0] for row in rows] == [label for label in cells if against(cells[label])]
+    for label, *words in rows:
+        for title, word in zip(head[1:], words, strict=True):
+            verdict = against(cells[label]).get(MEASURES[title])
+            assert word == ("" if verdict is None else verdict["says"].removeprefix("ours ")), \
+                (label, title)
+
+
 def test_what_the_page_of_tables_says_of_table_4():
     text = (DOCS / "tables" / "README.md").read_text()
     ours, without, _ = (cell["values"] for cell in read(DOCS / "tables" / "table4.json")["cells"])
