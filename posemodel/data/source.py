@@ -17,7 +17,8 @@ from posemodel.runtime.errors import UserError
 
 # Runs train on seeds below 2**32 (`check_seed`), so these pairs are nobody's training pairs.
 # Whatever experiments choose, such as a default, they choose on validation pairs: test pairs show.
-HELD_OUT_SEEDS = {VALIDATION: 2**32 + 1, "test": 2**32 + 2}
+# 2**32 + 2 were test pairs, until a table of them suggested what to try next.
+HELD_OUT_SEEDS = {VALIDATION: 2**32 + 1, "test": 2**32 + 3}
 # Held-out pairs at a time: the pictures of their 4D maps are made from whole maps.
 _BATCH, _MAP_VALUES = 16, 2**28
 
