@@ -61,6 +61,8 @@ VARIANTS = {
     "norm-none": "--model.feature-norm none",
     "alternate": "--optim.tasks alternate --steps {twice}",
     "both-tasks": "--optim.tasks joint",
+    # No adversarial part, and the loss on joints to the end; gan-0 has neither in phase two.
+    "joint-to-the-end": "--optim.phase-one 1",
     "batch-4": "--optim.batch-size 4 --steps {twice}",
     "batch-16": "--optim.batch-size 16 --steps {half}",
     "lr-3e-4": "--optim.lr 3e-4",
