@@ -128,7 +128,7 @@ def make_film_data(clips: list[Path], out: Path, estimator: Estimator, *, most: 
                 film = Film(clip)
                 shots = _look_through(film, name, estimator, most, report, progress)
             except UserError as error:
-                report.problem = str(error)
+                report.problem = str(error).removeprefix(f"{clip}: ")  # told beside its name
                 continue
             _write_shots(film, shots, splits, report)
         if all(report.problem for report in reports):

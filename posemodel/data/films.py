@@ -26,7 +26,8 @@ class Film:
         logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
         self.path = Path(path)
         if not self.path.is_file():
-            raise UserError(f"{path}: no file" if self.path.exists() else f"{path}: no such film")
+            raise UserError(f"{path}: is a folder; give the films in it by their names"
+                            if self.path.is_dir() else f"{path}: no such film")
         with contextlib.closing(self._read()) as parts:
             about = next(parts)
         self.fps = float(about.get("fps") or 0.0)

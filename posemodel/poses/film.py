@@ -101,7 +101,7 @@ def choose_track(found: Sequence[Track], number: int | None) -> Track:
             return track
     numbers = ", ".join(f"{track.number} (in {len(track.poses)} of {len(track.shots)} frames)"
                         for track in found[:10])
-    raise UserError(f"--person {number}: people in this film: {numbers}"
+    raise UserError(f"--person {number}: nobody has this number; there are {numbers}"
                     + (f" and {len(found) - 10} more" if len(found) > 10 else ""))
 
 

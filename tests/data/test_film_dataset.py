@@ -127,6 +127,10 @@ def test_what_cannot_become_a_data_set(tmp_path) -> None:
     options = {"most": 100, "progress": lambda *_: None}
     refused("no clip gives a data set: clip.mp4: no shot has 10 frames", make_film_data, [clip],
             out, Knowing(empty), **options)
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no film")
+    refused("no clip gives a data set: bad.mp4: no film that can be read", make_film_data, [bad],
+            out, Knowing([]), **options)
     assert not out.exists()
     refused("two clips are called clip", make_film_data, [clip, tmp_path / "b" / "clip.mov"], out,
             Knowing([]), **options)

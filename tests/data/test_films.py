@@ -78,7 +78,7 @@ def test_no_film(tmp_path, content) -> None:
 
 def test_a_film_that_is_not_there(tmp_path) -> None:
     refused("no such film", Film, tmp_path / "nothing.mp4")
-    refused("no file", Film, tmp_path)
+    refused("is a folder; give the films", Film, tmp_path)
 
 
 def test_without_the_package(monkeypatch, tmp_path) -> None:

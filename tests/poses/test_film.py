@@ -69,7 +69,7 @@ def test_numbers():
                     [person(0), person(1, x=2 * far, number=1), person(1, x=far, number=2)]])
     assert [(track.number, len(track.poses)) for track in found] == [(2, 2), (5, 2), (6, 1)]
     assert choose_track(found, 5) is found[1]
-    refused(r"--person 3: people in this film: 2 \(in 2 of 3 frames\), 5 .*, 6 \(in 1",
+    refused(r"--person 3: nobody has this number; there are 2 \(in 2 of 3 frames\), 5 .*, 6 \(in 1",
             choose_track, found, 3)
     refused("nobody was found in any of the 2 frames", tracks, [[], []])
 

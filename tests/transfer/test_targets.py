@@ -63,7 +63,8 @@ def test_one_person_is_followed(two):
     assert found.record == {"frames": 8, "people": 2, "person": 1, "found_in": 8, "filled": [],
                             "cuts": []}
     assert shifts(read(two, person=0)) == [-90] * 8
-    refused(r"--person 2: people in this film: 0 \(in 8 of 8 frames\), 1", read, two, person=2)
+    refused(r"--person 2: nobody has this number; there are 0 \(in 8 of 8 frames\), 1", read, two,
+            person=2)
     assert len(read(two, every_person=True).targets) == 16
 
 

@@ -440,7 +440,7 @@ def test_nothing_is_written_before_all_is_read(run, person, poses, tmp_path):
     ("--device abacus", "--device abacus"), ("--target-pose empty", "no files of joints"),
     ("--image none.jpg", "none.jpg"), ("--out file/out", "file/out"),
     ("--target-name x", "names no images"), ("--units inches", "no units are called"),
-    ("--smooth 0", "--smooth 0"), ("--person 9", "--person 9: people in this film: 0"),
+    ("--smooth 0", "--smooth 0"), ("--person 9", "--person 9: nobody has this number; there are 0"),
     ("--person 0 --every-person", "give one of the two")])
 def test_mistakes_are_one_line(run, person, poses, tmp_path, monkeypatch, capsys, words, says):
     monkeypatch.chdir(tmp_path)
