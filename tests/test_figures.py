@@ -234,23 +234,26 @@ def test_visibility_in_the_default_run():
             for score in ("affine", "cycle", "correlation", "peak")]
 
 
-#: Section of docs/experiments.md -> its rows, by the variant of benchmarks/experiments.py.
+#: Section of docs/experiments.md -> its file, and its rows by the variant of
+#: benchmarks/experiments.py.
 EXPERIMENTS = {
-    "A first layer of 1 x 1": {"3 x 3": "head-3", "1 x 1": "default",
-                               "1 x 1, 420 steps": "default+steps-420"},
-    "A refinement that corrects the warped image": {"of the paper's form": "refine-paper",
-                                                    "of the presets": "default"}}
+    "A first layer of 1 x 1": ("experiments.json", {
+        "3 x 3": "head-3", "1 x 1": "default", "1 x 1, 420 steps": "default+steps-420"}),
+    "A refinement that corrects the warped image": ("experiments.json", {
+        "of the paper's form": "refine-paper", "of the presets": "default"}),
+    "When the affine task has its turn": ("experiments-tasks.json", {
+        "as the presets have it": "default", "the affine task in every step": "both-tasks"})}
 
 
 @pytest.mark.parametrize("section", EXPERIMENTS)
 def test_experiments(section):
-    rows = read(DOCS / "experiments.json")["rows"]
+    name, labels = EXPERIMENTS[section]
+    rows = read(DOCS / name)["rows"]
     columns = runpy.run_path(str(ROOT / "benchmarks" / "experiments.py"))["COLUMNS"]
     head, *found = table(DOCS / "experiments.md", section)
-    assert [row[0] for row in found] == list(EXPERIMENTS[section])
+    assert [row[0] for row in found] == list(labels)
     for label, *cells in found:
-        variant = EXPERIMENTS[section][label]
-        seeds = [row["evaluation"] for row in rows if row["variant"] == variant]
+        seeds = [row["evaluation"] for row in rows if row["variant"] == labels[label]]
         assert len(seeds) == 3
         for title, cell in zip(head[1:], cells, strict=True):
             key, digits = columns[title]
