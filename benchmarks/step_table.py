@@ -26,7 +26,7 @@ def show_progress(row):
 def show(rows):
     first = rows[0]
     sizes = "{} x {}, grid {} x {}".format(*first["image"], *first["grid"])
-    tasks = {"alternate": "alternating"}.get(first["tasks"], first["tasks"])
+    tasks = "alternating" if first["tasks"] == "alternate" else first["tasks"]
     if "head_kernel" in first:  # older files have neither this nor a ratio to ours
         sizes += ", head {0} x {0}".format(first["head_kernel"])
     print(f"\n{first['preset']}: batch {first['batch']}, {sizes}, {tasks} tasks, {first['loss']}")

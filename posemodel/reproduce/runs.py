@@ -99,8 +99,6 @@ class Bench:
         """Train and measure what is missing; results by the cells' keys, one for each seed.
         Raises: `UserError` when a run fails."""
         # Before anything runs beside it.
-        if self.minutes is not None:
-            self.paces(cells)
         steps = {cell.key: self.steps_of(cell) for cell in cells}
         with self._side_by_side() as pool:
             futures = {cell.key: [pool.submit(self._result, cell, steps[cell.key], seed)
