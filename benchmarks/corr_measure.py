@@ -78,12 +78,10 @@ class Bench:
         return op.slack(size) * TOLERANCE["TF32" if tf32 else dtype]
 
     def header(self):
-        simd = None
-        if _library.cpu_reason is None:
-            simd = ("baseline", "avx2", "avx512", "amx")[torch.ops.pose_kernels.simd_level()]
         origin = measure.origin(self.options, self.device, ("pose_kernels",))
-        return {**origin, "options": {**origin["options"], "repeats": self.repeats}, "simd": simd,
-                "tf32": self.options.tf32, "flushed_bytes": self.clock.flush_bytes,
+        return {**origin, "options": {**origin["options"], "repeats": self.repeats},
+                "simd": _library.simd_level(), "tf32": self.options.tf32,
+                "flushed_bytes": self.clock.flush_bytes,
                 "bandwidth_bytes_per_s": self.bandwidth, "rate_operations_per_s": self.rates,
                 "rows": []}
 

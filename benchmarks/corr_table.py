@@ -16,7 +16,8 @@ def title(row):
     if "kernel" in row:
         parts.append(f"{row['kernel']} x {row['kernel']} to {row['outputs']}")
     elif "outputs" in row:
-        parts.append(f"{row['outputs']} values, power {row['power']}")
+        power = f", power {row['power']}" if "power" in row else " and 2 squared"
+        parts.append(f"{row['outputs']} values{power}")
     return f"{row['op']}: {', '.join(parts)}, batch {row['batch']}, {row['dtype']}"
 
 

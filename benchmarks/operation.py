@@ -61,6 +61,7 @@ class Operation:
     """
 
     name: str
+    operator: str = ""  # of pose_kernels, where it is not the name
     fields: tuple[str, ...]  # of Size
     eager: Callable  # the equations as one writes them
     ncnet: Callable | None = None  # the same with NCNet's formulas
@@ -177,7 +178,7 @@ class Operation:
             function = torch.compile(eager.function, dynamic=False)
             forms.append(replace(eager, name="compile", function=function))
         forms += self.peers(options)
-        for impl in implementations(self.name, device):
+        for impl in implementations(self.operator or self.name, device):
             forms += self.ours(impl, size, options)
         return forms
 

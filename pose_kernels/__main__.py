@@ -58,9 +58,6 @@ def check(op: str, impl: str, device: str) -> dict:
 def report() -> dict:
     libraries = {name: {"loaded": reason is None, "reason": reason} for name, reason
                  in (("cpu", _library.cpu_reason), ("cuda", _library.cuda_reason))}
-    simd = None
-    if libraries["cpu"]["loaded"]:
-        simd = ("baseline", "avx2", "avx512", "amx")[torch.ops.pose_kernels.simd_level()]
     if libraries["cuda"]["loaded"]:
         libraries["cuda"]["build"] = torch.ops.pose_kernels.cuda_build_info()
     rows = []
@@ -76,7 +73,7 @@ def report() -> dict:
     return {"pose_kernels": pose_kernels.__version__, "python": platform.python_version(),
             "torch": torch.__version__, "torch_cuda": torch.version.cuda,
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "threads": torch.get_num_threads(), "simd": simd,
+            "threads": torch.get_num_threads(), "simd": _library.simd_level(),
             "compiler": _library.build_info.get("compiler"),
             "built_with_torch": _library.build_info.get("torch"), "libraries": libraries,
             "implementations": rows,

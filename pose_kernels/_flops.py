@@ -58,11 +58,24 @@ def _readout_backward(grad, source, target, values, *rest, **__) -> int:
         + readings * _reading(source, target, values)
 
 
+def _pair(source, target, values, squared, *_, **__) -> int:
+    return _readout(source, target, values) + _reading(source, target, squared)
+
+
+def _pair_backward(grad, squared_grad, source, target, values, squared, *rest, **__) -> int:
+    *_, source_grad, target_grad, values_grad, squared_wanted = rest
+    features = source_grad or target_grad
+    return (1 + source_grad + target_grad) * _map(source, target) \
+        + (features + values_grad) * _reading(source, target, values) \
+        + (features + squared_wanted) * _reading(source, target, squared)
+
+
 _FORMULAS = {
     "correlation_4d": _map, "correlation_4d_backward": _map_backward,
     "guided_correlation": _map, "guided_correlation_backward": _guided_backward,
     "guided_correlation_conv2d": _conv2d, "guided_correlation_conv2d_backward": _conv2d_backward,
     "guided_readout": _readout, "guided_readout_backward": _readout_backward,
+    "guided_readout_pair": _pair, "guided_readout_pair_backward": _pair_backward,
     "mutual_matches": _map,
 }
 

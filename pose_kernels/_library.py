@@ -69,6 +69,13 @@ cuda_reason = _load("cuda") if cpu_reason is None else f"it needs the CPU librar
 triton_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def simd_level() -> str | None:
+    """The vectors that the CPU library uses on this machine; None where it is not there."""
+    if cpu_reason is not None:
+        return None
+    return ("baseline", "avx2", "avx512", "bf16", "amx")[torch.ops.pose_kernels.simd_level()]
+
+
 def _without_triton() -> str | None:
     """None where Triton works, otherwise the reason. What launches its kernels it compiles in C."""
     if importlib.util.find_spec("triton") is None:
@@ -108,12 +115,15 @@ def _implement_in_triton(name: str, file: str) -> None:
         fragments["pose_kernels_triton"].impl(name, call, key)
 
 
-def implement_by_others(name: str, function: Callable) -> None:
-    """An operator that is made of others: ``function(ops, *arguments)``, ops of its namespace."""
+def implement_by_others(name: str, function: Callable, *,
+                        but: tuple[str, str] | None = None) -> None:
+    """An operator that is made of others: ``function(ops, *arguments)``, ops of its namespace;
+    ``but`` in a namespace for a device where it is compiled."""
     for namespace in NAMESPACES:
         ops = getattr(torch.ops, namespace)
         for key in ("CPU", "CUDA"):
-            fragments[namespace].impl(name, functools.partial(function, ops), key)
+            if (namespace, key) != but:
+                fragments[namespace].impl(name, functools.partial(function, ops), key)
 
 
 def register_fake(name: str, fake: Callable) -> None:
@@ -184,6 +194,16 @@ def register_operator(op: str, reference: Callable, compiled: Callable, fake: Ca
     _dispatch.register(op, "reference", reference)
     _register_implementations(op, compiled)
     examples[op] = example
+    register_gradient(op, fake, fake_backward, setup_context, backward, activations=activations,
+                      second_derivative=second_derivative, vmap=vmap, vmap_backward=vmap_backward)
+
+
+def register_gradient(op: str, fake: Callable, fake_backward: Callable, setup_context: Callable,
+                      backward: Callable, *, activations: int = 2,
+                      second_derivative: tuple[Callable, Callable] | None = None,
+                      vmap: Callable | None = None, vmap_backward: Callable | None = None) -> None:
+    """What torch has to know of ``op`` and ``<op>_backward``, as `register_operator` does it; alone
+    it is for an operator that another one's implementations call."""
     register_fake(op, fake)
     register_fake(f"{op}_backward", fake_backward)
     laid_out = _keep_layout(setup_context, backward, activations)

@@ -11,12 +11,14 @@ g(s, t) = sum_n v_n(s) G_n(t),  D_t = sum_n G_n(t) out_n(t)  (0 where n_t is at 
 p = 1: du = (g - Qhat D_t) / n_t,      p = 2: du = 2 Qhat (g - D_t) / n_t,
 dv_n(s) = sum_t G_n(t) Qhat(s, t)^p,
 
-and from du on as in guided_correlation.
+and from du on as in guided_correlation. Values of both powers add up in du (`_readout_pair`).
 """
+
+from typing import overload
 
 import torch
 
-from . import _checks, _dispatch, _library
+from . import _checks, _dispatch, _library, _readout_pair  # noqa: F401, which defines its operator
 from .correlation_4d import example_features
 from .guided_correlation import fake_statistics
 from .guided_correlation import reference as guided_correlation_reference
@@ -36,7 +38,10 @@ _library.define(
 )
 
 
-def reference(source, target, values, power: int, eps: float) -> torch.Tensor:
+def reference(source, target, values, power, eps: float, squared=None):
+    if squared is not None:
+        return (reference(source, target, values, 1, eps),
+                reference(source, target, squared, 2, eps))
     wide = _checks.compute_dtype(torch.promote_types(source.dtype, values.dtype))
     # Autocast would run the product in half precision, whatever comes in.
     with _checks.without_autocast(source.device):
@@ -45,8 +50,10 @@ def reference(source, target, values, power: int, eps: float) -> torch.Tensor:
         return result.unflatten(2, target.shape[2:]).to(values.dtype)
 
 
-def compiled(ops, source, target, values, power, eps):
+def compiled(ops, source, target, values, power, eps, squared=None):
     tf32 = _checks.allow_tf32(source)
+    if squared is not None:
+        return ops.guided_readout_pair(source, target, values, squared, eps, tf32)[:2]
     return ops.guided_readout(source, target, values, power, eps, tf32)[0]
 
 
@@ -103,8 +110,20 @@ def _check_values(values, source) -> torch.Tensor:
     return values
 
 
+@overload
 def guided_readout(source: torch.Tensor, target: torch.Tensor, values: torch.Tensor,
-                   power: int = 1, eps: float = 1e-5, *, impl: str | None = None) -> torch.Tensor:
+                   power: int = 1, eps: float = 1e-5, *, impl: str | None = None
+                   ) -> torch.Tensor: ...
+
+
+@overload
+def guided_readout(source: torch.Tensor, target: torch.Tensor,
+                   values: tuple[torch.Tensor, torch.Tensor], power: tuple[int, int],
+                   eps: float = 1e-5, *, impl: str | None = None
+                   ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def guided_readout(source, target, values, power=1, eps=1e-5, *, impl=None):
     """Sums over the sources, weighted by the guided correlation of two feature maps (Eqs. 1, 9, 2).
 
     ``out[b, n, t] = sum_s values[n, s] Qhat(s, t)**power``, where
@@ -112,16 +131,20 @@ def guided_readout(source: torch.Tensor, target: torch.Tensor, values: torch.Ten
     convolution of the map; with features of the source and ``power=2``, whose weights sum to one,
     it moves them to where they match; with positions it is the expected match.
 
+    Two read-outs of one map, ``guided_readout(source, target, (weights, places), power=(1, 2))``,
+    take little longer than one on a CPU, forward and backward, where it is the features' length
+    that costs; elsewhere they take as long as two calls.
+
     Args:
         source: features ``[B, m, hs, ws]``.
         target: features ``[B, m, ht, wt]``, same dtype and device.
         values: ``[n, hs*ws]`` for all samples, or ``[B, n, hs*ws]``; same device, and the
-            dtype of the features, or float32 where those have 16 bits.
-        power: 1 or 2.
+            dtype of the features, or float32 where those have 16 bits. Or a pair of such tensors.
+        power: 1 or 2; for a pair (1, 2), those of the first and of the second.
         eps: floor of the row maxima and the column norms.
         impl: one of :func:`implementations` by name; None picks the best that can run.
 
-    Returns: ``[B, n, ht, wt]`` in the dtype of ``values``, contiguous.
+    Returns: ``[B, n, ht, wt]`` in the dtype of ``values``, contiguous; of a pair both.
 
     Convention:
         The last dimension of ``values`` runs over source positions row-major, ``s = i*ws + j``. A
@@ -141,9 +164,13 @@ def guided_readout(source: torch.Tensor, target: torch.Tensor, values: torch.Ten
         NotImplementedError: second derivatives of anything but ``reference``.
     """
     source, target = _checks.check_feature_pair(source, target)
-    values = _check_values(values, source)
-    if power not in (1, 2):
+    pair = isinstance(values, tuple)
+    values = tuple(_check_values(x, source) for x in (values if pair else (values,)))
+    if pair and (len(values) != 2 or power != (1, 2)):
+        raise ValueError(f"values, power: expected a tensor, or a pair of them with power (1, 2), "
+                         f"got {len(values)} with power {power!r}")
+    if not pair and power not in (1, 2):
         raise ValueError(f"power: expected 1 or 2, got {power!r}")
     eps = _checks.check_eps(eps)
     function = _dispatch.choose("guided_readout", impl, source.device)
-    return function(source, target, values, int(power), eps)
+    return function(source, target, values[0], power if pair else int(power), eps, *values[1:])

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 from posemodel.config.flags import parse_train
 from posemodel.runtime.interruptions import Interrupted, Interruptions
@@ -59,9 +60,13 @@ def _train(config, argv: list[str], world, interruptions: Interruptions) -> int:
     data = open_training_data(config.data, machine.device, trainer.pairs, seed=config.seed,
                               timeout=config.timeout)
     weights = trainer.reconstruction.weights
+    # A run that goes on has no need of what it once started from.
+    goes_on = any(Path(config.out, "checkpoints").glob("step_*"))
+    origins = trainer.start_from(config.init) if config.init and not goes_on else []
     with contextlib.closing(data), _run_folder(config, argv, world, weights) as run:
         start = trainer.restore(run)
-        origins = trainer.start_from(config.init) if config.init and start == 0 else []
+        if config.init and start == 0 and goes_on:  # no checkpoint is whole
+            origins = trainer.start_from(config.init)
         if run is not None:
             run.log(start_panel(run, machine, start, kernels=kernels_on(machine.device),
                                 parameters=trainer.parameter_counts(),

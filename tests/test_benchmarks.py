@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = [file for file in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
            if not file.stem.endswith("-step")]  # those are step_bench's
 FLAGS = SimpleNamespace(compile=False, channels_last=False)
-OPS = tuple(sorted(pose_kernels.implementations()))
+# Every operator, and two read-outs in one call.
+OPS = tuple(sorted([*pose_kernels.implementations(), "guided_readout_pair"]))
 TINY = ("--grids", "6", "--features", "4", "--outputs", "3", "--image", "12", "--channels", "2",
         "--repeats", "2", "--threads", "1")
 
@@ -160,7 +161,10 @@ def test_every_operator(op, corr_bench, tmp_path, capsys):
     rows = assert_valid(file.read_text())["rows"]
     forms, forward = ({row["form"] for row in rows if row["mode"] == mode}
                       for mode in ("forward+backward", "forward"))
-    takes = inspect.signature(getattr(pose_kernels, op)).parameters
+    takes = inspect.signature(getattr(pose_kernels, op.removesuffix("_pair"))).parameters
+    if op == "guided_readout_pair":
+        assert {"two calls", "stored map, matmul"} <= forms
+        assert all(row["error"] < 1e-5 for row in rows)
     if op == "mutual_matches":
         assert not forms
         forms = forward
@@ -464,6 +468,8 @@ def test_work_by_hand(modules):
     products = 2 * 2 * 9 * 9 * (5 + 7)  # 2 B S T (m + n)
     whole = 2 * (2 * features + values + result)
     assert work["guided_readout"] == [(whole, products), (2 * whole, 3 * products)]
+    whole, products = whole + 2 * (2 * 9 + 2 * 2 * 9), products + 2 * 2 * 9 * 9 * 2
+    assert work["guided_readout_pair"] == [(whole, products), (2 * whole, 3 * products)]
     weight = 7 * 9 * 9
     values = 2 * features + weight + 7 + result
     convolution = 2 * 2 * 7 * 9 * 9 * 9  # 2 B n T S k k

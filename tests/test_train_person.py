@@ -1,6 +1,7 @@
 """A model of one's own: from a film to a data set, a run from other weights, and its pictures."""
 
 import json
+import shutil
 
 import pytest
 
@@ -13,6 +14,7 @@ from posemodel.engine.starting_weights import start_from  # noqa: E402
 from posemodel.evaluate import main as evaluate_main  # noqa: E402
 from posemodel.inference.model import PoseTransferModel  # noqa: E402
 from posemodel.train import main as train_main  # noqa: E402
+from tests.small_datasets import refused  # noqa: E402
 from tests.small_films import frames, knowing, write_film  # noqa: E402
 from tests.small_runs import write_tiny_run  # noqa: E402
 from tests.tiny import FLAGS  # noqa: E402
@@ -58,6 +60,18 @@ def test_from_a_film_to_a_model(film, tmp_path, capsys):
     assert found["validation"]["refined_person_l1"] == pytest.approx(
         rows[-1]["refined_person_l1"], rel=1e-4)
     assert found["test"]["copy_person_l1"] != found["validation"]["copy_person_l1"]
+
+
+def test_a_mistake_in_init_does_not_take_the_folder(film, tmp_path, capsys):
+    command = ["person", *FLAGS, "--data.root", str(film), "--data.workers", "0", "--out",
+               str(tmp_path / "mine"), "--init"]
+    refused("no run folder", train_main, [*command, str(tmp_path / "gone")])
+    assert not (tmp_path / "mine").exists()
+    origin = write_tiny_run(tmp_path / "origin")
+    assert train_main([*command, str(origin)]) == 0
+    # What it started from may be gone when it goes on.
+    shutil.rmtree(origin)
+    assert train_main([*command, str(origin)]) == 0
 
 
 def test_methods_of_table_1_keep_the_background_too(film, tmp_path):

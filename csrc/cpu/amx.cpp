@@ -36,10 +36,14 @@ struct alignas(64) Configuration {
 static const Configuration kConfiguration;
 
 Session::Session() {
-  _tile_loadconfig(&kConfiguration);
+  if (simd_level() == SimdLevel::amx) {
+    _tile_loadconfig(&kConfiguration);
+  }
 }
 Session::~Session() {
-  _tile_release();
+  if (simd_level() == SimdLevel::amx) {
+    _tile_release();
+  }
 }
 
 #define AMX_INLINE static inline __attribute__((always_inline))

@@ -29,7 +29,8 @@ constexpr int kHeight = 16;
 constexpr int kDepth = 32;
 constexpr int kWidth = 32;
 
-// Configures the tile registers of this thread, and gives them back: every use of the rest lies within one.
+// Configures the tile registers of this thread, and gives them back: every use of the rest lies within one. Does
+// nothing where simd_level() is less.
 class Session {
  public:
   Session();

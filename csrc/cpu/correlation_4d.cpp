@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "checks.h"
-#include "cpu/amx.h"
+#include "cpu/bf16_vectors.h"
 #include "cpu/memory.h"
 #include "cpu/simd.h"
 

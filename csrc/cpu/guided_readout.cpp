@@ -15,8 +15,11 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <thread>
+#include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "checks.h"
 #include "cpu/row_max.h"
@@ -27,19 +30,23 @@ namespace pose_kernels {
 // v, [n, S] per sample; `values_batch` values lie between the samples', none where all share them.
 template <class T>
 struct ReadoutValues {
-  int64_t outputs;
-  bool squared;  // p = 2
+  int64_t outputs;  // 0: none of this power
   bool narrow;  // they, the result and its gradient are bfloat16 values
   const T* values;
   int64_t values_batch;
 };
 
+// Of p = 1 and of p = 2; one of the two may have no outputs.
+template <class X>
+using PerPower = std::array<X, 2>;
+
 template <class In>
 struct ReadoutArguments {
+  using T = compute_t<In>;
   Features<In> z;
-  Statistics<compute_t<In>> statistics;  // filled in
-  ReadoutValues<compute_t<In>> v;
-  compute_t<In>* result;  // [B, n, T]
+  Statistics<T> statistics;  // filled in
+  PerPower<ReadoutValues<T>> v;
+  PerPower<T*> result;  // [B, n, T]
 };
 
 // Null for a gradient that is not asked for; beta is there where one of the features' is.
@@ -48,12 +55,12 @@ struct ReadoutBackwardArguments {
   using T = compute_t<In>;
   Features<In> z;
   Statistics<T> statistics;
-  ReadoutValues<T> v;
-  const T* grad;  // [B, n, T]
-  const T* result;
+  PerPower<ReadoutValues<T>> v;
+  PerPower<const T*> grad;  // [B, n, T]
+  PerPower<const T*> result;
   T* source_grad;  // [B, m, S], added to
   T* target_grad;  // [B, m, T], written
-  T* values_grad;  // [n, S] per sample or of all, added to
+  PerPower<T*> values_grad;  // [n, S] per sample or of all, added to
   T* beta;  // [B, S], added to
 };
 
@@ -108,66 +115,103 @@ static void round_to(Tensor result, const Tensor& sums) {
   }
 }
 
+// What is read with one power: the values as they came and in the type that is computed in, and the result.
+struct ReadoutOf {
+  ScalarType type, wide;
+  Tensor values, result;
+
+  ReadoutOf(const Tensor& values_, ScalarType wide_)
+      : type(values_.scalar_type()), wide(wide_), values(converted(values_, wide_)) {}
+  template <class T>
+  ReadoutValues<T> of() const {
+    const int64_t d = values.dim(), n = values.size(d - 2), S = values.size(d - 1);
+    return {n, type == ScalarType::BFloat16, const_data<T>(values), d == 3 ? n * S : 0};
+  }
+};
+
+// The values that there are, by their power.
+using Readouts = PerPower<std::optional<ReadoutOf>>;
+
 template <class T>
-static ReadoutValues<T> values_of(const Tensor& values, ScalarType stored, int64_t power) {
-  const int64_t d = values.dim(), n = values.size(d - 2), S = values.size(d - 1);
-  return {n, power == 2, stored == ScalarType::BFloat16, const_data<T>(values), d == 3 ? n * S : 0};
+static PerPower<ReadoutValues<T>> values_of(const Readouts& all) {
+  const auto one = [](const std::optional<ReadoutOf>& x) { return x ? x->of<T>() : ReadoutValues<T>{}; };
+  return {one(all[0]), one(all[1])};
 }
 
-static MapAndStatistics guided_readout(
-    const Tensor& source_, const Tensor& target_, const Tensor& values_, int64_t power, double eps, bool) {
-  check_readout(source_, target_, values_, power);
+static StatisticsTensors forward(const Tensor& source_, const Tensor& target_, Readouts& readouts, double eps) {
   const Tensor source = torch::stable::contiguous(source_), target = torch::stable::contiguous(target_);
-  const int64_t B = source.size(0), S = positions(source), T = positions(target);
-  const ScalarType wide = compute_type(source.scalar_type());
-  const Tensor values = converted(values_, wide);
-  const Tensor result =
-      empty(source, {B, values.size(values.dim() - 2), target.size(2), target.size(3)}, values_.scalar_type());
-  const Tensor sums = sums_for(result, wide);
-  const StatisticsTensors statistics(source, B, S, T);
+  const int64_t B = source.size(0);
+  PerPower<Tensor> sums;
+  for (int p = 0; p < 2; ++p) {
+    if (std::optional<ReadoutOf>& one = readouts[p]) {
+      one->result = empty(source, {B, one->values.size(-2), target.size(2), target.size(3)}, one->type);
+      sums[p] = sums_for(one->result, one->wide);
+    }
+  }
+  const StatisticsTensors statistics(source, B, positions(source), positions(target));
   if (B > 0) {
     dispatch_floating(source.scalar_type(), "guided_readout", [&](auto zero) {
       using In = decltype(zero);
       using C = compute_t<In>;
-      const Features<In> z = features_of<In>(source, target);
+      const auto data = [&](int p) { return readouts[p] ? mutable_data<C>(sums[p]) : nullptr; };
       SIMD_DISPATCH(guided_readout<In>)
-      ({z, statistics.of<C>(eps), values_of<C>(values, values_.scalar_type(), power), mutable_data<C>(sums)});
+      ({features_of<In>(source, target), statistics.of<C>(eps), values_of<C>(readouts), {data(0), data(1)}});
     });
   }
-  round_to(result, sums);
-  return {result, statistics.row_max, statistics.row_argmax, statistics.norm};
+  for (int p = 0; p < 2; ++p) {
+    if (readouts[p]) {
+      round_to(readouts[p]->result, sums[p]);
+    }
+  }
+  return statistics;
 }
 
-static std::tuple<Tensor, Tensor, Tensor> guided_readout_backward(
-    const Tensor& grad_, const Tensor& source_, const Tensor& target_, const Tensor& values_, const Tensor& result_,
-    const Tensor& row_max, const Tensor& row_argmax, const Tensor& norm, int64_t power, double eps, bool,
-    bool source_wanted, bool target_wanted, bool values_wanted) {
-  check_readout(source_, target_, values_, power);
-  const Tensor source = torch::stable::contiguous(source_), target = torch::stable::contiguous(target_);
-  const StatisticsTensors statistics(row_max, row_argmax, norm);
-  const int64_t B = source.size(0), S = positions(source), T = positions(target);
-  const ScalarType wide = compute_type(source.scalar_type());
-  check_statistics(statistics, B, S, T, source.scalar_type());
-  for (const Tensor* like : {&grad_, &result_}) {
-    const char* name = like == &grad_ ? "grad" : "result";
-    check_shape(*like, name, {B, values_.size(-2), target.size(2), target.size(3)});
-    check_type(*like, name, values_.scalar_type());
+// The gradient of one power's result, and what is asked for in return.
+struct ReadoutGradients {
+  Tensor grad, result, values_grad, values_sum;
+  bool wanted;
+
+  ReadoutGradients(
+      const ReadoutOf& x, const Tensor& grad_, const Tensor& result_, const Tensor& values, const Tensor& target,
+      int64_t batch, bool wanted_)
+      : wanted(wanted_) {
+    for (const Tensor* like : {&grad_, &result_}) {
+      const char* name = like == &grad_ ? "grad" : "result";
+      check_shape(*like, name, {batch, values.size(-2), target.size(2), target.size(3)});
+      check_type(*like, name, x.type);
+    }
+    grad = converted(grad_, x.wide);
+    result = converted(result_, x.wide);
+    values_grad = new_like(values, wanted);
+    values_sum = sums_for(values_grad, x.wide);
   }
-  const Tensor grad = converted(grad_, wide), result = converted(result_, wide), values = converted(values_, wide);
+};
+
+static std::pair<Tensor, Tensor> backward(
+    const Tensor& source_, const Tensor& target_, const Readouts& readouts,
+    const PerPower<std::optional<ReadoutGradients>>& gradients, const StatisticsTensors& statistics, double eps,
+    bool source_wanted, bool target_wanted) {
+  const Tensor source = torch::stable::contiguous(source_), target = torch::stable::contiguous(target_);
+  const int64_t B = source.size(0), S = positions(source);
+  const ScalarType wide = compute_type(source.scalar_type());
+  check_statistics(statistics, B, S, positions(target), source.scalar_type());
   const Tensor source_grad = new_like(source, source_wanted), target_grad = new_like(target, target_wanted);
-  const Tensor values_grad = new_like(values_, values_wanted);
   const Tensor source_sum = sums_for(source_grad, wide), target_sum = sums_for(target_grad, wide);
-  const Tensor values_sum = sums_for(values_grad, wide);
   dispatch_floating(source.scalar_type(), "guided_readout_backward", [&](auto zero) {
     using In = decltype(zero);
     using C = compute_t<In>;
     const bool features = source_wanted || target_wanted;
     Sums<C> beta(features ? B * S : 0);
-    const ReadoutBackwardArguments<In> x{
-        features_of<In>(source, target), statistics.of<C>(eps), 
-        values_of<C>(values, values_.scalar_type(), power), const_data<C>(grad),
-        const_data<C>(result), zeroed<C>(source_sum, source_wanted), data_or_null<C>(target_sum),
-        zeroed<C>(values_sum, values_wanted), features ? beta.data() : nullptr};
+    ReadoutBackwardArguments<In> x{
+        features_of<In>(source, target), statistics.of<C>(eps), values_of<C>(readouts), {}, {},
+        zeroed<C>(source_sum, source_wanted), data_or_null<C>(target_sum), {}, features ? beta.data() : nullptr};
+    for (int p = 0; p < 2; ++p) {
+      if (const auto& one = gradients[p]) {
+        x.grad[p] = const_data<C>(one->grad);
+        x.result[p] = const_data<C>(one->result);
+        x.values_grad[p] = zeroed<C>(one->values_sum, one->wanted);
+      }
+    }
     if (B > 0) {
       SIMD_DISPATCH(guided_readout_backward<In>)(x);
     }
@@ -177,8 +221,66 @@ static std::tuple<Tensor, Tensor, Tensor> guided_readout_backward(
   });
   round_to(source_grad, source_sum);
   round_to(target_grad, target_sum);
-  round_to(values_grad, values_sum);
-  return {source_grad, target_grad, values_grad};
+  for (const auto& one : gradients) {
+    if (one) {
+      round_to(one->values_grad, one->values_sum);
+    }
+  }
+  return {source_grad, target_grad};
+}
+
+static MapAndStatistics guided_readout(
+    const Tensor& source, const Tensor& target, const Tensor& values, int64_t power, double eps, bool) {
+  check_readout(source, target, values, power);
+  Readouts readouts;
+  ReadoutOf& one = readouts[power - 1].emplace(values, compute_type(source.scalar_type()));
+  const StatisticsTensors statistics = forward(source, target, readouts, eps);
+  return {one.result, statistics.row_max, statistics.row_argmax, statistics.norm};
+}
+
+static std::tuple<Tensor, Tensor, Tensor> guided_readout_backward(
+    const Tensor& grad, const Tensor& source, const Tensor& target, const Tensor& values, const Tensor& result,
+    const Tensor& row_max, const Tensor& row_argmax, const Tensor& norm, int64_t power, double eps, bool,
+    bool source_wanted, bool target_wanted, bool values_wanted) {
+  check_readout(source, target, values, power);
+  Readouts readouts;
+  PerPower<std::optional<ReadoutGradients>> gradients;
+  const ReadoutOf& one = readouts[power - 1].emplace(values, compute_type(source.scalar_type()));
+  const ReadoutGradients& of =
+      gradients[power - 1].emplace(one, grad, result, values, target, source.size(0), values_wanted);
+  const auto [source_grad, target_grad] = backward(
+      source, target, readouts, gradients, StatisticsTensors(row_max, row_argmax, norm), eps, source_wanted,
+      target_wanted);
+  return {source_grad, target_grad, of.values_grad};
+}
+
+static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> guided_readout_pair(
+    const Tensor& source, const Tensor& target, const Tensor& values, const Tensor& squared, double eps, bool) {
+  check_readout(source, target, values, 1);
+  check_readout(source, target, squared, 2);
+  const ScalarType wide = compute_type(source.scalar_type());
+  Readouts readouts{ReadoutOf(values, wide), ReadoutOf(squared, wide)};
+  const StatisticsTensors statistics = forward(source, target, readouts, eps);
+  return {readouts[0]->result, readouts[1]->result, statistics.row_max, statistics.row_argmax, statistics.norm};
+}
+
+static std::tuple<Tensor, Tensor, Tensor, Tensor> guided_readout_pair_backward(
+    const Tensor& grad, const Tensor& squared_grad, const Tensor& source, const Tensor& target, const Tensor& values,
+    const Tensor& squared, const Tensor& result, const Tensor& squared_result, const Tensor& row_max,
+    const Tensor& row_argmax, const Tensor& norm, double eps, bool, bool source_wanted, bool target_wanted,
+    bool values_wanted, bool squared_wanted) {
+  check_readout(source, target, values, 1);
+  check_readout(source, target, squared, 2);
+  const ScalarType wide = compute_type(source.scalar_type());
+  const int64_t B = source.size(0);
+  const Readouts readouts{ReadoutOf(values, wide), ReadoutOf(squared, wide)};
+  const PerPower<std::optional<ReadoutGradients>> gradients{
+      ReadoutGradients(*readouts[0], grad, result, values, target, B, values_wanted),
+      ReadoutGradients(*readouts[1], squared_grad, squared_result, squared, target, B, squared_wanted)};
+  const auto [source_grad, target_grad] = backward(
+      source, target, readouts, gradients, StatisticsTensors(row_max, row_argmax, norm), eps, source_wanted,
+      target_wanted);
+  return {source_grad, target_grad, gradients[0]->values_grad, gradients[1]->values_grad};
 }
 
 }  // namespace pose_kernels
@@ -186,4 +288,6 @@ static std::tuple<Tensor, Tensor, Tensor> guided_readout_backward(
 STABLE_TORCH_LIBRARY_IMPL(pose_kernels, CPU, m) {
   m.impl("guided_readout", TORCH_BOX(&pose_kernels::guided_readout));
   m.impl("guided_readout_backward", TORCH_BOX(&pose_kernels::guided_readout_backward));
+  m.impl("guided_readout_pair", TORCH_BOX(&pose_kernels::guided_readout_pair));
+  m.impl("guided_readout_pair_backward", TORCH_BOX(&pose_kernels::guided_readout_pair_backward));
 }

@@ -13,32 +13,41 @@ struct ReadoutSample {
   const In* target;  // [m][T]
   const T* inverse_b;
   const T* norm;
-  const T* grad;  // [n][T]
-  const T* result;
+  PerPower<ReadoutValues<T>> v;
+  PerPower<const T*> grad;  // [n][T]
+  PerPower<const T*> result;
   T* source_grad;
   T* target_grad;
-  T* values_grad;
+  PerPower<T*> values_grad;
   T* beta;
 };
 
-// du = g of_g - u of_u (p = 1) or u (g of_g - of_u) (p = 2), Qhat^p = u^p of_weight
+// sum_n G_n out_n of target t.
+template <class In, class T = compute_t<In>>
+static T gradient_dot(const ReadoutSample<In>& x, int power, int64_t t) {
+  T dot = 0;
+  for (int64_t r = 0; r < x.v[power].outputs; ++r) {
+    dot += x.grad[power][r * x.targets + t] * x.result[power][r * x.targets + t];
+  }
+  return dot;
+}
+
+// du = g_1 / n + u (2 g_2 / n^2 - of_u), for the values of u and those of its square.
 template <class T>
 struct ReadoutFactors {
-  T of_g[kBlockTargets], of_u[kBlockTargets], of_weight[kBlockTargets];
+  T inverse[kBlockTargets], square[kBlockTargets], of_u[kBlockTargets];
 
   template <class In>
-  ReadoutFactors(const ReadoutSample<In>& x, const ReadoutValues<T>& v, T eps, int64_t t0) {
+  ReadoutFactors(const ReadoutSample<In>& x, T eps, int64_t t0) {
     const int64_t valid = std::min<int64_t>(kBlockTargets, x.targets - t0);
     for (int64_t t = 0; t < kBlockTargets; ++t) {
-      T dot = 0;
-      for (int64_t r = 0; t < valid && r < v.outputs; ++r) {
-        dot += x.grad[r * x.targets + t0 + t] * x.result[r * x.targets + t0 + t];
+      const T norm = t < valid ? x.norm[t0 + t] : 0;
+      inverse[t] = t < valid ? 1 / norm : 0;
+      square[t] = inverse[t] * inverse[t];
+      of_u[t] = 0;
+      if (t < valid && norm != eps) {  // none at its floor
+        of_u[t] = (gradient_dot(x, 0, t0 + t) + 2 * gradient_dot(x, 1, t0 + t)) * square[t];
       }
-      const T norm = t < valid ? x.norm[t0 + t] : 0, inverse = t < valid ? 1 / norm : 0;
-      const T square = inverse * inverse, of_norm = norm == eps ? 0 : dot * square;  // none at its floor
-      of_g[t] = v.squared ? 2 * square : inverse;
-      of_u[t] = v.squared ? 2 * of_norm : of_norm;
-      of_weight[t] = v.squared ? square : inverse;
     }
   }
 };
@@ -73,18 +82,6 @@ static void add_product_to_rows(int64_t n, const T* a, const T* b, int64_t valid
   }
 }
 
-// A register tile as rows of kCols.
-template <class T>
-SIMD_INLINE void store_tile(const vec<T> (&c)[kRows][kVecs], T* to) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) {
-      store(to + i * kCols<T> + j * simd<T>::width, c[i][j]);
-    }
-  }
-}
-
 // Two rows to their place (t, s) in a matrix [kBlockTargets][kBlockSources].
 template <class T>
 SIMD_INLINE void store_two(const vec<T> (&rows)[2][kVecs], int64_t t, int64_t s, T* to) {
@@ -99,7 +96,7 @@ SIMD_INLINE void store_two(const vec<T> (&rows)[2][kVecs], int64_t t, int64_t s,
 // two rows.
 
 // The features' side of a block of targets: C, dC and what that is multiplied with. In the compute type.
-template <class In, class T = compute_t<In>>
+template <class In, class Packing, class T = compute_t<In>>
 class WideFeatures {
  public:
   // The packed features of all samples: panels of targets by panels of sources, and rows of sources.
@@ -115,11 +112,11 @@ class WideFeatures {
             source_rows.data() + b * rows * stride);
       }
     }
-    PackedProducts<In> products;
+    Packing products;
     int64_t rows, stride;
     Scratch<T> source_rows;
   };
-  using Session = typename Products<T>::Session;
+  using Session = typename Packing::Tiles::Session;
 
   // Of a worker, in units of T.
   static int64_t size(const Packed& packed, int64_t m) {
@@ -137,9 +134,7 @@ class WideFeatures {
   }
   // Of all targets and sources.
   __attribute__((always_inline)) void fill(int64_t t, int64_t s, T* c) const {
-    vec<T> tile[kRows][kVecs];
-    tiles_.tile(t / kRows, s / kCols<T>, tile);
-    store_tile<T>(tile, c);
+    tiles_.write(t, s / kCols<T>, c);
   }
   __attribute__((always_inline)) void put(int64_t t, int64_t s, const vec<T> (&dc)[2][kVecs]) {
     store_two<T>(dc, t, s, dc_);
@@ -159,7 +154,7 @@ class WideFeatures {
   }
 
  private:
-  Products<T> tiles_;
+  typename Packing::Tiles tiles_;
   const T* source_rows_;  // [.][stride]
   int64_t stride_;
   T* target_;  // [m][kBlockTargets]
@@ -175,12 +170,12 @@ class WideReadout {
     return round_up(outputs, kRows) * (kBlockTargets + kBlockSources) + kBlockTargets * kBlockSources;
   }
   template <class In>
-  WideReadout(const ReadoutSample<In>& x, const ReadoutValues<T>& v, int64_t t0, T* scratch)
-      : outputs_(v.outputs),
+  WideReadout(const ReadoutSample<In>& x, int power, int64_t t0, T* scratch)
+      : outputs_(x.v[power].outputs),
         grad_(scratch),
         values_(grad_ + round_up(outputs_, kRows) * kBlockTargets),
         weights_(values_ + round_up(outputs_, kRows) * kBlockSources) {
-    copy_columns(x.grad, outputs_, x.targets, t0, kBlockTargets, grad_);
+    copy_columns(x.grad[power], outputs_, x.targets, t0, kBlockTargets, grad_);
   }
   void begin(const ReadoutValues<T>& v, int64_t S, int64_t s0) {
     copy_columns(v.values, outputs_, S, s0, kBlockSources, values_);
@@ -206,11 +201,30 @@ class WideReadout {
   T* weights_;  // [kBlockTargets][kBlockSources]
 };
 
-// dC and Qhat^p of the block by the chunk of sources at s0, and beta of the chunk.
-template <bool kSquared, class Side, class Readout, class T>
+// In the place of values that are not there.
+struct NoReadout {
+  static int64_t size(int64_t) {
+    return 0;
+  }
+  template <class Sample, class T>
+  NoReadout(const Sample&, int, int64_t, T*) {}
+  template <class T>
+  void begin(const ReadoutValues<T>&, int64_t, int64_t) {}
+  template <class T>
+  void fill(int64_t, int64_t, T*) const {}
+  template <class V>
+  __attribute__((always_inline)) void put(int64_t, int64_t, const V&) {}
+  template <class T>
+  void add_values_grad(int64_t, T*, int64_t) const {}
+};
+template <class Readout>
+constexpr bool kReads = !std::is_same_v<Readout, NoReadout>;
+
+// dC, Qhat and its square of the block by the chunk of sources at s0, and beta of the chunk.
+template <class Side, class Linear, class Squares, class T>
 static void readout_tiles(
-    const T* inverse_b, const ReadoutFactors<T>& by, int64_t t0, int64_t s0, bool features, Side& z, Readout& v,
-    vec<T>* beta) {
+    const T* inverse_b, const ReadoutFactors<T>& by, int64_t t0, int64_t s0, bool features, Side& z, Linear& linear,
+    Squares& squared, vec<T>* beta) {
   constexpr int W = simd<T>::width;
   for (int64_t s = 0; s < kBlockSources; s += kCols<T>) {
     vec<T> scale[kVecs], sums[kVecs] = {};
@@ -218,26 +232,35 @@ static void readout_tiles(
       scale[j] = load(inverse_b + s0 + s + j * W);
     }
     for (int64_t t = 0; t < kBlockTargets; t += kRows) {
-      alignas(64) T c[kMostRows][kCols<T>], g[kMostRows][kCols<T>];
+      alignas(64) T c[kMostRows][kCols<T>], g[2][kMostRows][kCols<T>];
       z.fill(t0 + t, s0 + s, c[0]);
       if (features) {
-        v.fill(t, s, g[0]);
+        linear.fill(t, s, g[0][0]);
+        squared.fill(t, s, g[1][0]);
       }
       for (int i = 0; i < kRows; i += 2) {
-        vec<T> weights[2][kVecs], dc[2][kVecs];
+        vec<T> weights[2][2][kVecs], dc[2][kVecs];
 #pragma GCC unroll 4
         for (int n = 0; n < 2 * kVecs; ++n) {
           const int row = i + n / kVecs, j = n % kVecs;
           const vec<T> here = load(&c[row][j * W]), square = here * here * scale[j], u = square * here;
-          weights[n / kVecs][j] = (kSquared ? u * u : u) * by.of_weight[t + row];
+          weights[0][n / kVecs][j] = u * by.inverse[t + row];
+          weights[1][n / kVecs][j] = u * u * by.square[t + row];
           if (features) {
-            const vec<T> along = load(&g[row][j * W]) * by.of_g[t + row];
-            const vec<T> du = kSquared ? u * (along - by.of_u[t + row]) : along - u * by.of_u[t + row];
+            vec<T> of_u = vec<T>{} - by.of_u[t + row];
+            if constexpr (kReads<Squares>) {
+              of_u += load(&g[1][row][j * W]) * (2 * by.square[t + row]);
+            }
+            vec<T> du = u * of_u;
+            if constexpr (kReads<Linear>) {
+              du += load(&g[0][row][j * W]) * by.inverse[t + row];
+            }
             dc[n / kVecs][j] = 3 * square * du;
             sums[j] += du * u;
           }
         }
-        v.put(t + i, s, weights);
+        linear.put(t + i, s, weights[0]);
+        squared.put(t + i, s, weights[1]);
         if (features) {
           z.put(t + i, s, dc);
         }
@@ -250,17 +273,18 @@ static void readout_tiles(
 }
 
 // Block `task` of all, whose sides begin at target t0 of its sample.
-template <bool kSquared, class In, class Side, class Readout, class T = compute_t<In>>
+template <class In, class Side, class Linear, class Squares, class T = compute_t<In>>
 static void readout_backward_block(
-    const ReadoutSample<In>& x, const ReadoutValues<T>& v, const ReadoutFactors<T>& by, int64_t t0, int64_t task,
-    Turns& turns, Side& z, Readout& readout) {
+    const ReadoutSample<In>& x, const ReadoutFactors<T>& by, int64_t t0, int64_t task, Turns& turns, Side& z,
+    Linear& linear, Squares& squared) {
   constexpr int W = simd<T>::width;
   const bool features = x.beta != nullptr;
   for (int64_t s0 = 0; s0 < x.sources; s0 += kBlockSources) {
     const int64_t chunk = s0 / kBlockSources, count = std::min<int64_t>(kBlockSources, x.sources - s0);
     vec<T> beta[kBlockSources / W] = {};
-    readout.begin(v, x.sources, s0);
-    readout_tiles<kSquared>(x.inverse_b, by, t0, s0, features, z, readout, beta);
+    linear.begin(x.v[0], x.sources, s0);
+    squared.begin(x.v[1], x.sources, s0);
+    readout_tiles(x.inverse_b, by, t0, s0, features, z, linear, squared, beta);
     if (x.target_grad != nullptr) {
       z.add_target_grad(s0);
     }
@@ -268,8 +292,11 @@ static void readout_backward_block(
     if (x.source_grad != nullptr) {
       z.add_source_grad(x, s0, count);
     }
-    if (x.values_grad != nullptr) {
-      readout.add_values_grad(count, x.values_grad + s0, x.sources);
+    if (x.values_grad[0] != nullptr) {
+      linear.add_values_grad(count, x.values_grad[0] + s0, x.sources);
+    }
+    if (x.values_grad[1] != nullptr) {
+      squared.add_values_grad(count, x.values_grad[1] + s0, x.sources);
     }
     for (int64_t s = 0; features && s < count; ++s) {
       x.beta[s0 + s] -= beta[s / W][s % W] * x.inverse_b[s0 + s];
@@ -287,7 +314,6 @@ static ReadoutSample<In> readout_sample(
     const ReadoutBackwardArguments<In>& x, const T* inverse_b, int64_t rows, int64_t b) {
   const Features<In>& z = x.z;
   const auto part = [b](T* all, int64_t size) { return all == nullptr ? nullptr : all + b * size; };
-  const int64_t of_result = x.v.outputs * z.targets;
   return {
       z.m,
       z.sources,
@@ -296,15 +322,16 @@ static ReadoutSample<In> readout_sample(
       z.target + b * z.m * z.targets,
       inverse_b + b * rows,
       x.statistics.norm + b * z.targets,
-      x.grad + b * of_result,
-      x.result + b * of_result,
+      values_of_sample(x.v, b),
+      results_of_sample(x.v, x.grad, z.targets, b),
+      results_of_sample(x.v, x.result, z.targets, b),
       part(x.source_grad, z.m * z.sources),
       part(x.target_grad, z.m * z.targets),
-      part(x.values_grad, x.v.values_batch),
+      {part(x.values_grad[0], x.v[0].values_batch), part(x.values_grad[1], x.v[1].values_batch)},
       part(x.beta, z.sources)};
 }
 
-template <class In, class Side, class Readout>
+template <class In, class Side, class Linear, class Squares>
 static void readout_backward_with(const ReadoutBackwardArguments<In>& x) {
   using T = compute_t<In>;
   const Features<In>& z = x.z;
@@ -316,22 +343,32 @@ static void readout_backward_with(const ReadoutBackwardArguments<In>& x) {
   }
   const int64_t blocks = columns / kBlockTargets, tasks = z.batch * blocks;
   // Whole cache lines.
-  const int64_t of_features = round_up(Side::size(packed, z.m), 64), of_readout = Readout::size(x.v.outputs);
-  const int64_t per_worker = round_up(of_features + of_readout, 64);
+  const int64_t of_features = round_up(Side::size(packed, z.m), 64);
+  const int64_t of_linear = round_up(Linear::size(x.v[0].outputs), 64), of_squares = Squares::size(x.v[1].outputs);
+  const int64_t per_worker = round_up(of_features + of_linear + of_squares, 64);
   Scratch<T> scratch(count_workers(tasks) * per_worker);
   Turns turns(rows / kBlockSources);
-  const auto block = x.v.squared ? readout_backward_block<true, In, Side, Readout>
-                                 : readout_backward_block<false, In, Side, Readout>;
   for_each_task(tasks, [&](int64_t worker, int64_t task) {
     [[maybe_unused]] const typename Side::Session session;
     const int64_t b = task / blocks, t0 = task % blocks * kBlockTargets;
     T* mine = scratch.data() + worker * per_worker;
-    ReadoutValues<T> v = x.v;
-    v.values += b * v.values_batch;
     const ReadoutSample<In> sample = readout_sample<In>(x, inverse_b.data(), rows, b);
-    const ReadoutFactors<T> by(sample, v, x.statistics.eps, t0);
+    const ReadoutFactors<T> by(sample, x.statistics.eps, t0);
     Side side(packed, b, sample, t0, mine);
-    Readout readout(sample, v, t0, mine + of_features);
-    block(sample, v, by, t0, task, turns, side, readout);
+    Linear linear(sample, 0, t0, mine + of_features);
+    Squares squared(sample, 1, t0, mine + of_features + of_linear);
+    readout_backward_block(sample, by, t0, task, turns, side, linear, squared);
   });
+}
+
+// As readout_of.
+template <class In, class Side, class Linear, class Wide>
+static void readout_backward_of(const ReadoutBackwardArguments<In>& x) {
+  if (x.v[1].outputs == 0) {
+    readout_backward_with<In, Side, Linear, NoReadout>(x);
+  } else if (x.v[0].outputs == 0) {
+    readout_backward_with<In, Side, NoReadout, Linear>(x);
+  } else {
+    readout_backward_with<In, Side, Linear, Wide>(x);
+  }
 }

@@ -144,7 +144,7 @@ class FeatureTiles {
     }
   }
   void fill(int64_t t, int64_t s, float* c) const {
-    tiles_.multiply(t, s / amx::kWidth, c);
+    tiles_.write(t, s / amx::kWidth, c);
   }
   __attribute__((always_inline)) void put(int64_t t, int64_t s, const vec<float> (&dc)[2][kVecs]) {
     const int64_t at = t * kBlockSources + s;
@@ -192,15 +192,15 @@ class ReadoutTiles {
     const int64_t depth = round_up(outputs, amx::kDepth), rows = round_up(outputs, amx::kHeight);
     return ((kBlockTargets + amx::kHeight + kBlockSources) * depth + rows * kBlockTargets) / 2 + PairsOfTargets::kSize;
   }
-  ReadoutTiles(const ReadoutSample<BFloat16>& x, const ReadoutValues<float>& v, int64_t t0, float* scratch)
-      : outputs_(v.outputs),
+  ReadoutTiles(const ReadoutSample<BFloat16>& x, int power, int64_t t0, float* scratch)
+      : outputs_(x.v[power].outputs),
         depth_(round_up(outputs_, amx::kDepth) / amx::kDepth),
         weights_(reinterpret_cast<amx::Bits*>(scratch)),
         grad_(weights_.low + PairsOfTargets::kSize),
         targets_(grad_ + round_up(outputs_, amx::kHeight) * kBlockTargets),
         values_(targets_ + (kBlockTargets + amx::kHeight) * depth_ * amx::kDepth) {
     const int64_t padded = round_up(outputs_, amx::kHeight);
-    copy_narrow(x.grad, outputs_, x.targets, t0, kBlockTargets, padded, grad_);
+    copy_narrow(x.grad[power], outputs_, x.targets, t0, kBlockTargets, padded, grad_);
     amx::pack_rows(
         grad_, outputs_, kBlockTargets, kBlockTargets, kBlockTargets + amx::kHeight, depth_, targets_);
   }
@@ -220,7 +220,7 @@ class ReadoutTiles {
     }
   }
   void fill(int64_t t, int64_t s, float* g) const {
-    TileProducts{targets_, values_, depth_}.multiply(t, s / amx::kWidth, g);
+    TileProducts{targets_, values_, depth_}.write(t, s / amx::kWidth, g);
   }
   __attribute__((always_inline)) void put(int64_t t, int64_t s, const vec<float> (&weights)[2][kVecs]) {
     weights_.put(t, s, weights);
@@ -240,7 +240,7 @@ class ReadoutTiles {
 template <class In>
 using NarrowValues = std::conditional_t<kHasTiles<In>, NarrowTiles, WideValues<compute_t<In>>>;
 template <class In>
-using NarrowFeatures = std::conditional_t<kHasTiles<In>, FeatureTiles, WideFeatures<In>>;
+using NarrowFeatures = std::conditional_t<kHasTiles<In>, FeatureTiles, WideFeatures<In, PackedProducts<In>>>;
 template <class In>
 using NarrowReadout = std::conditional_t<kHasTiles<In>, ReadoutTiles, WideReadout<compute_t<In>>>;
 
@@ -249,7 +249,7 @@ using NarrowReadout = std::conditional_t<kHasTiles<In>, ReadoutTiles, WideReadou
 template <class In>
 using NarrowValues = WideValues<compute_t<In>>;
 template <class In>
-using NarrowFeatures = WideFeatures<In>;
+using NarrowFeatures = WideFeatures<In, PackedProducts<In>>;
 template <class In>
 using NarrowReadout = WideReadout<compute_t<In>>;
 

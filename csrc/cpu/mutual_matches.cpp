@@ -12,7 +12,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "cpu/amx.h"
+#include "cpu/bf16_vectors.h"
 #include "cpu/memory.h"
 #include "cpu/simd.h"
 #include "matches.h"

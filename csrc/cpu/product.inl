@@ -84,6 +84,18 @@ SIMD_INLINE void zero_tile(vec<T> (&acc)[kRows][kVecs]) {
   }
 }
 
+// A register tile as rows of kCols.
+template <class T>
+SIMD_INLINE void store_tile(const vec<T> (&c)[kRows][kVecs], T* to) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+      store(to + i * kCols<T> + j * simd<T>::width, c[i][j]);
+    }
+  }
+}
+
 template <class T>
 SIMD_INLINE void correlation_tile(int64_t m, const T* a, const T* b, vec<T> (&acc)[kRows][kVecs]) {
   zero_tile<T>(acc);

@@ -14,6 +14,12 @@ struct Products {
   __attribute__((always_inline)) void tile(int64_t p, int64_t q, vec<T> (&c)[kRows][kVecs]) const {
     correlation_tile<T>(m, left + p * kRows * m, right + q * kCols<T> * m, c);
   }
+  // The same as rows of kCols, from row i on, which begins a panel.
+  __attribute__((always_inline)) void write(int64_t i, int64_t q, T* to) const {
+    vec<T> c[kRows][kVecs];
+    tile(i / kRows, q, c);
+    store_tile<T>(c, to);
+  }
   // Single rows sum in the same order as tiles do.
   __attribute__((always_inline)) void row(int64_t i, int64_t q, vec<T> (&c)[1][kVecs]) const {
     std::fill_n(&c[0][0], kVecs, vec<T>{});

@@ -1,7 +1,7 @@
 // The maxima b_s = max_t C(s, t), for every operator that divides by them: what their loops get.
 #pragma once
 
-#include "cpu/amx.h"
+#include "cpu/bf16_vectors.h"
 #include "cpu/memory.h"
 
 namespace pose_kernels {

@@ -10,7 +10,7 @@
 
 namespace pose_kernels {
 
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "amx"};
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "bf16", "amx"};
 
 // The highest level asked for.
 static SimdLevel wanted_level() {
@@ -21,8 +21,16 @@ static SimdLevel wanted_level() {
   const auto same = [wanted](const char* name) { return !std::strcmp(wanted, name); };
   const auto found = std::find_if(std::begin(kNames), std::end(kNames), same);
   STD_TORCH_CHECK(
-      found != std::end(kNames), "POSE_KERNELS_SIMD: expected baseline, avx2, avx512 or amx, got ", wanted);
+      found != std::end(kNames), "POSE_KERNELS_SIMD: expected baseline, avx2, avx512, bf16 or amx, got ", wanted);
   return static_cast<SimdLevel>(found - kNames);
+}
+
+static bool has_bf16() {
+#ifdef SIMD_AMX
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
 }
 
 static SimdLevel detect() {
@@ -37,7 +45,10 @@ static SimdLevel detect() {
     return std::min(wanted, SimdLevel::avx2);
   }
   // The permission is asked for where it is used only.
-  return wanted == SimdLevel::amx && !amx::available() ? SimdLevel::avx512 : wanted;
+  if (wanted == SimdLevel::amx && amx::available()) {
+    return wanted;
+  }
+  return std::min(wanted, has_bf16() ? SimdLevel::bf16 : SimdLevel::avx512);
 #endif
   return SimdLevel::baseline;
 }

@@ -21,10 +21,10 @@
 
 namespace pose_kernels {
 
-// amx: avx512, and products of bfloat16 through amx.h.
-enum class SimdLevel : int64_t { baseline = 0, avx2 = 1, avx512 = 2, amx = 3 };
+// bf16: avx512, and products of bfloat16 through bf16_vectors.h; amx: those through amx.h.
+enum class SimdLevel : int64_t { baseline = 0, avx2 = 1, avx512 = 2, bf16 = 3, amx = 4 };
 
-// What this machine can do, or less where POSE_KERNELS_SIMD=baseline|avx2|avx512 asks for it (read once; another word
+// What this machine can do, or less where POSE_KERNELS_SIMD=baseline|avx2|avx512|bf16 asks for it (read once; another word
 // raises).
 SimdLevel simd_level();
 

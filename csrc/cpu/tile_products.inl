@@ -61,25 +61,27 @@ SIMD_INLINE void store_rows(const vec<float> (&rows)[2][kVecs], int64_t stride, 
 
 // ---- C
 
-// The same as Products, through the tile registers.
+// The same as Products, through the tile registers, or where there are none through vectors of pairs.
 struct TileProducts {
   const amx::Bits* left;  // rows
   const amx::Bits* right;  // panels of pairs
   int64_t depth;
+  bool registers = simd_level() == SimdLevel::amx;
 
   using Session = amx::Session;
   static constexpr bool kCheap = true;
-  static_assert(kRows <= amx::kHeight && kCols<float> == amx::kWidth);
+  static_assert(kRows <= amx::kHeight && kRows == bf16::kHeight && kCols<float> == amx::kWidth);
 
-  void multiply(int64_t i, int64_t q, float* block) const {
-    const int64_t size = depth * amx::kDepth;
-    amx::multiply(
-        depth, {left + i * size, nullptr, size}, {right + q * size * amx::kWidth, nullptr, 2 * amx::kWidth}, block,
-        amx::kWidth);
+  void write(int64_t i, int64_t q, float* block) const {
+    if (registers) {
+      amx::multiply(depth, rows(i), pairs(q), block, amx::kWidth);
+    } else {
+      bf16::multiply(depth, rows(i), pairs(q), block);
+    }
   }
   __attribute__((always_inline)) void tile(int64_t p, int64_t q, vec<float> (&c)[kRows][kVecs]) const {
     alignas(64) float block[amx::kHeight * amx::kWidth];
-    multiply(p * kRows, q, block);
+    write(p * kRows, q, block);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
@@ -90,12 +92,25 @@ struct TileProducts {
   }
   void row(int64_t i, int64_t q, vec<float> (&c)[1][kVecs]) const {
     alignas(64) float block[amx::kHeight * amx::kWidth];
-    multiply(i, q, block);
+    if (registers) {
+      amx::multiply(depth, rows(i), pairs(q), block, amx::kWidth);
+    } else {
+      bf16::multiply_row(depth, rows(i), pairs(q), block);
+    }
     for (int j = 0; j < kVecs; ++j) {
       c[0][j] = load(block + j * simd<float>::width);
     }
   }
   void prefetch(int64_t, int64_t, int64_t) const {}
+
+ private:
+  amx::Matrix rows(int64_t i) const {
+    const int64_t size = depth * amx::kDepth;
+    return {left + i * size, nullptr, size};
+  }
+  amx::Matrix pairs(int64_t q) const {
+    return {right + q * depth * amx::kDepth * amx::kWidth, nullptr, 2 * amx::kWidth};
+  }
 };
 
 class PackedTileProducts {
@@ -158,5 +173,11 @@ using TilesOrPanels = PackedProducts<In>;
 // both, which are the same but for bfloat16.
 template <class In>
 static bool uses_tiles() {
+  return kHasTiles<In> && simd_level() >= SimdLevel::bf16;
+}
+
+// Whether other products of theirs go through the tile registers, too: in two parts, which in vectors gain nothing.
+template <class In>
+static bool uses_tile_registers() {
   return kHasTiles<In> && simd_level() == SimdLevel::amx;
 }

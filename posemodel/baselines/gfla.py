@@ -24,6 +24,7 @@ from posemodel.flow.units import from_displacement, to_cells
 from posemodel.poses.joints import JOINTS
 from posemodel.poses.maps import pose_maps
 from posemodel.runtime.errors import UserError
+from posemodel.runtime.memory_format import channels_last
 
 # Sampling correctness: the sampled features are a Gaussian mean of 4 x 4 positions.
 _TAPS = 4
@@ -90,7 +91,7 @@ class Gfla(Baseline):
                 for pose in (source_pose, target_pose)]
         if source_image is not None:
             seen.append(source_image)
-        x = torch.cat(seen, dim=1).contiguous(memory_format=torch.channels_last)
+        x = channels_last(torch.cat(seen, dim=1))
         maps = []
         for block in self.encoder:
             x = block(x)

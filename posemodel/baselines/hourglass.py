@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from posemodel.runtime.memory_format import channels_last
+
 
 def _block(width_in: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(width_in, width, 3, padding=1, bias=False),
@@ -23,7 +25,7 @@ class HourglassEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """`[B, width_in, h, w]` -> it and the output of each block, fine to coarse."""
-        maps = [x.contiguous(memory_format=torch.channels_last)]
+        maps = [channels_last(x)]
         for block in self.blocks:
             # An odd size is rounded up: every grid has as many levels as wanted.
             maps.append(F.avg_pool2d(block(maps[-1]), 2, ceil_mode=True))

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from posemodel.runtime.memory_format import channels_last, is_compiled
+
 #: Channels on both sides from which the weights' gradient is taken as matrix products.
 WIDE = 64
 #: Whether torch is slow at that gradient in channels-last, and at that alone. With AVX2 it is: for
@@ -69,7 +71,7 @@ class _Planes(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        return gradient.to(ctx.dtype, memory_format=torch.channels_last), None
+        return channels_last(gradient).to(ctx.dtype), None
 
 
 def unit_planes(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -96,7 +98,7 @@ class _UnitPlanes(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         # What is along the feature does not change its direction.
         unit, length = ctx.saved_tensors
-        gradient = gradient.to(torch.float32, memory_format=torch.channels_last, copy=True)
+        gradient = channels_last(gradient).to(torch.float32, copy=True)
         along = (gradient * unit).sum(dim=1, keepdim=True)
         gradient.addcmul_(unit, along, value=-1).div_(length)
         return gradient.to(ctx.dtype), None
@@ -182,6 +184,5 @@ def one_by_one(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     has the one call, and so has a GPU.
     """
     # Asking for the length would bind exported code to it.
-    whole = (torch.compiler.is_compiling() or torch.jit.is_tracing()
-             or batch.device.type != "cpu" or len(batch) == 0)
+    whole = is_compiled(batch) or len(batch) == 0
     return function(batch) if whole else torch.cat([function(one) for one in batch.split(1)])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.model.refinement import conv, in_range
+from posemodel.runtime.memory_format import channels_last
 
 
 class DetailEncoder(nn.Module):
@@ -23,7 +24,7 @@ class DetailEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """`[B, 3, H, W]` -> n of `[B, width 2^n, H / 2^n, W / 2^n]`."""
-        x, features = image.contiguous(memory_format=torch.channels_last), []
+        x, features = channels_last(image), []
         for scale in self.scales:
             x = scale(x)
             features.append(x)
@@ -61,7 +62,7 @@ class DetailDecoder(nn.Module):
             joined = [x, sampled]
             if sampled is finer[0]:
                 joined.append(warped.to(x.dtype))
-            x = scale(torch.cat(joined, dim=1))
+            x = scale(channels_last(torch.cat(joined, dim=1)))
         return self.last(x).float()
 
 

@@ -24,7 +24,7 @@ class FlowHead(nn.Module):
     def __init__(self, *, source_positions: int, channels: tuple[int, ...], depth: int,
                  first_kernel: int, stream: bool):
         super().__init__()
-        self.stream = stream or first_kernel == 1
+        self.first_kernel, self.stream = first_kernel, stream or first_kernel == 1
         widths = (source_positions, *channels[len(channels) - (depth - 1):])
         kernels = (first_kernel, *[3] * (depth - 1))
         layers = [layer for (before, after), kernel in zip(itertools.pairwise(widths), kernels,
@@ -41,11 +41,52 @@ class FlowHead(nn.Module):
         normalised coordinates (x, y); `eps` is the map's (Eq. 9, 2)."""
         if not self.stream:
             return self.layers(guided_map(source, target, eps)).float()
-        first, *rest = self.layers
-        x = pose_kernels.guided_correlation_conv2d(source, target, first.weight, first.bias, eps)
-        for layer in rest:
+        first = self.layers[0]
+        return self._rest(pose_kernels.guided_correlation_conv2d(
+            source, target, first.weight, first.bias, eps))
+
+    def with_match(self, source: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """As forward, and the `expected_match`, for which a first layer of 1 x 1 has made most
+        already."""
+        if self.first_kernel != 1:
+            return self(source, target, eps), expected_match(source, target, eps)
+        first = self.layers[0]
+        # So that the gradient comes back with the strides of the weight, for distributed training.
+        weight = (first.weight.permute(0, 2, 3, 1) if first.weight.stride(2) != 1
+                  else first.weight).flatten(1)
+        # Autocast would round the places to half precision, too.
+        with torch.autocast(source.device.type, enabled=False):
+            x, match = pose_kernels.guided_readout(
+                source, target, (weight.to(source.dtype), _places(source)), power=(1, 2), eps=eps)
+        return self._rest(x if first.bias is None else x + first.bias[:, None, None]), match
+
+    def _rest(self, x: Tensor) -> Tensor:
+        """What the first layer gives -> the flow."""
+        for layer in self.layers[1:]:
             x = layer(x)
         return x.float()
+
+
+def expected_match(source: Tensor, target: Tensor, eps: float) -> Tensor:
+    """`sum_s x_s Qhat(s, t)^2`, the mean source position under the squared guided correlation.
+
+    The squares sum to one over the sources (Eq. 2), but where the norm is at its floor eps.
+
+    Args:
+        source: M's features `[B, m, hs, ws]`.
+        target: `[B, m, ht, wt]`.
+        eps: floor of the row maxima and of the column norms.
+
+    Returns: `[B, 2, ht, wt]` float32, (x, y), normalised, pixel centres.
+    """
+    # Autocast would round the places to half precision.
+    with torch.autocast(source.device.type, enabled=False):
+        return pose_kernels.guided_readout(source, target, _places(source), power=2, eps=eps)
+
+
+def _places(source: Tensor) -> Tensor:
+    """Where the positions of a feature map lie, `[2, S]` float32."""
+    return pose_kernels.identity_flow(*source.shape[2:], device=source.device).flatten(1)
 
 
 def guided_map(source: Tensor, target: Tensor, eps: float) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.model.convolution import Conv2d, ConvTranspose2d, normalized
+from posemodel.runtime.memory_format import channels_last
 
 
 def conv(width_in: int, width: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -55,7 +56,7 @@ class RefinementEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """`[B, 3, H, W]` -> `[B, width 2^n, H / 2^n, W / 2^n]` with n down-samplings."""
-        return self.layers(image.contiguous(memory_format=torch.channels_last))
+        return self.layers(channels_last(image))
 
 
 class RefinementDecoder(nn.Module):
@@ -77,7 +78,7 @@ class RefinementDecoder(nn.Module):
     def forward(self, features: Tensor, warped: Tensor | None = None) -> Tensor:
         """The encoder's output, warped, and for `skip` the warped image -> `[B, 3, H, W]`, float32,
         clamped to [-1, 1] (in training mode with a slope of 0.1 outside)."""
-        x = self.blocks(features.contiguous(memory_format=torch.channels_last))
+        x = self.blocks(channels_last(features))
         for up in self.up:
             x = up(self._joined(x, warped))
         return in_range(self.last(self._joined(x, warped)).float(), leaking=self.training)

@@ -12,6 +12,7 @@ from posemodel.model.flow_head import FlowHead, guided_map
 from posemodel.model.pose_encoder import PoseEncoder
 from posemodel.poses.limb_maps import limb_maps
 from posemodel.poses.maps import pose_maps
+from posemodel.runtime.memory_format import channels_last
 
 #: Floor of the soft mutual normalisation (Eq. 9, 2).
 EPS = 1e-5
@@ -49,9 +50,7 @@ class WarpingNetwork(FlowEstimator):
         maps = [pose_maps(pose, self.image_size, self.pose_sigma)]
         if self.limb_sigma:
             maps.append(limb_maps(pose, self.image_size, self.limb_sigma))
-        # Convolutions run up to twice as fast in this layout, on CPUs and on tensor cores.
-        return torch.cat([some.to(dtype) for some in maps], dim=1).contiguous(
-            memory_format=torch.channels_last)
+        return channels_last(torch.cat([some.to(dtype) for some in maps], dim=1))
 
     def encode(self, source_pose: Tensor, target_pose: Tensor) -> tuple[Tensor, Tensor]:
         """M's features of `[k B, J, 3]` and `[B, J, 3]` poses, both `[k B, m, h, w]`."""
@@ -75,30 +74,13 @@ class WarpingNetwork(FlowEstimator):
 
     def flow_from(self, source: Tensor, target: Tensor) -> Tensor:
         """M's features -> flow: C_l and the parametrisation."""
-        flow = self.head(source, target, EPS)
         if self.parametrization == "matching":
-            return flow + expected_match(source, target, EPS)
+            flow, match = self.head.with_match(source, target, EPS)
+            return flow + match
+        flow = self.head(source, target, EPS)
         if self.parametrization == "residual":
             return flow + pose_kernels.identity_flow(*flow.shape[-2:], device=flow.device)
         return flow
-
-
-def expected_match(source: Tensor, target: Tensor, eps: float) -> Tensor:
-    """`sum_s x_s Qhat(s, t)^2`, the mean source position under the squared guided correlation.
-
-    The squares sum to one over the sources (Eq. 2), but where the norm is at its floor eps.
-
-    Args:
-        source: M's features `[B, m, hs, ws]`.
-        target: `[B, m, ht, wt]`.
-        eps: floor of the row maxima and of the column norms.
-
-    Returns: `[B, 2, ht, wt]` float32, (x, y), normalised, pixel centres.
-    """
-    places = pose_kernels.identity_flow(*source.shape[2:], device=source.device).flatten(1)
-    # Autocast would round the places to half precision.
-    with torch.autocast(source.device.type, enabled=False):
-        return pose_kernels.guided_readout(source, target, places, power=2, eps=eps)
 
 
 def guided_column(source: Tensor, target: Tensor, position: int) -> Tensor:

@@ -6,6 +6,7 @@ can fall back on it.
 """
 
 import dataclasses
+import functools
 import importlib
 import sys
 from unittest import mock
@@ -26,6 +27,11 @@ for op, table in _dispatch._implementations.items():
     table["cuda"] = dataclasses.replace(table["cuda"], devices=("cpu",), reason=None)
 
 importlib.import_module("pose_kernels.guided_correlation_conv2d")._plan = lambda device: "cuda"
+_pair = importlib.import_module("pose_kernels._readout_pair")
+for name, function in (("guided_readout_pair", _pair.in_two_sweeps),
+                       ("guided_readout_pair_backward", _pair.gradients_in_two_sweeps)):
+    _library.fragments["pose_kernels"].impl(
+        name, functools.partial(function, torch.ops.pose_kernels), "CPU")
 
 _aten = torch.library.Library("aten", "IMPL")
 

@@ -15,7 +15,7 @@ from pose_kernels import _dispatch, _library
 needs_cpu_library = pytest.mark.skipif(_library.cpu_reason is not None,
                                        reason=str(_library.cpu_reason))
 
-LEVELS = ("baseline", "avx2", "avx512", "amx")
+LEVELS = ("baseline", "avx2", "avx512", "bf16", "amx")
 
 
 def self_check(*arguments, **environment):
@@ -82,7 +82,7 @@ def test_self_check_at_lower_vector_widths(level):
 def test_an_unknown_vector_width_is_an_error():
     done = self_check(POSE_KERNELS_SIMD="avx3")
     assert done.returncode == 1
-    assert "POSE_KERNELS_SIMD: expected baseline, avx2, avx512 or amx, got avx3" in done.stderr
+    assert f"POSE_KERNELS_SIMD: expected {', '.join(LEVELS[:-1])} or amx, got avx3" in done.stderr
 
 
 def assert_fails(says, monkeypatch, capsys):

@@ -57,6 +57,17 @@ def test_gradients_that_nobody_asked_for_count_nothing():
     assert counter.get_total_flops() == MAP + READING + 2 * MAP + READING
 
 
+def test_two_read_outs_make_the_map_once():
+    source, target = features()
+    values, squared = (torch.randn(3, 24, requires_grad=grad) for grad in (True, False))
+    with FlopCounterMode(display=False) as counter:
+        first, second = pose_kernels.guided_readout(source, target, (values, squared), (1, 2),
+                                                    impl="cpp")
+        assert counter.get_total_flops() == MAP + 2 * READING
+        (first.sum() + second.sum()).backward()
+    assert counter.get_total_flops() == MAP + 2 * READING + 3 * MAP + 3 * READING
+
+
 def test_matches_are_one_map():
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         pose_kernels.mutual_matches(*features(), impl="cpp")

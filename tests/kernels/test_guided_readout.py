@@ -11,6 +11,7 @@ from kernel_helpers import (
     FEATURE_SHAPES,
     Case,
     assert_errors,
+    assert_same_bits_every_time,
     features,
     implementations,
     relative_error,
@@ -45,6 +46,16 @@ def calls(ops, new, batch, m, source_size, target_size, last):
             yield ("guided_readout_backward",
                    (torch.ones_like(grad), *z, values, grad, *statistics, power, eps, False,
                     *wanted))
+    if not hasattr(ops, "guided_readout_pair"):  # Triton's, which is made of the others
+        return
+    values = new(6, S), new(batch, 3, S)
+    yield "guided_readout_pair", (*z, *values, eps, False)
+    first, second, *statistics = ops.guided_readout_pair(*z, *values, eps, False)
+    for wanted in ((True, True, True, True), (True, False, False, True),
+                   (False, False, True, False)):
+        yield ("guided_readout_pair_backward",
+               (torch.ones_like(first), torch.ones_like(second), *z, *values, first, second,
+                *statistics, eps, False, *wanted))
 
 
 CASE = Case(inputs, calls, medium={"m": 35, "source": (13, 11), "target": (9, 17), "outputs": 20},
@@ -84,6 +95,111 @@ def test_gradcheck(impl, eps, power):
     z = [x.requires_grad_() for x in inputs(2, torch.float64, 3, (2, 3), (3, 2), 2, own=True)]
     fast = impl == "triton"
     assert torch.autograd.gradcheck(op(impl, power, eps), z, fast_mode=fast)
+
+
+# ---- two read-outs of one map
+
+
+def pair_op(impl, eps=1e-5):
+    def function(source, target, values, squared):
+        both = pose_kernels.guided_readout(source, target, (values, squared), (1, 2), eps,
+                                           impl=impl)
+        return torch.cat([x.to(source.dtype) for x in both], dim=1)
+
+    return function
+
+
+def apart(impl, eps=1e-5):
+    def function(source, target, values, squared):
+        both = (op(impl, 1, eps)(source, target, values), op(impl, 2, eps)(source, target, squared))
+        return torch.cat([x.to(source.dtype) for x in both], dim=1)
+
+    return function
+
+
+def pair_inputs(batch, dtype, *sizes, outputs=6, squares=2, own=False):
+    """The values of the square in float32 where they may be."""
+    z = inputs(batch, dtype, *sizes, outputs=outputs, own=own)
+    squared = torch.randn(squares, z[2].shape[-1], dtype=torch.float64)
+    return [*z, squared.to(dtype if dtype == torch.float64 else torch.float32)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_pair_against_the_map_in_float64(impl, dtype):
+    shapes = [FEATURE_SHAPES[0], FEATURE_SHAPES[4]]
+    if impl != "triton":
+        shapes.append((1, 67, (16, 16), (16, 17)))
+    for shape, outputs, squares in zip(shapes, (6, 33, 40), (2, 1, 35), strict=False):
+        z = pair_inputs(shape[0], dtype, *shape[1:], outputs=outputs, squares=squares,
+                        own=outputs == 33)
+        oracle = value_and_gradients(apart("reference"), [x.double() for x in z])
+        found = value_and_gradients(pair_op(impl), z)
+        assert [x.dtype for x in found] == [dtype, dtype, dtype, dtype, z[3].dtype]
+        # The last one's gradient came from a result that was rounded.
+        assert_errors(found[:4], oracle[:4], dtype, 2 if dtype.itemsize == 2 else 1)
+        assert_errors([found[4].to(dtype)], oracle[4:], dtype, 10)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.3])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradcheck_of_a_pair(impl, eps):
+    z = [x.requires_grad_() for x in pair_inputs(2, torch.float64, 3, (2, 3), (3, 2), outputs=2,
+                                                 own=True)]
+    assert torch.autograd.gradcheck(pair_op(impl, eps), z, fast_mode=impl == "triton")
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_pair_is_what_two_calls_give(impl):
+    """Floors, zero columns, ties, no sample; and gradients one by one."""
+    z = pair_inputs(2, torch.float64)
+    z[1][:, :, 1, 2] = 0
+    z[1][:, :, 3, 1] = z[1][:, :, 0, 3]
+    for eps in (1e-5, 0.3):
+        expected = value_and_gradients(apart(impl, eps), z)
+        torch.testing.assert_close(value_and_gradients(pair_op(impl, eps), z), expected,
+                                   rtol=1e-11, atol=1e-12)
+        for only in range(4):
+            some = [x.clone().requires_grad_(i == only) for i, x in enumerate(z)]
+            out = pair_op(impl, eps)(*some)
+            upstream = torch.ones_like(out)
+            gradient, = torch.autograd.grad(out, some[only], upstream)
+            alone = [x.clone().requires_grad_(i == only) for i, x in enumerate(z)]
+            wanted, = torch.autograd.grad(apart(impl, eps)(*alone), alone[only], upstream)
+            torch.testing.assert_close(gradient, wanted, rtol=1e-11, atol=1e-12)
+    none = [z[0][:0], z[1][:0], *z[2:]]
+    empty = value_and_gradients(pair_op(impl), none)
+    assert empty[0].shape == (0, 8, 4, 5) and all((x == 0).all() for x in empty)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_of_a_pair_one_may_have_no_gradient(impl):
+    source, target, values, squared = pair_inputs(1, torch.float64)
+    source.requires_grad_()
+    first, second = pose_kernels.guided_readout(source, target, (values, squared), (1, 2),
+                                                impl=impl)
+    alone = op(impl, 2)(source, target, squared)
+    torch.testing.assert_close(torch.autograd.grad(second.square().sum(), source),
+                               torch.autograd.grad(alone.square().sum(), source))
+    assert torch.equal(second, alone) and first.shape == (1, 6, 4, 5)
+
+
+@pytest.mark.skipif("cpp" not in IMPLS, reason="of the CPU library")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_pair_has_the_same_bits_for_any_number_of_threads(dtype):
+    z = pair_inputs(3, dtype, 35, (17, 16), (16, 19), outputs=40)
+    assert_same_bits_every_time(pair_op("cpp"), z)
+
+
+@pytest.mark.skipif("cpp" not in IMPLS, reason="of the CPU library")
+def test_a_pair_compiles_in_one_piece_and_keeps_the_layout():
+    z = pair_inputs(2, torch.float32)
+    z[:2] = (x.contiguous(memory_format=torch.channels_last) for x in z[:2])
+    compiled = torch.compile(pair_op("cpp"), fullgraph=True, backend="aot_eager")
+    found, expected = (value_and_gradients(f, z) for f in (compiled, pair_op("cpp")))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    gradients = torch.autograd.grad(pair_op("cpp")(*(x.requires_grad_() for x in z)).sum(), z[:2])
+    assert all(g.is_contiguous(memory_format=torch.channels_last) for g in gradients)
 
 
 @pytest.mark.parametrize("power", POWERS)
@@ -192,6 +308,11 @@ def test_memory_is_a_few_blocks():
     (lambda s, t, v: (s, t, v.float()), TypeError, "values: expected torch.float64 as source"),
     (lambda s, t, v: (s, t, v, 3), ValueError, "power: expected 1 or 2, got 3"),
     (lambda s, t, v: (s, t, [1]), TypeError, r"values: expected a tensor \[n, hs\*ws\]"),
+    (lambda s, t, v: (s, t, (v, v)), ValueError, r"pair of them with power \(1, 2\), got 2 with"),
+    (lambda s, t, v: (s, t, (v, v), (2, 1)), ValueError, r"got 2 with power \(2, 1\)"),
+    (lambda s, t, v: (s, t, (v,), (1, 2)), ValueError, r"got 1 with power \(1, 2\)"),
+    (lambda s, t, v: (s, t, v, (1, 2)), ValueError, r"power: expected 1 or 2, got \(1, 2\)"),
+    (lambda s, t, v: (s, t, (v, v[:, :5]), (1, 2)), ValueError, r"values: expected \[n, 12\]"),
 ])
 def test_errors_name_the_argument(change, error, words):
     with pytest.raises(error, match=words):

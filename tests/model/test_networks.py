@@ -7,7 +7,8 @@ import pose_kernels
 from posemodel.build import build_discriminator, build_generator
 from posemodel.config.presets import paper
 from posemodel.config.sections import ModelConfig
-from posemodel.model.warping import EPS, expected_match
+from posemodel.model.flow_head import expected_match
+from posemodel.model.warping import EPS
 from posemodel.poses.joints import JOINTS, LIMBS
 from tests.tiny import random_poses as poses
 
@@ -167,6 +168,39 @@ def test_a_head_of_1x1_reads_what_a_convolution_of_the_map_would():
     for layer in rest:
         x = layer(x)
     torch.testing.assert_close(model.head(*features, EPS), x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"head_kernel": 3}, {"flow_depth": 1},
+                                     {"memory_format": torch.channels_last}], ids=str)
+def test_beside_the_match_the_head_gives_what_it_gives_alone(changes):
+    """Values, and the gradients of all weights with the strides of the weights."""
+    changes = dict(changes)
+    layout = changes.pop("memory_format", None)
+    model = awake(small((32, 48), **{"head_kernel": 1} | changes)).warping.eval()
+    if layout is not None:
+        model.head.to(memory_format=layout)
+    features = [x.detach() for x in model.encode(poses(2), poses(2, seed=1))]
+    torch.nn.init.normal_(model.head.layers[-1].bias)
+    found = []
+    for flow, match in (model.head.with_match(*features, EPS),
+                        (model.head(*features, EPS), expected_match(*features, EPS))):
+        weights = list(model.head.parameters())
+        gradients = torch.autograd.grad((flow * match).sum(), weights)
+        found.append([flow, match, *gradients])
+        assert [g.stride() for g in gradients] == [w.stride() for w in weights]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_places_are_not_rounded_under_autocast():
+    model = small((32, 48), head_kernel=1, flow_parametrization="matching").warping.eval()
+    source, target = (x.bfloat16() for x in model.encode(poses(2), poses(2, seed=1)))
+    with torch.autocast("cpu", torch.bfloat16):
+        flow, match = model.head.with_match(source, target, EPS)
+    assert flow.dtype == match.dtype == torch.float32
+    # In bfloat16 one in 256 would be too much.
+    torch.testing.assert_close(match, expected_match(source.float(), target.float(), EPS),
+                               rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.3])

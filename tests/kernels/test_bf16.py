@@ -1,4 +1,4 @@
-"""bfloat16 through Intel AMX against the same operators without it."""
+"""bfloat16 through AVX512-BF16 or Intel AMX against the same operators without them."""
 
 import os
 import subprocess
@@ -12,10 +12,10 @@ from kernel_helpers import assert_same_bits_every_time, features, relative_error
 import pose_kernels
 from pose_kernels import _library
 
-AMX, EPS = 3, 1e-5
+BF16, EPS = 3, 1e-5
 ops = torch.ops.pose_kernels
 pytestmark = pytest.mark.skipif(
-    _library.cpu_reason is not None or ops.simd_level() != AMX, reason="no AMX here")
+    _library.cpu_reason is not None or ops.simd_level() < BF16, reason="neither is here")
 
 #: B, m, source, target: depths below, at and above the tiles', whole and broken blocks, no sample.
 SHAPES = [(2, 1, (3, 5), (4, 3)), (2, 35, (13, 7), (9, 17)), (1, 64, (8, 16), (12, 8)),
@@ -60,6 +60,13 @@ def outcomes():
                         G[0, 0, 0, 0] = float("inf")
                     yield from ops.guided_readout_backward(
                         G, *z, values, *result, power, EPS, False, True, True, True)
+        for dtype in (torch.float32, torch.bfloat16):
+            values, squared = torch.randn(33, S).to(dtype), torch.randn(2, S)
+            results = ops.guided_readout_pair(*z, values, squared, EPS, False)
+            yield from results
+            yield from ops.guided_readout_pair_backward(
+                *(torch.randn(x.shape).to(x.dtype) for x in results[:2]), *z, values, squared,
+                *results, EPS, False, True, True, True, True)
 
 
 def save(path):
@@ -67,20 +74,20 @@ def save(path):
 
 
 @pytest.fixture(scope="module")
-def without_amx(tmp_path_factory):
-    path = tmp_path_factory.mktemp("amx") / "outcomes.pt"
-    code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_amx;"
-            f" assert test_amx.ops.simd_level() == 2; test_amx.save({str(path)!r})")
+def without(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bf16") / "outcomes.pt"
+    code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_bf16;"
+            f" assert test_bf16.ops.simd_level() == 2; test_bf16.save({str(path)!r})")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           env={**os.environ, "POSE_KERNELS_SIMD": "avx512"})
     assert done.returncode == 0, done.stderr
     return torch.load(path)
 
 
-def test_the_same_to_rounding(without_amx):
+def test_the_same_to_rounding(without):
     found = list(outcomes())
-    assert len(found) == len(without_amx)
-    for a, b in zip(found, without_amx, strict=True):
+    assert len(found) == len(without)
+    for a, b in zip(found, without, strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
         if not a.is_floating_point():
             assert torch.equal(a, b)
