@@ -13,14 +13,14 @@ static inline __attribute__((always_inline)) __m512bh as_pairs(__m512i bits) {
 
 template <int kRows>
 static inline __attribute__((always_inline)) void multiply_rows(
-    int64_t depth, const amx::Matrix& rows, const amx::Matrix& pairs, float* c) {
+    int64_t m, const amx::Matrix& rows, const amx::Matrix& pairs, float* c) {
   constexpr int kVecs = 2, kLanes = amx::kWidth / kVecs;
   __m512 sums[kRows][kVecs];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
     sums[i][0] = sums[i][1] = _mm512_setzero_ps();
   }
-  for (int64_t k = 0; k < depth * amx::kDepth / 2; ++k) {
+  for (int64_t k = 0; k < (m + 1) / 2; ++k) {
     const amx::Bits* const right = pairs.high + k * pairs.stride;
     const __m512bh first = as_pairs(_mm512_loadu_si512(right)), second = as_pairs(_mm512_loadu_si512(right + 2 * kLanes));
 #pragma GCC unroll 16
@@ -39,12 +39,12 @@ static inline __attribute__((always_inline)) void multiply_rows(
   }
 }
 
-void multiply(int64_t depth, const amx::Matrix& rows, const amx::Matrix& pairs, float* c) {
-  multiply_rows<kHeight>(depth, rows, pairs, c);
+void multiply(int64_t m, const amx::Matrix& rows, const amx::Matrix& pairs, float* c) {
+  multiply_rows<kHeight>(m, rows, pairs, c);
 }
 
-void multiply_row(int64_t depth, const amx::Matrix& rows, const amx::Matrix& pairs, float* c) {
-  multiply_rows<1>(depth, rows, pairs, c);
+void multiply_row(int64_t m, const amx::Matrix& rows, const amx::Matrix& pairs, float* c) {
+  multiply_rows<1>(m, rows, pairs, c);
 }
 
 }  // namespace pose_kernels::bf16

@@ -13,10 +13,11 @@ namespace pose_kernels::bf16 {
 // Rows of a product at a time: as many as registers hold, beside their operands.
 constexpr int kHeight = 12;
 
-// c [kHeight][amx::kWidth] = rows times pairs, neither of which has a low part.
-void multiply(int64_t depth, const amx::Matrix& rows, const amx::Matrix& pairs, float* c);
+// c [kHeight][amx::kWidth] = rows times pairs, neither of which has a low part, over their first m, and one that is
+// zero where m is odd.
+void multiply(int64_t m, const amx::Matrix& rows, const amx::Matrix& pairs, float* c);
 // The first of these rows alone, to the bit.
-void multiply_row(int64_t depth, const amx::Matrix& rows, const amx::Matrix& pairs, float* c);
+void multiply_row(int64_t m, const amx::Matrix& rows, const amx::Matrix& pairs, float* c);
 
 }  // namespace pose_kernels::bf16
 

@@ -220,7 +220,7 @@ class ReadoutTiles {
     }
   }
   void fill(int64_t t, int64_t s, float* g) const {
-    TileProducts{targets_, values_, depth_}.write(t, s / amx::kWidth, g);
+    TileProducts{targets_, values_, depth_, outputs_}.write(t, s / amx::kWidth, g);
   }
   __attribute__((always_inline)) void put(int64_t t, int64_t s, const vec<float> (&weights)[2][kVecs]) {
     weights_.put(t, s, weights);

@@ -25,7 +25,7 @@ static SimdLevel wanted_level() {
   return static_cast<SimdLevel>(found - kNames);
 }
 
-static bool has_bf16() {
+[[maybe_unused]] static bool has_bf16() {
 #ifdef SIMD_AMX
   return __builtin_cpu_supports("avx512bf16");
 #else

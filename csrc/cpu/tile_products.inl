@@ -65,7 +65,7 @@ SIMD_INLINE void store_rows(const vec<float> (&rows)[2][kVecs], int64_t stride, 
 struct TileProducts {
   const amx::Bits* left;  // rows
   const amx::Bits* right;  // panels of pairs
-  int64_t depth;
+  int64_t depth, m;
   bool registers = simd_level() == SimdLevel::amx;
 
   using Session = amx::Session;
@@ -76,7 +76,7 @@ struct TileProducts {
     if (registers) {
       amx::multiply(depth, rows(i), pairs(q), block, amx::kWidth);
     } else {
-      bf16::multiply(depth, rows(i), pairs(q), block);
+      bf16::multiply(m, rows(i), pairs(q), block);
     }
   }
   __attribute__((always_inline)) void tile(int64_t p, int64_t q, vec<float> (&c)[kRows][kVecs]) const {
@@ -95,7 +95,7 @@ struct TileProducts {
     if (registers) {
       amx::multiply(depth, rows(i), pairs(q), block, amx::kWidth);
     } else {
-      bf16::multiply_row(depth, rows(i), pairs(q), block);
+      bf16::multiply_row(m, rows(i), pairs(q), block);
     }
     for (int j = 0; j < kVecs; ++j) {
       c[0][j] = load(block + j * simd<float>::width);
@@ -120,7 +120,8 @@ class PackedTileProducts {
   PackedTileProducts(
       int64_t batch, int64_t m, const Operand<BFloat16>& left, int64_t rows, const Operand<BFloat16>& right,
       int64_t columns)
-      : depth_(round_up(m, amx::kDepth) / amx::kDepth),
+      : m_(m),
+        depth_(round_up(m, amx::kDepth) / amx::kDepth),
         rows_(rows + amx::kHeight),  // those that are read behind the last
         columns_(columns),
         left_(batch * rows_ * depth_ * amx::kDepth),
@@ -131,7 +132,7 @@ class PackedTileProducts {
   }
   Tiles at(int64_t b) {
     const int64_t size = depth_ * amx::kDepth;
-    return {left_.data() + b * rows_ * size, right_.data() + b * columns_ * size, depth_};
+    return {left_.data() + b * rows_ * size, right_.data() + b * columns_ * size, depth_, m_};
   }
 
  private:
@@ -151,7 +152,7 @@ class PackedTileProducts {
     });
   }
 
-  int64_t depth_, rows_, columns_;
+  int64_t m_, depth_, rows_, columns_;
   Scratch<amx::Bits> left_, right_;
 };
 

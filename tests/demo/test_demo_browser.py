@@ -16,6 +16,7 @@ from posemodel.poses.files import read_poses
 from posemodel.study.server import StudySite
 from posemodel.study.study import create_study, read_answers
 from tests.serving import serving
+from tests.small_films import Knowing, frames
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -242,6 +243,31 @@ def test_a_picture_of_ones_own(demo, tmp_path):
         "name": "no.png", "mimeType": "image/png", "buffer": b"hello"})
     page.wait_for_selector("#problem:visible")
     assert "no.png: is no image" in page.inner_text("#problem")
+
+
+def test_a_bare_photograph(demo, workbench, monkeypatch, tmp_path):
+    """Its joints appear by themselves, one is dragged, the result is saved."""
+    frame = frames(1)[0]
+    monkeypatch.setattr(workbench, "_estimator", Knowing([frame]))
+    page, buffer = demo(), io.BytesIO()
+    Image.fromarray(frame.picture).save(buffer, format="PNG")
+    first = after(page, lambda: page.set_input_files("#image-file", {
+        "name": "me.png", "mimeType": "image/png", "buffer": buffer.getvalue()}))
+    assert "The joints were found in the picture." in page.inner_text("#person-note")
+    box = page.locator("#source-editor").bounding_box()
+    found = frame.people[0].pose.joints
+    for number in np.flatnonzero(found[:, 2]):
+        # Pixel centres of a picture of 96 x 96, wherever it lies on the page.
+        wanted = (found[number, :2] + 0.5) / 96 * (box["width"], box["height"])
+        x, y = middle(joint(page, number, "#source-editor"))
+        assert np.allclose((x - box["x"], y - box["y"]), wanted, atol=3)
+    assert after(page, lambda: drag(page, joint(page, 3), -30, -40)) != first
+    with page.expect_download() as saved:
+        page.click("#save-picture")
+    saved.value.save_as(tmp_path / "made.png")
+    # The background stays: nobody is in the corner.
+    with Image.open(tmp_path / "made.png") as made:
+        assert np.array_equal(np.asarray(made)[:8, :8], frame.picture[:8, :8])
 
 
 def test_the_newest_wish_wins(demo):
