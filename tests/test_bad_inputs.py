@@ -119,8 +119,8 @@ def place(tmp_path_factory) -> Path:
     _write_films(folder, shown)
     _write_joints(folder, shown[0])
     _write_models(folder)
-    with _looking_at(), contextlib.chdir(folder):
-        assert data(["film", "film.mp4", "--out", "set"]) == 0
+    with _looking_at():
+        assert data(["film", str(folder / "film.mp4"), "--out", str(folder / "set")]) == 0
     return folder
 
 
@@ -130,9 +130,9 @@ def _write_pictures(folder: Path, me: Frame) -> None:
     Image.new("RGB", SIZE[::-1]).save(folder / "nobody.png")
     _crowd().save(folder / "crowd.png")
     picture.save(folder / "moving.gif")
-    header = b"IHDR" + 2 * (60000).to_bytes(4) + bytes([8, 2, 0, 0, 0])
+    header = b"IHDR" + 2 * (60000).to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
     jpeg, png = encoded(picture, "JPEG"), encoded(picture, "PNG")
-    huge = png[:12] + header + zlib.crc32(header).to_bytes(4) + png[33:]
+    huge = png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
     for name, content in {
             "empty.jpg": b"", "text.jpg": b"hello", "page.jpg": b"<!DOCTYPE html><html></html>",
             "cut.jpg": jpeg[: len(jpeg) // 2], "cut.png": png[: len(png) // 2],

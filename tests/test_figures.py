@@ -410,6 +410,34 @@ def test_training_steps_of_quick():
     assert 420 * ours["ms"] == pytest.approx(320 * other["ms"], rel=0.01)
 
 
+def test_training_steps_of_quick_in_bf16_vectors():
+    ours, eager, other, fomm, tpsmm = read(RESULTS / "epyc-zen4-2cpu-quick-step.json")["rows"]
+    assert (ours["tasks"], other["head_kernel"], tpsmm["form"]) == ("lazy", 3, "tpsmm")
+    assert (f"FOMM's step takes {fomm['ms']:.0f} ms, TPSMM's {tpsmm['ms']:.0f} and ours "
+            f"{ours['ms']:.0f}, {fomm['ours_ratio']:.1f} and {tpsmm['ours_ratio']:.1f} times as "
+            f"long; with a first layer of 3 x 3 in C_l ours takes {other['ms']:.0f}, with eager "
+            f"operators {eager['ms']:.0f}.") in squeezed((RESULTS / "README.md").read_text())
+
+
+def test_two_read_outs_in_one_sweep():
+    rows = {(row["op"], row["form"], row["dtype"], row["mode"]): row["ms"]
+            for row in read(RESULTS / "epyc-zen4-2cpu-read-out.json")["rows"]}
+    modes = ("forward", "forward+backward")
+
+    def ratio(one, other):
+        return f"{rows[one] / rows[other]:.2f}".removeprefix("0")
+
+    name = "guided_readout_pair"
+    pair = [ratio((name, "cpp", dtype, mode), (name, "two calls", dtype, mode))
+            for dtype in ("float32", "bfloat16") for mode in modes]
+    name = "guided_readout"
+    narrow = [ratio((name, "cpp", "bfloat16", mode), (name, "cpp", "float32", mode))
+              for mode in modes]
+    text = squeezed((DOCS / "kernels.md").read_text())
+    assert "{} and {} in float32, {} and {} in bfloat16.".format(*pair) in text
+    assert "Measured there, against float32 features: {} and {}.".format(*narrow) in text
+
+
 # --- one place ------------------------------------------------------------------------------------
 
 
