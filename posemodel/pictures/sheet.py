@@ -35,7 +35,6 @@ def contact_sheet(columns: list[tuple[str, list[np.ndarray]]], path: str | Path,
     scale = max(1, math.ceil(_SMALLEST_CELL / min(height, width)))
     cell = (width * scale, height * scale)
     rows = max(len(images) for _, images in columns)
-    font, small = ImageFont.load_default(15), ImageFont.load_default(13)
 
     top = _MARGIN + (34 if title else 0)
     body = top + 26
@@ -48,8 +47,8 @@ def contact_sheet(columns: list[tuple[str, list[np.ndarray]]], path: str | Path,
         draw.text((_MARGIN, _MARGIN), title, _INK, font=ImageFont.load_default(18), anchor="lt")
     for column, (name, images) in enumerate(columns):
         x = _MARGIN + column * (cell[0] + _COLUMN_GAP)
-        fitting = font if draw.textlength(name, font=font) <= cell[0] else small
-        draw.text((x + cell[0] / 2, body - 10), name, _INK, font=fitting, anchor="ms")
+        draw.text((x + cell[0] / 2, body - 10), name, _INK, font=_fitting(draw, name, cell[0]),
+                  anchor="ms")
         for row, image in enumerate(images):
             y = body + row * (cell[1] + _ROW_GAP)
             draw.rectangle((x - 1, y - 1, x + cell[0], y + cell[1]), outline=_HAIRLINE)
@@ -59,8 +58,14 @@ def contact_sheet(columns: list[tuple[str, list[np.ndarray]]], path: str | Path,
             method = Image.Resampling.LANCZOS if larger else Image.Resampling.NEAREST
             page.paste(picture.resize(cell, method), (x, y))
     if legend:
-        _draw_legend(page, (_MARGIN, legend_top), small)
+        _draw_legend(page, (_MARGIN, legend_top), ImageFont.load_default(13))
     _write_png(page, Path(path))
+
+
+def _fitting(draw: ImageDraw.ImageDraw, name: str, width: int):
+    """The largest font in which a column's title is no wider than the column, within reason."""
+    fonts = [ImageFont.load_default(size) for size in range(15, 7, -1)]
+    return next((font for font in fonts if draw.textlength(name, font=font) <= width), fonts[-1])
 
 
 def _draw_legend(page: Image.Image, corner: tuple[int, int], font) -> None:

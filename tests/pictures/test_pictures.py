@@ -75,6 +75,15 @@ def test_contact_sheet_with_one_image(tmp_path, legend):
     assert Image.open(tmp_path / "one.png").width >= 176
 
 
+def test_titles_of_columns_stay_apart(tmp_path):
+    image = np.zeros((128, 128, 3), np.uint8)
+    contact_sheet(2 * [("no loss on the warped image", [image])], tmp_path / "two.png")
+    heading = np.array(Image.open(tmp_path / "two.png").convert("L"))[28:52]
+    gap = 28 + 128  # the margin, and the first column
+    assert (heading[:, gap : gap + 10] == 255).all()
+    assert (heading[:, 28:gap] < 200).any() and (heading[:, gap + 10 :] < 200).any()
+
+
 def test_pixels_of_tensors():
     picture, = to_pictures(torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1, 1))
     assert picture.flatten().tolist() == [0, 128, 255]
