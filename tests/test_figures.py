@@ -180,6 +180,20 @@ def test_what_the_page_of_tables_says_of_table_3():
             assert cells[key]["against_reference"][measure]["says"] == "ours better"
 
 
+def test_what_the_page_of_tables_says_of_table_2():
+    cells = {cell["key"]: cell for cell in read(DOCS / "tables" / "table2.json")["cells"]}
+    one, six = ({key: values[0] for key, values in cells[key]["values"].items()}
+                for key in ("depth-1", "ours"))
+    alex = [f"{cell['lpips_alex']:.3f}".removeprefix("0") for cell in (one, six)]
+    assert (f"l1 from {one['l1']:.2f} with one layer to {six['l1']:.2f} with six, LPIPS-Alex from "
+            f"{alex[0]} to {alex[1]}, and hardly the finished one, refined l1 from "
+            f"{one['refined_l1']:.2f} to {six['refined_l1']:.2f}."
+            ) in squeezed((DOCS / "tables" / "README.md").read_text())
+    for key, cell in cells.items():
+        if key not in ("ours", "copy"):
+            assert cell["against_reference"]["epe"]["says"] == "not shown"
+
+
 def squeezed(text: str) -> str:
     return " ".join(text.split())
 
