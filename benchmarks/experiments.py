@@ -43,6 +43,7 @@ VARIANTS = {
     "sigma-6": "--model.pose-sigma 6",
     "features-35": "--model.feature-channels 35",
     "head-wide": "--model.flow-channels 96 96 64 48 32",
+    "flow-matching": "--model.flow-parametrization matching",
     "flow-residual": "--model.flow-parametrization residual",
     "flow-absolute": "--model.flow-parametrization absolute",
     # No match to start from and no loss that the paper has not, but for the pyramid in the place of
@@ -52,6 +53,7 @@ VARIANTS = {
     "affine-0": "--loss.affine-weight 0",
     # Of paper-small: the mean over x and y of 16 x 16 cells in the place of their sum.
     "affine-mean": "--loss.affine-weight 1.953125e-06",
+    "affine-0.3": "--loss.affine-weight 0.3",
     "affine-3": "--loss.affine-weight 3",
     "affine-10": "--loss.affine-weight 10",
     "warped-0": "--loss.warped-weight 0",
@@ -75,6 +77,7 @@ VARIANTS = {
     "encoder-wide": "--model.encoder-channels 32 64 64 64 64 64 64",
     "head-3": "--model.head-kernel 3",
     "refine-paper": "--model.refine paper --model.refine-downsamplings 1",
+    "refine-detail": "--model.refine detail",     # blind to the pose
     "refine-narrow": "--model.refine-width 8",
     "refine-wide": "--model.refine-width 24",
     "refine-half": "--model.refine-downsamplings 1",

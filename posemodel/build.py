@@ -72,9 +72,10 @@ def _build_refinement(config: ModelConfig) -> Refinement:
     sizes = {"width": config.refine_width, "downsamplings": config.refine_downsamplings}
     if config.refine == "none":
         return NoRefinement()
-    if config.refine == "detail":
-        return DetailRefinement(encoder=DetailEncoder(**sizes),
-                                decoder=DetailDecoder(**sizes, blocks=config.refine_blocks))
+    if config.refine in ("detail", "posed"):
+        decoder = DetailDecoder(**sizes, blocks=config.refine_blocks,
+                                posed=config.refine == "posed")
+        return DetailRefinement(encoder=DetailEncoder(**sizes), decoder=decoder)
     return RefinementNetwork(
         encoder=RefinementEncoder(**sizes),
         decoder=RefinementDecoder(**sizes, blocks=config.refine_blocks, skip=config.skip))

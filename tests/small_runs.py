@@ -21,7 +21,7 @@ def tiny_generator(**changes) -> PoseTransfer:
     # image would be the refined one.
     if config.model.flow == "ours":
         torch.nn.init.normal_(generator.warping.head.layers[-1].weight, std=0.05)
-    if config.model.refine == "detail":
+    if config.model.refine in ("detail", "posed"):
         torch.nn.init.normal_(generator.refinement.decoder.last.weight, std=0.3)
     return generator.eval()
 

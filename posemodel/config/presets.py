@@ -44,7 +44,8 @@ def person() -> Config:
     return Config(
         preset="person", init="shipped", steps=400, evaluate_every=200, checkpoint_every=100,
         data=DataConfig(kind="film", image_size=(128, 128), evaluation_pairs=48),
-        model=ModelConfig(flow_channels=(64, 64, 64, 48, 32), refine_width=24),
+        model=ModelConfig(flow_channels=(64, 64, 64, 48, 32), refine_width=24, refine="detail",
+                          flow_parametrization="matching"),
         # The person is laid over a background of their own, where nothing is left to hold still.
         loss=LossConfig(affine_background=0.3),
         optim=OptimConfig(tasks="lazy", batch_size=4))
@@ -131,7 +132,7 @@ def _fast(preset: Callable[[], Config]) -> Callable[[], Config]:
 
     def fast() -> Config:
         config = preset()
-        config.model.flow_parametrization = "matching"
+        config.model.flow_parametrization = "filled"
         # The sum over VGG-19's layers and scales is some tens of times the pyramid's l1, with which
         # the affine and adversarial weights of `quick` were found.
         loss = LossConfig(reconstruction="vgg19", reconstruction_weight=0.02, warped_weight=0.02,

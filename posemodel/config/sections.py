@@ -130,15 +130,16 @@ class ModelConfig:
     head_kernel: Literal[1, 3] = 1
     """C_l: rows and columns of the window of its first layer; with 1 it reads of the map what is
     said of its own position alone, with a ninth of the products of 3 (the paper does not say)"""
-    flow_parametrization: Literal["residual", "absolute", "matching"] = "matching"
-    """what is added to C_l's output: the identity, nothing, or the expected match under Qhat"""
+    flow_parametrization: Literal["residual", "absolute", "matching", "filled"] = "filled"
+    """what is added to C_l's output: the identity; nothing; the expected match under Qhat; or that
+    match where it is certain, continued to where it is not"""
     stream: Literal["auto", "always", "never"] = "auto"
     """make the 4D map in bands and never store it, the same flow to within rounding; auto: for
     grids of 64 x 64 and more. With a head_kernel of 1 it never is"""
-    refine: Literal["detail", "paper", "none"] = "detail"
+    refine: Literal["posed", "detail", "paper", "none"] = "posed"
     """R. detail: features of the source at several scales, all warped, correct the warped source;
-    paper: those of the coarsest scale, warped, become the image; none: the image is the warped
-    source (Table 3)"""
+    posed: the same, and R sees the limbs of the target pose; paper: features of the coarsest scale,
+    warped, become the image; none: the image is the warped source (Table 3)"""
     refine_width: int = 16
     """R: channels at full resolution; each down-sampling doubles them"""
     refine_downsamplings: int = 2

@@ -127,9 +127,7 @@ class Objective:
         """Transfer to the target pose and compare (Eq. 5, 6)."""
         loss, batch = self.loss, part.batch
         scene = scene_of_batch(batch)
-        part.image = self.refinement(batch["source"], flow)
-        if scene is not None:
-            part.image = scene.under(part.image, flow)
+        part.image = self.refinement(batch["source"], flow, batch["target_pose"], scene)
         compared = {"loss_reconstruction": part.image}
         if loss.warped_weight:
             warped = pose_kernels.flow_sample(batch["source"], flow)

@@ -48,7 +48,7 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
         else:
             flow = model.flow(source, *poses)
         scene = scene_of_batch(batch)
-        image, _, warped = model.transfer(source, flow, scene)
+        image, _, warped = model.transfer(source, flow, poses[1], scene)
         if has_truth(batch):
             # The way back starts from the image that was made: the target is what nobody has.
             backward = model.flow(image, *reversed(poses))

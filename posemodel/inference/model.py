@@ -294,7 +294,7 @@ class PoseTransferModel:
         view = view.expand(len(targets), -1, -1, -1)
         flow = self.generator.flow(view, source_pose, targets)
         clock.stop("flow")
-        transfer = self.generator.transfer(view, flow, scene)
+        transfer = self.generator.transfer(view, flow, targets, scene)
         refined, warped = to_pictures(transfer.image), to_pictures(transfer.warped)
         clock.stop("refine")
         scores = self._visibility(transfer, source_pose, targets, measures)

@@ -41,7 +41,7 @@ class InferencePath(nn.Module):
             flow = warping.flow_from(warping.features(source_pose), warping.features(target_pose))
         else:
             flow = self.generator.flow(source, source_pose, target_pose)
-        result = self.generator.transfer(source, flow)
+        result = self.generator.transfer(source, flow, target_pose)
         return result.image, result.flow, result.warped
 
 
@@ -107,7 +107,7 @@ def largest_differences(model: PoseTransferModel, program: Program, batch: int) 
     inputs = example_inputs(model, batch)
     image, flow, warped = program(*inputs)
     expected_image, expected_flow, expected_warped = InferencePath(model.generator)(*inputs)
-    same_flow = model.generator.transfer(inputs[0], flow)
+    same_flow = model.generator.transfer(inputs[0], flow, inputs[2])
     return Differences(
         flow=_largest(flow - expected_flow),
         at_its_flow=max(_largest(image - same_flow.image), _largest(warped - same_flow.warped)),

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.model.refinement import conv, in_range
+from posemodel.model.scene import Scene
+from posemodel.poses.joints import LIMBS
+from posemodel.poses.limb_maps import body_map, limb_maps
 from posemodel.runtime.memory_format import channels_last
+
+# Of the limbs that R sees, in pixels of an image 256 pixels high.
+_SIGMA = 10.0
 
 
 class DetailEncoder(nn.Module):
@@ -35,51 +41,80 @@ class DetailDecoder(nn.Module):
     """From the coarsest scale up, joined at each by what was sampled there: a correction of the
     warped image.
 
+    `posed`: it also sees the target pose, of every limb the `limb_maps` at the coarsest scale and
+    of all of them the `body_map` at the finer ones. What the flow brings to a place where nobody
+    stands it can then take away, and what it tears, mend, before a background that stays as well.
+
     The resolution is doubled by repeating pixels and then convolving: a transposed convolution has
     a pattern of its own, which shows in flat surfaces. The last layer starts at zero, so that an
     untrained network gives the warped image.
     """
 
-    def __init__(self, *, width: int, downsamplings: int, blocks: int):
+    def __init__(self, *, width: int, downsamplings: int, blocks: int, posed: bool):
         super().__init__()
+        self.posed = posed
         widths = [width * 2**level for level in range(downsamplings + 1)]
-        self.coarsest = nn.Sequential(*(conv(widths[-1], widths[-1]) for _ in range(blocks)))
+        limbs, body, cover = (3 * len(LIMBS), 1, 1) if posed else (0, 0, 0)
+        self.coarsest = nn.Sequential(*(
+            conv(widths[-1] + (0 if block else limbs), widths[-1]) for block in range(blocks)))
         self.scales = nn.ModuleList(
-            nn.Sequential(conv(coarse + fine + (3 if fine == width else 0), fine),
+            nn.Sequential(conv(coarse + fine + body + (3 + cover if fine == width else 0), fine),
                           conv(fine, fine))
             for fine, coarse in reversed(list(itertools.pairwise(widths))))
-        self.last = nn.Conv2d(width, 3, 3, padding=1)
+        self.last = nn.Conv2d(width, 3 + cover, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, features: list[Tensor], warped: Tensor) -> Tensor:
-        """The encoder's features and the source, all sampled at the flow -> what to add to the
-        warped source, `[B, 3, H, W]` float32."""
+    def forward(self, features: list[Tensor], warped: Tensor, target_pose: Tensor,
+                cover: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The encoder's features, the source and the person's mask `[B, 1, H, W]`, all sampled at
+        the flow, and the pose `[B, 18, 3]` -> what to add to the warped source, `[B, 3, H, W]`
+        float32, and `posed` to the mask, `[B, 1, H, W]`."""
         *finer, x = features
+        if self.posed and len(self.coarsest):
+            x = _joined(x, limb_maps(target_pose, x.shape[-2:], _SIGMA))
         x = self.coarsest(x)
         for scale, sampled in zip(self.scales, reversed(finer), strict=True):
             x = F.interpolate(x, sampled.shape[-2:], mode="nearest")
-            joined = [x, sampled]
+            more = [sampled]
+            if self.posed:
+                more.append(body_map(target_pose, sampled.shape[-2:], _SIGMA))
             if sampled is finer[0]:
-                joined.append(warped.to(x.dtype))
-            x = scale(channels_last(torch.cat(joined, dim=1)))
-        return self.last(x).float()
+                more += [warped, cover] if self.posed else [warped]
+            x = scale(_joined(x, *more))
+        change = self.last(x).float()
+        return change.split([3, 1], dim=1) if self.posed else (change, None)
+
+
+def _joined(x: Tensor, *more: Tensor) -> Tensor:
+    """Channels side by side, in the type of the first ones."""
+    return channels_last(torch.cat([x, *(some.to(x.dtype) for some in more)], dim=1))
 
 
 class DetailRefinement(nn.Module):
     """Encoder, warp at every scale, decoder, added to the warped source.
 
-    Like the paper's R it sees nothing that the flow did not bring; unlike it, it need not make
-    the image anew, and what is sharp in the warped source stays so. Not in the paper.
+    Unlike the paper's R it need not make the image anew, and what is sharp in the warped source
+    stays so. Like it, it sees of the source nothing that the flow did not bring, and, unless its
+    decoder is `posed`, nothing else. Not in the paper.
     """
 
     def __init__(self, *, encoder: DetailEncoder, decoder: DetailDecoder):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
-    def forward(self, source: Tensor, flow: Tensor) -> Tensor:
-        """Image `[B, 3, H, W]` and flow `[B, 2, h, w]` -> image `[B, 3, H, W]` float32, clamped to
-        [-1, 1] (in training mode with a slope of 0.1 outside)."""
+    def forward(self, source: Tensor, flow: Tensor, target_pose: Tensor,
+                scene: Scene | None = None) -> Tensor:
+        """Image `[B, 3, H, W]`, flow `[B, 2, h, w]` and pose `[B, 18, 3]` -> image `[B, 3, H, W]`
+        float32, clamped to [-1, 1] (in training mode with a slope of 0.1 outside); in the scene
+        where there is one."""
         warped = pose_kernels.flow_sample(source, flow).float()
+        cover = torch.ones_like(warped[:, :1]) if scene is None else scene.cover(flow)
         features = [pose_kernels.flow_sample(x, flow.to(x.dtype)) for x in self.encoder(source)]
-        return in_range(warped + self.decoder(features, warped), leaking=self.training)
+        colour, more = self.decoder(features, warped, target_pose, cover)
+        image = in_range(warped + colour, leaking=self.training)
+        if scene is None:
+            return image
+        if more is not None:
+            cover = in_range(cover + more, leaking=self.training, least=0)
+        return scene.covered(image, cover)

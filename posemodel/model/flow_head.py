@@ -1,12 +1,29 @@
 """C_l, the flow head: from the rasterised guided correlation map to a flow."""
 
 import itertools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.model.convolution import network_dtype, normalized
+
+
+class Match(NamedTuple):
+    """Where the map says that a target position comes from."""
+
+    place: Tensor
+    """`sum_s x_s Qhat(s, t)^2`, `[B, 2, ht, wt]` float32, (x, y), normalised, pixel centres"""
+    variance: Tensor
+    """how far around it the places lie, `sum_s |x_s|^2 Qhat(s, t)^2 - |place|^2`,
+    `[B, 1, ht, wt]`"""
+
+    @classmethod
+    def of_moments(cls, moments: Tensor) -> "Match":
+        """From the means of x, y and x² + y², `[B, 3, ht, wt]`."""
+        place, square = moments.split([2, 1], dim=1)
+        return cls(place, (square - place.square().sum(1, keepdim=True)).clamp_min(0))
 
 
 class FlowHead(nn.Module):
@@ -45,7 +62,7 @@ class FlowHead(nn.Module):
         return self._rest(pose_kernels.guided_correlation_conv2d(
             source, target, first.weight, first.bias, eps))
 
-    def with_match(self, source: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def with_match(self, source: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Match]:
         """As forward, and the `expected_match`, for which a first layer of 1 x 1 has made most
         already."""
         if self.first_kernel != 1:
@@ -56,9 +73,10 @@ class FlowHead(nn.Module):
                   else first.weight).flatten(1)
         # Autocast would round the places to half precision, too.
         with torch.autocast(source.device.type, enabled=False):
-            x, match = pose_kernels.guided_readout(
+            x, moments = pose_kernels.guided_readout(
                 source, target, (weight.to(source.dtype), _places(source)), power=(1, 2), eps=eps)
-        return self._rest(x if first.bias is None else x + first.bias[:, None, None]), match
+        x = x if first.bias is None else x + first.bias[:, None, None]
+        return self._rest(x), Match.of_moments(moments)
 
     def _rest(self, x: Tensor) -> Tensor:
         """What the first layer gives -> the flow."""
@@ -67,26 +85,25 @@ class FlowHead(nn.Module):
         return x.float()
 
 
-def expected_match(source: Tensor, target: Tensor, eps: float) -> Tensor:
-    """`sum_s x_s Qhat(s, t)^2`, the mean source position under the squared guided correlation.
-
-    The squares sum to one over the sources (Eq. 2), but where the norm is at its floor eps.
+def expected_match(source: Tensor, target: Tensor, eps: float) -> Match:
+    """Mean and variance of the source position under the squared guided correlation, whose squares
+    sum to one over the sources (Eq. 2), but where the norm is at its floor eps.
 
     Args:
         source: M's features `[B, m, hs, ws]`.
         target: `[B, m, ht, wt]`.
         eps: floor of the row maxima and of the column norms.
-
-    Returns: `[B, 2, ht, wt]` float32, (x, y), normalised, pixel centres.
     """
     # Autocast would round the places to half precision.
     with torch.autocast(source.device.type, enabled=False):
-        return pose_kernels.guided_readout(source, target, _places(source), power=2, eps=eps)
+        return Match.of_moments(
+            pose_kernels.guided_readout(source, target, _places(source), power=2, eps=eps))
 
 
 def _places(source: Tensor) -> Tensor:
-    """Where the positions of a feature map lie, `[2, S]` float32."""
-    return pose_kernels.identity_flow(*source.shape[2:], device=source.device).flatten(1)
+    """Where the positions of a feature map lie, (x, y, x² + y²), `[3, S]` float32."""
+    xy = pose_kernels.identity_flow(*source.shape[2:], device=source.device).flatten(1)
+    return torch.cat([xy, xy.square().sum(0, keepdim=True)])
 
 
 def guided_map(source: Tensor, target: Tensor, eps: float) -> Tensor:

@@ -43,17 +43,18 @@ class PoseTransfer(nn.Module):
             source_pose, target_pose: `[B, 18, 3]`, (x, y, presence), normalised coordinates.
             scene: of the source, where its background stays; None: the flow moves all there is.
         """
-        return self.transfer(source, self.flow(source, source_pose, target_pose), scene)
+        flow = self.flow(source, source_pose, target_pose)
+        return self.transfer(source, flow, target_pose, scene)
 
     def flow(self, source: Tensor, source_pose: Tensor, target_pose: Tensor) -> Tensor:
         """The flow, target -> source, `[B, 2, h, w]`; W itself does not look at the image."""
         image = source if self.warping.uses_image else None
         return self.warping(source_pose, target_pose, image).flow
 
-    def transfer(self, source: Tensor, flow: Tensor, scene: Scene | None = None) -> Transfer:
-        """What R makes of an image and a flow, and the image sampled at it; over the background
-        where there is a scene."""
-        image, warped = self.refinement(source, flow), pose_kernels.flow_sample(source, flow)
-        if scene is not None:
-            image, warped = scene.under(image, flow), scene.under(warped, flow)
-        return Transfer(image, flow, warped)
+    def transfer(self, source: Tensor, flow: Tensor, target_pose: Tensor,
+                 scene: Scene | None = None) -> Transfer:
+        """What R makes of an image and a flow to a pose, and the image sampled at it; over the
+        background where there is a scene."""
+        image = self.refinement(source, flow, target_pose, scene)
+        warped = pose_kernels.flow_sample(source, flow)
+        return Transfer(image, flow, warped if scene is None else scene.under(warped, flow))

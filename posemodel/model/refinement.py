@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.model.convolution import Conv2d, ConvTranspose2d, normalized
+from posemodel.model.scene import Scene
 from posemodel.runtime.memory_format import channels_last
 
 
@@ -23,10 +24,10 @@ def _up(width_in: int, width: int) -> nn.Sequential:
         ConvTranspose2d(width_in, width, 4, stride=2, padding=1, bias=False)))
 
 
-def in_range(image: Tensor, *, leaking: bool) -> Tensor:
-    """Clamped to [-1, 1]; leaking, as in training, with a slope of 0.1 outside, so that a pixel
+def in_range(image: Tensor, *, leaking: bool, least: float = -1) -> Tensor:
+    """Clamped to [least, 1]; leaking, as in training, with a slope of 0.1 outside, so that a pixel
     that is too bright can still be darkened."""
-    clamped = image.clamp(-1, 1)
+    clamped = image.clamp(least, 1)
     return clamped.lerp(image, 0.1) if leaking else clamped
 
 
@@ -98,12 +99,15 @@ class RefinementNetwork(nn.Module):
         self.encoder, self.decoder = encoder, decoder
         carry_colours(encoder, decoder)
 
-    def forward(self, source: Tensor, flow: Tensor) -> Tensor:
-        """Image `[B, 3, H, W]` and flow `[B, 2, h, w]` -> image `[B, 3, H, W]`."""
+    def forward(self, source: Tensor, flow: Tensor, target_pose: Tensor,
+                scene: Scene | None = None) -> Tensor:
+        """Image `[B, 3, H, W]` and flow `[B, 2, h, w]` -> image `[B, 3, H, W]`, in the scene where
+        there is one. The pose is not looked at."""
         features = self.encoder(source)
         features = pose_kernels.flow_sample(features, flow.to(features.dtype))
         warped = pose_kernels.flow_sample(source, flow) if self.decoder.skip else None
-        return self.decoder(features, warped)
+        image = self.decoder(features, warped)
+        return image if scene is None else scene.under(image, flow)
 
 
 class NoRefinement(nn.Module):
@@ -113,9 +117,12 @@ class NoRefinement(nn.Module):
         super().__init__()
         self.encoder, self.decoder = nn.Identity(), nn.Identity()
 
-    def forward(self, source: Tensor, flow: Tensor) -> Tensor:
-        """Image `[B, 3, H, W]` and flow `[B, 2, h, w]` -> image `[B, 3, H, W]`."""
-        return pose_kernels.flow_sample(source, flow)
+    def forward(self, source: Tensor, flow: Tensor, target_pose: Tensor,
+                scene: Scene | None = None) -> Tensor:
+        """Image `[B, 3, H, W]` and flow `[B, 2, h, w]` -> image `[B, 3, H, W]`, in the scene where
+        there is one. The pose is not looked at."""
+        warped = pose_kernels.flow_sample(source, flow)
+        return warped if scene is None else scene.under(warped, flow)
 
 
 @torch.no_grad()

@@ -32,7 +32,12 @@ class Scene(NamedTuple):
             image: `[B, 3, H, W]`, warped or refined.
             flow: `[B, 2, h, w]`, target -> source, which also moves the mask.
         """
-        return torch.lerp(self.behind.float(), image.float(), self.cover(flow))
+        return self.covered(image, self.cover(flow))
+
+    def covered(self, image: Tensor, cover: Tensor) -> Tensor:
+        """The same where somebody says how much of each pixel the person covers,
+        `[B, 1, H, W]`."""
+        return torch.lerp(self.behind.float(), image.float(), cover)
 
     def cover(self, flow: Tensor) -> Tensor:
         """How much of each pixel the moved person covers, `[B, 1, H, W]`."""

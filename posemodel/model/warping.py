@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.flow.estimator import FlowEstimator, Motion
+from posemodel.flow.filling import certainty_of_spread, fill_flow
 from posemodel.model.convolution import network_dtype, one_by_one
 from posemodel.model.flow_head import FlowHead, guided_map
 from posemodel.model.pose_encoder import PoseEncoder
@@ -23,14 +24,15 @@ class WarpingNetwork(FlowEstimator):
 
     Sees nothing but the two poses. `parametrization` says what is added to C_l's output:
     "residual" the identity, "absolute" nothing, "matching" the expected source position under the
-    squared guided correlation (whose squares sum to one over the source positions, Eq. 2).
+    squared guided correlation (whose squares sum to one over the source positions, Eq. 2), "filled"
+    the same where that is certain, and elsewhere the displacement of what lies around.
     """
 
     has_correlation = True
 
     def __init__(self, *, encoder: PoseEncoder, head: FlowHead, image_size: tuple[int, int],
                  pose_sigma: float, limb_sigma: float,
-                 parametrization: Literal["residual", "absolute", "matching"]):
+                 parametrization: Literal["residual", "absolute", "matching", "filled"]):
         super().__init__()
         self.encoder, self.head, self.image_size = encoder, head, image_size
         self.pose_sigma, self.limb_sigma = pose_sigma, limb_sigma
@@ -74,9 +76,11 @@ class WarpingNetwork(FlowEstimator):
 
     def flow_from(self, source: Tensor, target: Tensor) -> Tensor:
         """M's features -> flow: C_l and the parametrisation."""
-        if self.parametrization == "matching":
+        if self.parametrization in ("matching", "filled"):
             flow, match = self.head.with_match(source, target, EPS)
-            return flow + match
+            if self.parametrization == "matching":
+                return flow + match.place
+            return flow + fill_flow(match.place, certainty_of_spread(match.variance))
         flow = self.head(source, target, EPS)
         if self.parametrization == "residual":
             return flow + pose_kernels.identity_flow(*flow.shape[-2:], device=flow.device)

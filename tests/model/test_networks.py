@@ -43,8 +43,8 @@ def test_limb_maps_are_further_input_of_the_pose_encoder():
 
 
 @pytest.mark.parametrize(("size", "stride"), [((32, 32), 4), ((64, 32), 4), ((32, 48), 2)])
-@pytest.mark.parametrize("parametrization", ["residual", "absolute", "matching"])
-@pytest.mark.parametrize("refine", ["detail", "paper"])
+@pytest.mark.parametrize("parametrization", ["residual", "absolute", "matching", "filled"])
+@pytest.mark.parametrize("refine", ["posed", "detail", "paper"])
 def test_shapes_and_gradients_reach_every_weight(size, stride, parametrization, refine):
     model = awake(small(size, flow_parametrization=parametrization, flow_stride=stride,
                         refine=refine))
@@ -72,8 +72,9 @@ def test_untrained_residual_flow_is_the_identity_and_returns_the_source():
     assert torch.equal(result.warped, source)
 
 
-def test_matching_flow_finds_a_planted_correspondence():
-    model = small(flow_parametrization="matching").warping
+@pytest.mark.parametrize("parametrization", ["matching", "filled"])
+def test_matching_flow_finds_a_planted_correspondence(parametrization):
+    model = small(flow_parametrization=parametrization).warping
     source = torch.eye(64).view(1, 64, 8, 8)
     # Every target position matches source position (row 5, column 2) alone.
     target = source[:, :, 5:6, 2:3].expand_as(source)
@@ -120,7 +121,7 @@ def test_decoder_sees_nothing_but_the_warp():
     source = torch.rand(1, 3, 64, 64)
     changed = source.clone()
     changed[..., :16, :16] = 0
-    assert torch.equal(model(source, flow), model(changed, flow))
+    assert torch.equal(model(source, flow, poses(1)), model(changed, flow, poses(1, seed=1)))
 
 
 def flow_and_gradients(model, seed=3):
@@ -132,7 +133,7 @@ def flow_and_gradients(model, seed=3):
     return flow, {name: p.grad.clone() for name, p in model.warping.named_parameters()}
 
 
-@pytest.mark.parametrize("parametrization", ["residual", "absolute", "matching"])
+@pytest.mark.parametrize("parametrization", ["residual", "absolute", "matching", "filled"])
 @pytest.mark.parametrize("depth", [1, 6])
 def test_streaming_is_the_stored_map_to_within_rounding(depth, parametrization):
     changes = {"flow_depth": depth, "flow_parametrization": parametrization}
@@ -185,8 +186,8 @@ def test_beside_the_match_the_head_gives_what_it_gives_alone(changes):
     for flow, match in (model.head.with_match(*features, EPS),
                         (model.head(*features, EPS), expected_match(*features, EPS))):
         weights = list(model.head.parameters())
-        gradients = torch.autograd.grad((flow * match).sum(), weights)
-        found.append([flow, match, *gradients])
+        gradients = torch.autograd.grad((flow * match.place).sum(), weights)
+        found.append([flow, *match, *gradients])
         assert [g.stride() for g in gradients] == [w.stride() for w in weights]
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -197,24 +198,47 @@ def test_places_are_not_rounded_under_autocast():
     source, target = (x.bfloat16() for x in model.encode(poses(2), poses(2, seed=1)))
     with torch.autocast("cpu", torch.bfloat16):
         flow, match = model.head.with_match(source, target, EPS)
-    assert flow.dtype == match.dtype == torch.float32
+    assert flow.dtype == match.place.dtype == match.variance.dtype == torch.float32
     # In bfloat16 one in 256 would be too much.
     torch.testing.assert_close(match, expected_match(source.float(), target.float(), EPS),
                                rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.3])
-def test_expected_match_is_the_mean_place_under_the_squared_map(eps):
+def test_expected_match_is_the_place_under_the_squared_map_and_its_variance(eps):
     source, target = (torch.nn.functional.normalize(torch.randn(2, 8, *size), dim=1)
                       for size in ((6, 5), (7, 4)))
     guided = pose_kernels.guided_correlation(source.double(), target.double(), eps,
                                              impl="reference")
     places = pose_kernels.identity_flow(6, 5, dtype=torch.float64).flatten(1)
-    wanted = torch.einsum("cs,bsij->bcij", places, guided.square())
+    share = guided.square()
+    place = torch.einsum("cs,bsij->bcij", places, share)
     found = expected_match(source, target, eps)
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.place.double(), place, rtol=1e-4, atol=1e-5)
+    if eps < 0.1:                                       # the shares add up to one
+        away = (places[None, :, :, None, None] - place[:, :, None]).square().sum(1)
+        torch.testing.assert_close(found.variance.double(), (away * share).sum(1, keepdim=True),
+                                   rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(expected_match(source, target, eps), found)
+        assert all(map(torch.equal, expected_match(source, target, eps), found))
+
+
+def test_what_has_no_match_moves_with_what_lies_around():
+    """The left half of the target matches the source half a frame to the right, the right half
+    nothing in particular."""
+    model = small((64, 64), flow_parametrization="filled", feature_channels=257).warping.eval()
+    source = torch.eye(256, 257).T.reshape(1, 257, 16, 16).clone()
+    source[:, 256] = 0.3
+    target = torch.zeros(1, 257, 16, 16)
+    target[..., :8] = source[..., 8:]
+    target[:, 256, :, 8:] = 1
+    wanted = pose_kernels.identity_flow(16, 16) + torch.tensor([1.0, 0.0]).view(2, 1, 1)
+    errors = {}
+    for model.parametrization in ("matching", "filled"):
+        error = (model.flow_from(source, target) - wanted).abs()
+        assert error[..., :8].amax() < 1e-3
+        errors[model.parametrization] = error[..., 8:].mean()
+    assert errors["filled"] < errors["matching"] / 4 < 0.35
 
 
 @pytest.mark.parametrize(("size", "streams"), [((64, 64), False), ((252, 256), False),
@@ -290,7 +314,7 @@ def test_skip_connections_show_the_warped_image_at_every_scale(downsamplings):
         reader.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, -3:]))
     source = torch.rand(2, 3, 64, 64) * 2 - 1
     flow = 0.7 * pose_kernels.identity_flow(16, 16).expand(2, 2, 16, 16)
-    model(source, flow)
+    model(source, flow, poses(2))
     warped = pose_kernels.flow_sample(source, flow)
     assert len(seen) == downsamplings + 1
     for found, level in zip(seen, reversed(range(downsamplings + 1)), strict=True):
@@ -306,8 +330,9 @@ def test_without_refinement_the_image_is_the_warped_source():
 
 
 @pytest.mark.parametrize("downsamplings", [0, 1, 2])
-def test_detail_starts_as_the_warp_and_learns_from_every_scale(downsamplings):
-    model = small((64, 48), refine="detail", refine_downsamplings=downsamplings)
+@pytest.mark.parametrize("refine", ["posed", "detail"])
+def test_detail_starts_as_the_warp_and_learns_from_every_scale(refine, downsamplings):
+    model = small((64, 48), refine=refine, refine_downsamplings=downsamplings)
     source = torch.rand(2, 3, 64, 48) * 2 - 1
     result = model(source, poses(2), poses(2, seed=1))
     assert torch.equal(result.image, result.warped)
@@ -316,17 +341,30 @@ def test_detail_starts_as_the_warp_and_learns_from_every_scale(downsamplings):
     assert all(p.grad is not None and p.grad.any() for p in model.refinement.parameters())
 
 
-def test_detail_sees_only_what_the_flow_brings():
-    model = small((64, 64), refine="detail").refinement.eval()
+@pytest.mark.parametrize("refine", ["posed", "detail"])
+def test_detail_sees_of_the_source_only_what_the_flow_brings(refine):
+    model = small((64, 64), refine=refine).refinement.eval()
     torch.nn.init.normal_(model.decoder.last.weight, std=0.1)
     source = torch.rand(1, 3, 64, 64) * 2 - 1
     # All of the flow lies in the upper left quarter.
     flow = pose_kernels.identity_flow(16, 16)[None] / 2 - 0.5
     changed = source.clone()
     changed[..., 48:, 48:] = 0  # further from there than any window of the encoder reaches
-    assert torch.equal(model(source, flow), model(changed, flow))
+    image = model(source, flow, poses(1))
+    assert torch.equal(image, model(changed, flow, poses(1)))
     changed[..., 8:16, 8:16] = 0
-    assert not torch.equal(model(source, flow), model(changed, flow))
+    assert not torch.equal(image, model(changed, flow, poses(1)))
+
+
+@pytest.mark.parametrize(("refine", "sees"), [("posed", True), ("detail", False)])
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_posed_alone_sees_the_pose(refine, sees, blocks):
+    model = small((64, 64), refine=refine, refine_blocks=blocks).refinement.eval()
+    torch.nn.init.normal_(model.decoder.last.weight, std=0.1)
+    source = torch.rand(1, 3, 64, 64) * 2 - 1
+    flow = pose_kernels.identity_flow(16, 16)[None]
+    image, other = (model(source, flow, poses(1, seed=seed)) for seed in (0, 1))
+    assert torch.equal(image, other) is not sees
 
 
 def test_detail_has_no_pattern_of_its_own():
@@ -335,7 +373,7 @@ def test_detail_has_no_pattern_of_its_own():
     model = small((64, 64), refine="detail", refine_width=8).refinement.eval()
     torch.nn.init.normal_(model.decoder.last.weight, std=0.1)
     source = torch.tensor([0.3, -0.2, 0.5]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
-    image = model(source, pose_kernels.identity_flow(16, 16)[None])
+    image = model(source, pose_kernels.identity_flow(16, 16)[None], poses(1))
     inner = image[..., 24:40, 24:40]
     assert (inner - source[..., 24:40, 24:40]).abs().amax() > 1e-3
     assert inner.std(dim=(2, 3)).amax() < 1e-5
@@ -360,7 +398,7 @@ def test_untrained_refinement_carries_colours(width, downsamplings, skip):
                   skip=skip).refinement.train()
     source = torch.rand(4, 3, 64, 64) * 2 - 1
     with torch.no_grad():
-        image = model(source, pose_kernels.identity_flow(16, 16).expand(4, 2, 16, 16))
+        image = model(source, pose_kernels.identity_flow(16, 16).expand(4, 2, 16, 16), poses(4))
     for colour in range(3):
         both = torch.stack([image[:, colour, 4:-4, 4:-4], source[:, colour, 4:-4, 4:-4]]).flatten(1)
         assert torch.corrcoef(both)[0, 1] > 0.9

@@ -84,7 +84,8 @@ def nobody_moves() -> dict[str, torch.Tensor]:
 
 def test_an_evaluation_lays_people_over_their_background() -> None:
     batch = nobody_moves()
-    seen = inspect(tiny_generator(), batch, torch.float32)
+    # R that sees the pose may find somebody where the mask does not.
+    seen = inspect(tiny_generator(model_refine="detail"), batch, torch.float32)
     assert torch.equal(seen.image, batch["source"]) and torch.equal(seen.warped, batch["source"])
     assert torch.equal(seen.flow, pose_kernels.identity_flow(32, 32).expand_as(seen.flow))
     del batch["source_mask"]
@@ -92,9 +93,28 @@ def test_an_evaluation_lays_people_over_their_background() -> None:
     assert (free - batch["source"]).abs().max() > 0.1
 
 
+def test_a_refinement_that_sees_the_pose_says_how_much_the_person_covers() -> None:
+    batch = nobody_moves()
+    batch["source_mask"][..., 8:24, 8:24] = 0.5
+    net, poses = tiny_generator(), (batch["source_pose"], batch["target_pose"])
+    torch.nn.init.zeros_(net.refinement.decoder.last.weight)
+    scene, flow = scene_of_batch(batch), net.flow(batch["source"], *poses)
+    warped = pose_kernels.flow_sample(batch["source"], flow)
+    for more, wanted in ((0.0, scene.under(warped, flow)), (1.0, warped), (-1.0, scene.behind)):
+        torch.nn.init.constant_(net.refinement.decoder.last.bias[3:], more)
+        image = net.transfer(batch["source"], flow, poses[1], scene).image
+        torch.testing.assert_close(image, wanted, rtol=0, atol=1e-6)
+    # Beyond 0 and 1 it can still learn to come back.
+    net.train()
+    image = net.transfer(batch["source"], flow.detach(), poses[1], scene).image
+    image.square().sum().backward()
+    assert net.refinement.decoder.last.bias.grad[3] != 0
+
+
 def test_training_compares_people_over_their_background() -> None:
-    trainer = Trainer(tiny_config(), torch.device("cpu"), torch.float32)
-    trainer.generator.load_state_dict(tiny_generator().state_dict())
+    blind = {"model_refine": "detail"}
+    trainer = Trainer(tiny_config(**blind), torch.device("cpu"), torch.float32)
+    trainer.generator.load_state_dict(tiny_generator(**blind).state_dict())
     losses = trainer.step(1, nobody_moves())
     assert losses["loss_reconstruction"] == losses["loss_warped"] == 0
     batch = nobody_moves()
