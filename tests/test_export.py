@@ -110,7 +110,7 @@ def test_compiled_program(run, tmp_path, capsys):
     in_new_process(code, out, tmp_path / "inputs.pt", found)
     image, flow, warped = torch.load(found, weights_only=True)
     with torch.no_grad():  # an edge multiplies what the flow differs by, so at the same flow
-        expected = tiny_generator().transfer(inputs[0], flow)
+        expected = tiny_generator().transfer(inputs[0], flow, inputs[2])
     assert max(differences((flow, image, warped),
                            (expected_flow, expected.image, expected.warped))) <= TOLERANCE
 

@@ -214,7 +214,9 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(parts, monkeypatch):
     for net, reference in ((other.generator, whole.generator),
                            (other.discriminator, whole.discriminator)):
         for (name, p), q in zip(net.named_parameters(), reference.parameters(), strict=True):
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=2e-5, msg=name)
+            # Of a sum that nearly cancels beside large ones few digits are left.
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, msg=name,
+                                       atol=2e-5 * max(1, q.grad.abs().max().item()))
 
 
 def test_more_parts_than_pairs_are_refused():
