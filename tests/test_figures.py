@@ -479,6 +479,17 @@ def test_training_steps_of_quick_in_bf16_vectors():
             f"operators {eager['ms']:.0f}.") in squeezed((RESULTS / "README.md").read_text())
 
 
+def test_training_steps_of_quick_in_float32():
+    ours, eager, other, *rivals = read(RESULTS / "epyc-zen3-2cpu-quick-step.json")["rows"]
+    assert [row["form"] for row in rivals] == ["fomm", "mraa", "tpsmm", "gfla32"]
+    times, ratios = ([f"{row[key]:.{digits}f}" for row in rivals]
+                     for key, digits in (("ms", 0), ("ours_ratio", 1)))
+    assert ("FOMM's step takes {} ms, MRAA's {}, TPSMM's {}, GFLA32's {}".format(*times)
+            + f" and ours {ours['ms']:.0f}, " + "{}, {}, {} and {} times as long;".format(*ratios)
+            + f" with a first layer of 3 x 3 in C_l ours takes {other['ms']:.0f}, with eager "
+              f"operators {eager['ms']:.0f}.") in squeezed((RESULTS / "README.md").read_text())
+
+
 def test_two_read_outs_in_one_sweep():
     rows = {(row["op"], row["form"], row["dtype"], row["mode"]): row["ms"]
             for row in read(RESULTS / "epyc-zen4-2cpu-read-out.json")["rows"]}
