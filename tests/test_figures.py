@@ -301,6 +301,10 @@ EXPERIMENTS = {
         "3 x 3": "head-3", "1 x 1": "default", "1 x 1, 420 steps": "default+steps-420"}),
     "A refinement that corrects the warped image": ("experiments.json", {
         "of the paper's form": "refine-paper", "of the presets": "default"}),
+    "A refinement that sees the pose": ("experiments-fill.json", {
+        "sees the warp alone": "refine-detail", "sees the limbs, too": "default"}),
+    "A match continued to where there is none": ("experiments-fill.json", {
+        "the match alone": "flow-matching", "continued": "default"}),
     "When the affine task has its turn": ("experiments-tasks.json", {
         "as the presets have it": "default", "the affine task in every step": "both-tasks"})}
 
