@@ -244,7 +244,8 @@ def test_the_default_run_by_turn():
 
 
 def test_the_shipped_model():
-    row = read(DOCS / "mannequin-128.json")
+    row, text = read(DOCS / "mannequin-128.json"), squeezed((DOCS / "guide.md").read_text())
+    assert row["split"] == "test" and f"{row['pairs']} test people who face anywhere" in text
     labels = {"l1 on 0..255": ("l1", 2), "LPIPS-Alex": ("lpips_alex", 3),
               "LPIPS-VGG": ("lpips_vgg", 3)}
     expected = [[label, *(f"{row[f'{image}_{key}']:.{digits}f}"
@@ -256,7 +257,7 @@ def test_the_shipped_model():
                      for image in ("copy", "warped", "refined"))]]
     assert table(DOCS / "guide.md", "From a photograph to another pose")[1:] == expected
     assert f"off by {row['epe_visible']:.2f} pixels, no motion by {row['epe_zero']:.2f}" \
-        in squeezed((DOCS / "guide.md").read_text())
+        in text
 
 
 def test_the_shipped_model_before_white():
