@@ -175,12 +175,15 @@ def test_training_seeds_stay_clear_of_the_held_out_pairs():
             check_seed(seed)
 
 
-def test_bfloat16_trains_close_to_float32(batches):
+@pytest.mark.parametrize("changes", [
+    {"model_flow_parametrization": "matching", "model_refine": "detail"},
+    # Large steps while no match is certain yet make chaos of rounding.
+    {"optim_lr": 1e-4}], ids=str)
+def test_bfloat16_trains_close_to_float32(batches, changes):
     losses = {}
     for dtype in (torch.float32, torch.bfloat16):
-        # Two steps of either phase; a discriminator from the first on, or large steps while no match
-        # is certain yet, make chaos of rounding.
-        one = Trainer(tiny_config(optim_phase_one=0.1, optim_lr=1e-4), CPU, dtype)
+        # Two steps of either phase; a discriminator from the first on makes chaos of rounding.
+        one = Trainer(tiny_config(optim_phase_one=0.1, **changes), CPU, dtype)
         losses[dtype] = [found["loss"] for found in steps(one, batches[:4])]
         assert all(p.dtype == torch.float32 for p in one.generator.parameters())
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.05)
@@ -216,7 +219,7 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(parts, monkeypatch):
         for (name, p), q in zip(net.named_parameters(), reference.parameters(), strict=True):
             # Of a sum that nearly cancels beside large ones few digits are left.
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, msg=name,
-                                       atol=2e-5 * max(1, q.grad.abs().max().item()))
+                                       atol=max(2e-5, 2e-6 * q.grad.abs().max().item()))
 
 
 def test_more_parts_than_pairs_are_refused():

@@ -238,7 +238,7 @@ def test_what_has_no_match_moves_with_what_lies_around():
         error = (model.flow_from(source, target) - wanted).abs()
         assert error[..., :8].amax() < 1e-3
         errors[model.parametrization] = error[..., 8:].mean()
-    assert errors["filled"] < errors["matching"] / 4 < 0.35
+    assert errors["matching"] > 0.8 and errors["filled"] < errors["matching"] / 4
 
 
 @pytest.mark.parametrize(("size", "streams"), [((64, 64), False), ((252, 256), False),
