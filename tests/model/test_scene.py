@@ -1,5 +1,6 @@
 """A person laid over a background that stays, and holes that are filled."""
 
+import pytest
 import torch
 
 import pose_kernels
@@ -82,10 +83,11 @@ def nobody_moves() -> dict[str, torch.Tensor]:
             "target_pose": random_poses(2, seed=2), "source_mask": torch.zeros(2, 1, 32, 32)}
 
 
-def test_an_evaluation_lays_people_over_their_background() -> None:
+# R that sees the pose may find somebody where the mask does not.
+@pytest.mark.parametrize("refine", ["detail", "paper", "none"])
+def test_an_evaluation_lays_people_over_their_background(refine: str) -> None:
     batch = nobody_moves()
-    # R that sees the pose may find somebody where the mask does not.
-    seen = inspect(tiny_generator(model_refine="detail"), batch, torch.float32)
+    seen = inspect(tiny_generator(model_refine=refine), batch, torch.float32)
     assert torch.equal(seen.image, batch["source"]) and torch.equal(seen.warped, batch["source"])
     assert torch.equal(seen.flow, pose_kernels.identity_flow(32, 32).expand_as(seen.flow))
     del batch["source_mask"]
@@ -109,6 +111,20 @@ def test_a_refinement_that_sees_the_pose_says_how_much_the_person_covers() -> No
     image = net.transfer(batch["source"], flow.detach(), poses[1], scene).image
     image.square().sum().backward()
     assert net.refinement.decoder.last.bias.grad[3] != 0
+
+
+def test_r_sees_the_pose_of_the_target_and_its_scene() -> None:
+    """In training and in evaluation."""
+    trainer = Trainer(tiny_config(), torch.device("cpu"), torch.float32)
+    seen, batch = [], nobody_moves()
+    for net in (trainer.generator, trainer.averaged):
+        net.refinement.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2:]))
+    trainer.step(1, batch)
+    inspect(trainer.averaged, batch, torch.float32)
+    assert len(seen) == 2
+    for pose, scene in seen:
+        assert torch.equal(pose, batch["target_pose"])
+        assert torch.equal(scene.mask, batch["source_mask"])
 
 
 def test_training_compares_people_over_their_background() -> None:
