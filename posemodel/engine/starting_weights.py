@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from posemodel.model.detail import DetailRefinement
 from posemodel.model.pose_transfer import PoseTransfer
 from posemodel.runtime import checkpoint
 from posemodel.runtime.errors import UserError
@@ -40,7 +41,8 @@ def read_weights(path: Path, log: Callable[[str], None]) -> dict[str, Tensor]:
 @torch.no_grad()
 def start_from(generator: PoseTransfer, weights: dict[str, Tensor], origin: str) -> list[str]:
     """Give each network of the generator (M, C_l, R, or the method in the place of W) the weights
-    that lie under its name, where those are of its shapes; another one stays as it is.
+    that lie under its name, where those are of its shapes; another one stays as it is. An R that
+    sees the target pose also takes those of one that does not, and starts with the same images.
 
     Returns: a line for people on every network. Raises: `UserError` where not one of them fits.
     """
@@ -53,6 +55,11 @@ def start_from(generator: PoseTransfer, weights: dict[str, Tensor], origin: str)
         own = network.state_dict()
         found = {key.removeprefix(prefix): value for key, value in weights.items()
                  if key.startswith(prefix)}
+        if isinstance(network, DetailRefinement):
+            for key, place in network.of_the_blind().items():
+                if key in found and found[key].shape == own[key][place].shape:
+                    blind, found[key] = found[key], torch.zeros_like(own[key])
+                    found[key][place] = blind
         different = [key for key in own.keys() | found.keys()
                      if key not in own or key not in found or own[key].shape != found[key].shape]
         if different:

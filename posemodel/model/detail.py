@@ -65,6 +65,22 @@ class DetailDecoder(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
+    def of_the_blind(self) -> dict[str, tuple[slice | list[int], ...]]:
+        """Where in this decoder's weights those of one lie that is not `posed`, by name and index,
+        of the weights whose shapes differ. With zeros elsewhere both give the same image."""
+        if not self.posed:
+            return {}
+        every, colour = slice(None), slice(3)
+        places = {"last.weight": (colour,), "last.bias": (colour,)}
+        if len(self.coarsest):
+            places["coarsest.0.0.weight"] = (every, slice(self.coarsest[0][0].out_channels))
+        for level, (first, _) in enumerate(self.scales):
+            inputs = range(first[0].in_channels)  # last the body, then at full size image, cover
+            finest = level == len(self.scales) - 1
+            places[f"scales.{level}.0.0.weight"] = (
+                every, [*inputs[:-5], *inputs[-4:-1]] if finest else [*inputs[:-1]])
+        return places
+
     def forward(self, features: list[Tensor], warped: Tensor, target_pose: Tensor,
                 cover: Tensor) -> tuple[Tensor, Tensor | None]:
         """The encoder's features, the source and the person's mask `[B, 1, H, W]`, all sampled at
@@ -102,6 +118,10 @@ class DetailRefinement(nn.Module):
     def __init__(self, *, encoder: DetailEncoder, decoder: DetailDecoder):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
+
+    def of_the_blind(self) -> dict[str, tuple[slice | list[int], ...]]:
+        """`DetailDecoder.of_the_blind`, by the names that the weights have here."""
+        return {f"decoder.{name}": place for name, place in self.decoder.of_the_blind().items()}
 
     def forward(self, source: Tensor, flow: Tensor, target_pose: Tensor,
                 scene: Scene | None = None) -> Tensor:

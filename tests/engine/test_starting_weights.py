@@ -13,6 +13,7 @@ from posemodel.engine.starting_weights import read_weights, start_from
 from posemodel.engine.trainer import Trainer
 from posemodel.inference import PoseTransferModel
 from posemodel.inference.programs import write_weights
+from posemodel.model.scene import Scene
 from posemodel.runtime import checkpoint
 from posemodel.runtime.errors import UserError
 from posemodel.train import main
@@ -56,6 +57,31 @@ def test_a_file_in_16_bits_is_read_in_32(run, tmp_path):
     assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
     lines = start_from(tiny_generator(), weights, "it")
     assert all("starts from it" in line for line in lines)
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_an_r_that_sees_the_pose_starts_with_the_images_of_one_that_does_not(blocks):
+    shape = dict(model_refine_downsamplings=2, model_refine_blocks=blocks)
+    blind = tiny_generator(model_refine="detail", **shape)
+    posed = tiny_generator(model_refine="posed", **shape)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # the last layer starts at zero, which would hide every other one
+        for weight in blind.refinement.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+    lines = start_from(posed, blind.state_dict(), "it")
+    assert lines[-1] == "R starts from it"
+    source = torch.rand(2, 3, 16, 16, generator=generator) * 2 - 1
+    flow = torch.rand(2, 2, 8, 8, generator=generator) * 2 - 1
+    pose = torch.cat([torch.rand(2, 18, 2, generator=generator) * 16, torch.ones(2, 18, 1)], -1)
+    scene = Scene((source[:, :1] > 0).float(), source.flip(-1))
+    for each in (None, scene):
+        one, other = (net.train().refinement(source, flow, pose, each) for net in (blind, posed))
+        torch.testing.assert_close(one, other)
+        assert one.std() > .1
+    other.sum().backward()
+    for name, weight in posed.refinement.decoder.named_parameters():
+        if name.endswith("0.0.weight") or name.startswith("last"):
+            assert weight.grad.abs().sum() > 0, name
 
 
 def test_where_nothing_fits_it_is_refused(run):
