@@ -150,6 +150,8 @@ TABLES = {
         cells=(_WITH,
                Cell(key="warped-0", label="no loss on the warped image", extends=True,
                     flags=("--loss.warped-weight", "0"), paper=_WITH.paper),
+               Cell(key="blind", label="R does not see the pose", extends=True,
+                    flags=("--model.refine", "detail")),
                Cell(key="no-refine", label="without refinement", paper=_WITHOUT,
                     flags=("--model.refine", "none", "--loss.warped-weight", "0")), COPY),
         reference="warped-0", remark=_SAME),
