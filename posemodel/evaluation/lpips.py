@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from posemodel.runtime import backbones
 from posemodel.runtime.errors import UserError
@@ -22,6 +23,19 @@ NO_WEIGHTS, NOT_ASKED = "not measured: no weights at hand", "not measured: not a
 """what stands in the place of a network's record where it measures nothing"""
 
 _AT_ONCE = 16
+
+
+class _NoRandomStart(TorchFunctionMode):
+    """Weights stay as memory is. A random start for those of a classifier, 123 millions of VGG-16
+    that are thrown away, takes seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        # Not all functions of `nn.init` let a mode have a say, but what they call does.
+        if (getattr(func, "__module__", None) == "torch.nn.init"
+                or func in (Tensor.normal_, Tensor.uniform_)):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 class Lpips:
@@ -41,7 +55,7 @@ class Lpips:
         except ImportError as error:
             raise UserError("LPIPS needs the package lpips: pip install -e '.[eval]'") from error
         tensors = BACKBONES[net].load(folder)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _NoRandomStart():
             # The package calls torchvision by arguments that have newer names.
             warnings.filterwarnings("ignore", module="torchvision")
             self.network = lpips.LPIPS(net=net, version=VERSION, pnet_rand=True, verbose=False)

@@ -44,6 +44,15 @@ def test_given_weights_give_what_the_package_gives(net, hub, tmp_path):
     assert torch.allclose(ours(a, b), expected, rtol=1e-5) and ours(a, a).abs().max() == 0
 
 
+@pytest.mark.parametrize("net", BACKBONES)
+def test_no_random_numbers_are_drawn_for_what_is_thrown_away(net, hub, tmp_path):
+    write(tmp_path, BACKBONES[net])
+    before = torch.get_rng_state()
+    metric = Lpips(net, CPU, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(weight.std() > 0 for weight in metric.network.parameters() if weight.ndim > 1)
+
+
 def _classifier(net):
     """Zeros that take no room."""
     import torchvision
