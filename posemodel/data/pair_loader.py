@@ -183,6 +183,12 @@ class PairOrder:
         return self._order
 
 
+class _Loader(DataLoader):
+    def check_worker_number_rationality(self) -> None:
+        """torch warns of more workers than there are cores, at length and twice; --data.workers has
+        a meaning with one core, too: a step does not wait for a disk."""
+
+
 class PairLoader:
     """Batches of the pairs of a `PairSet`, on the training device."""
 
@@ -225,7 +231,7 @@ class PairLoader:
         Raises: `UserError` when too many images are bad, and for workers that fail or do not
         answer in time.
         """
-        loader = DataLoader(
+        loader = _Loader(
             self.images, sampler=requests, batch_size=None, num_workers=self.workers,
             worker_init_fn=start_worker, pin_memory=self.device.type == "cuda",
             # Its own generator: the global one belongs to the training step.

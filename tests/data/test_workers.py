@@ -75,6 +75,16 @@ def test_training_with_a_tiny_shared_memory_ends_in_one_line(room, line, tmp_pat
     assert line in done.stderr and "--data.workers 0" in done.stderr
 
 
+def test_more_workers_than_cores_are_no_reason_to_warn(pairs, recwarn):
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        training(pairs, workers=2).batch(1)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert not [each for each in recwarn if "worker" in str(each.message)]
+
+
 def test_a_worker_that_dies_is_one_line(pairs, monkeypatch):
     some = first_of(pairs, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL))
     refused("a process that decodes images has ended .*--data.workers 0", some.batch, 1)
