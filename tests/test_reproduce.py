@@ -400,8 +400,8 @@ def test_a_dry_run_says_what_would_be_trained(tmp_path, monkeypatch, capsys):
                          "--device", "cpu", "--dry-run"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[1].split() == ["ours", "3", "600", "0.130", "1.3", "1"]
-    # 600 steps of 0.13 s, eight of nine runs.
-    assert said[4].startswith("to train: 10 min with 1 at a time")
+    # 600 steps of 0.13 s, eleven of twelve runs.
+    assert said[5].startswith("to train: 14 min with 1 at a time")
 
 
 def test_a_run_that_fails_says_why(tmp_path):
