@@ -44,8 +44,7 @@ def person() -> Config:
     return Config(
         preset="person", init="shipped", steps=400, evaluate_every=200, checkpoint_every=100,
         data=DataConfig(kind="film", image_size=(128, 128), evaluation_pairs=48),
-        model=ModelConfig(flow_channels=(64, 64, 64, 48, 32), refine_width=24, refine="detail",
-                          flow_parametrization="matching"),
+        model=ModelConfig(flow_channels=(64, 64, 64, 48, 32), refine_width=24),
         # The person is laid over a background of their own, where nothing is left to hold still.
         loss=LossConfig(affine_background=0.3),
         optim=OptimConfig(tasks="lazy", batch_size=4))
