@@ -1,5 +1,5 @@
 """Every test starts from the same seed; tests marked `gpu` need a CUDA device; all tests together
-run in three processes."""
+run in two processes."""
 
 import os
 
@@ -8,12 +8,12 @@ import torch
 
 import tests.published  # noqa: F401, which keeps real weights away from all tests but one
 
-WORKERS = 3  # on two cores: a tenth of the time is waiting for what hangs or sleeps
+WORKERS = 2
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """Where neither tests nor a number of processes (`-n`) were named: three, file by file.
+    """Where neither tests nor a number of processes (`-n`) were named: two, file by file.
 
     In the order of collection, for the longest files are not those with the most tests. Not where
     there is a GPU, whose memory they would share, nor under a debugger.
