@@ -262,7 +262,7 @@ def test_the_shipped_model():
 
 def test_the_shipped_model_before_white():
     row = read(DOCS / "mannequin-128-white.json")
-    assert row["step"] == 0 and row["pairs"] == 256
+    assert row["step"] == 0 and row["pairs"] == 256 and row["split"] == "validation"
     assert (f"refined l1 {row['refined_l1']:.2f}, LPIPS-Alex {row['refined_lpips_alex']:.3f} of "
             f"{row['warped_lpips_alex']:.3f} warped, flow error {row['epe_visible']:.2f} pixels") \
         in squeezed((DOCS / "guide.md").read_text())

@@ -204,7 +204,7 @@ def test_committed_tables(folder, name):
     assert "/" not in found["command"].replace("python -m", ""), "not a command for everyone"
     assert [(cell["key"], tuple(cell["flags"])) for cell in found["cells"]] \
         == OTHER_ROWS.get(where, [(cell.key, cell.flags)
-                                     for cell in of_preset(TABLES[name], found["preset"]).cells])
+                                  for cell in of_preset(TABLES[name], found["preset"]).cells])
     rows = list(csv.DictReader((folder / f"{name}.csv").open()))
     page = (folder / f"{name}.md").read_text()
     assert found["command"] in page

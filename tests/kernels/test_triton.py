@@ -13,8 +13,7 @@ import pose_kernels
 INTERPRETED = ("triton_interpreted.py", "test_flow_sample.py::test_agrees_with_grid_sample",
                "test_flow_sample.py::test_dtypes", "test_operators.py::test_empty_batch",
                "test_operators.py::test_against_the_reference_in_float64",
-               "test_guided_correlation.py::test_bands_make_up_the_map_and_its_gradient"
-               "[torch.float32]",
+               "test_guided_correlation.py::test_bands_make_up_the_map_and_its_gradient",
                "test_guided_correlation.py::test_zero_column",
                "test_map_results.py::test_a_narrower_map_is_rounded_once",
                "test_map_results.py::test_a_result_in_given_memory",
