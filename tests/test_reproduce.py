@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from posemodel.build import build_generator
 from posemodel.config.flags import config_text, parse_train
 from posemodel.config.presets import PRESETS
+from posemodel.config.stored import drift
+from posemodel.engine.starting_weights import start_from
 from posemodel.evaluate import main as evaluate_main
 from posemodel.evaluation import statistics
 from posemodel.reproduce import __main__ as command
@@ -178,6 +181,18 @@ def test_what_is_compared_with_another_than_ours_is_not_said_of_ours():
     page = found.to_markdown(about)
     section = page[page.index(f"## Against {PAPERS_METHOD}"):page.index("## How each")]
     assert "reference worse" in section and not re.search("ours (better|worse)", section.lower())
+
+
+def test_the_r_of_table_3_that_does_not_see_the_pose_is_ours_but_for_that():
+    """Its weights are those of ours without the ones of what ours sees besides."""
+    cells = {cell.key: cell for cell in TABLES["table3"].cells}
+    ours, blind = (parse_train(["quick", *cells[key].flags]).config for key in ("ours", "blind"))
+    assert len(drift(ours, blind)) == 1
+    posed, other = (build_generator(config.model, config.data.image_size)
+                    for config in (ours, blind))
+    lines = start_from(posed, other.state_dict(), "it")
+    assert lines == [f"{name} starts from it" for name in ("M", "C_l", "R")]
+    assert posed.refinement.decoder.posed and not other.refinement.decoder.posed
 
 
 # --- what is committed ----------------------------------------------------------------------------
