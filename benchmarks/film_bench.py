@@ -98,7 +98,7 @@ def before(folder: Path) -> dict | None:
 def kept(row: dict) -> dict:
     """The numbers of an evaluation that the table has, and what they depend on."""
     names = [f"{image}_{column}" for image in ("copy", "warped", "refined") for column in COLUMNS]
-    return {name: row.get(name) for name in [*names, "pairs", "split", "lpips"]}
+    return {name: row.get(name) for name in [*names, "pairs", "split", "lpips", "holes"]}
 
 
 def planned_steps(folder: Path, flags: list[str], minutes: float) -> int:

@@ -93,12 +93,15 @@ def test_program_needs_nothing_but_torch_and_the_operators(program, tmp_path):
     assert max(in_new_process(code, program, tmp_path / "case.pt")) <= TOLERANCE
 
 
-def test_compiled_program(run, tmp_path, capsys):
+def test_compiled_program(tmp_path, tmp_path_factory, capsys):
+    # Of each part the fewest layers: the compiler takes half a second for each.
+    small = dict(model_refine_downsamplings=1, model_flow_depth=2, model_encoder_channels=(8, 8))
+    run = write_tiny_run(tmp_path_factory.mktemp("runs") / "small", **small)
     out = export(run, tmp_path / "model.pt2", "--compile")
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
     printed = capsys.readouterr().out
     assert "batch 8: " in printed and "largest difference" in printed
-    inputs, (_, expected_flow, _) = model_outputs(5)
+    inputs, (_, expected_flow, _) = model_outputs(5, **small)
     torch.save(inputs, tmp_path / "inputs.pt")
     code = ("import json, sys, torch, pose_kernels\n"
             "inputs = torch.load(sys.argv[2], weights_only=True)\n"
@@ -110,7 +113,7 @@ def test_compiled_program(run, tmp_path, capsys):
     in_new_process(code, out, tmp_path / "inputs.pt", found)
     image, flow, warped = torch.load(found, weights_only=True)
     with torch.no_grad():  # an edge multiplies what the flow differs by, so at the same flow
-        expected = tiny_generator().transfer(inputs[0], flow, inputs[2])
+        expected = tiny_generator(**small).transfer(inputs[0], flow, inputs[2])
     assert max(differences((flow, image, warped),
                            (expected_flow, expected.image, expected.warped))) <= TOLERANCE
 

@@ -14,6 +14,7 @@ from posemodel.evaluation import records
 from posemodel.evaluation.mannequin_metrics import TURNS, turned_by
 from posemodel.evaluation.measures import Instruments, Totals, measure_batch
 from posemodel.model.pose_transfer import PoseTransfer
+from posemodel.pictures import inpainting
 from posemodel.runtime.errors import UserError
 
 # Only generated people have these; those of visibility are pooled over pixels, all others are means
@@ -81,8 +82,9 @@ def evaluation_row(kind: str, split: str, table: dict[str, np.ndarray], totals: 
     Raises: `UserError` for a table without pairs.
 
     Returns: `data`, `split`, the mean of each column, `visibility_auc_SCORE`, `pairs`, `lpips`, by
-        net what its values depend on or why there are none, and `by_turn`, on mannequins the same
-        of each turn, else None; values that do not exist are None.
+        net what its values depend on or why there are none, `holes`, what fills those behind the
+        people of films, and `by_turn`, on mannequins the same of each turn, else None; values that
+        do not exist are None.
     """
     if not table or not len(table["copy_l1"]):
         raise UserError("no held-out pair has readable images; check the data set with "
@@ -100,4 +102,5 @@ def evaluation_row(kind: str, split: str, table: dict[str, np.ndarray], totals: 
                                          truth.aucs((low, high))) for low, high in TURNS}
     return {"data": kind, "split": split,
             **part(np.ones(len(table["copy_l1"]), bool), truth.aucs()),
-            "lpips": dict(instruments.lpips_records), "by_turn": by_turn}
+            "lpips": dict(instruments.lpips_records),
+            "holes": inpainting.filling() if kind == "film" else None, "by_turn": by_turn}

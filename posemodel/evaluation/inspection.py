@@ -8,7 +8,7 @@ from torch import Tensor
 import pose_kernels
 from posemodel.flow import visibility
 from posemodel.model.pose_transfer import PoseTransfer
-from posemodel.model.scene import scene_of_batch
+from posemodel.model.scene import continued, scene_of_batch
 
 
 @dataclass
@@ -48,6 +48,8 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
         else:
             flow = model.flow(source, *poses)
         scene = scene_of_batch(batch)
+        if scene is not None and not has_truth(batch):  # as with a photograph that is transferred
+            scene = continued(scene, source)
         image, _, warped = model.transfer(source, flow, poses[1], scene)
         if has_truth(batch):
             # The way back starts from the image that was made: the target is what nobody has.

@@ -24,6 +24,7 @@ from posemodel.evaluation.held_out import evaluation_row
 from posemodel.evaluation.measures import PROTOCOL_PREFIXES, Instruments, Totals, measure_batch
 from posemodel.evaluation.protocols import PROTOCOLS, Codec, Protocol, prepare
 from posemodel.model.pose_transfer import PoseTransfer
+from posemodel.pictures import inpainting
 from posemodel.runtime.distributed import ALONE, World
 from posemodel.runtime.errors import UserError
 
@@ -82,6 +83,8 @@ def description(instruments: Instruments, held_out: HeldOut, data: DataConfig, *
         commit: the version of this code; None where there is no repository.
     """
     record = instruments.protocol.record(pairs=data.evaluation_pairs, commit=commit)
+    if data.kind == "film":
+        record["holes"] = inpainting.filling()
     inception = instruments.inception
     return {
         # What "auto" chooses depends on the machine, and the images on what it chose.

@@ -6,14 +6,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from posemodel.model.scene import Scene, scene_of
+from posemodel.model.scene import PERSON, Scene, continued, scene_of
 from posemodel.pictures.pixels import resized, to_images, to_pictures, to_tensor
 from posemodel.poses.crop import Crop
 from posemodel.runtime.errors import UserError
 
 BACKGROUNDS = ("keep", "white")
-# A hole is filled smoothly: nothing finer than this many rows of a crop is to be seen in it.
-_FILLED_ROWS = 512
+# Of the person's part of the picture, where the hole behind them is filled: what is continued into
+# it gets no better by more, and takes longer.
+_FILLED_ROWS = 256
+# Rows of that part to those that the mask covers.
+_MARGIN = 1.25
 
 
 def checked_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -30,14 +33,13 @@ def checked_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return values
 
 
-def behind_person(image: np.ndarray, mask: np.ndarray, crop: Crop, frame: tuple[int, int],
+def behind_person(image: np.ndarray, mask: np.ndarray, frame: tuple[int, int],
                   background: str) -> np.ndarray:
     """The background of a target frame, `[H, W, 3]` uint8.
 
     Args:
         image: the source, `[H, W, 3]` uint8.
         mask: of the person in it, `[H, W]` float32.
-        crop: what the model sees of it.
         frame: (H, W) of the target.
         background: of `BACKGROUNDS`.
 
@@ -51,12 +53,14 @@ def behind_person(image: np.ndarray, mask: np.ndarray, crop: Crop, frame: tuple[
         raise UserError("the background can be kept where the target poses belong to a picture of "
                         f"the source's size, {image.shape[1]} x {image.shape[0]}; theirs is "
                         f"{frame[1]} x {frame[0]}")
-    # The person may stand partly outside of the crop; all of them goes.
-    scale = min(1.0, _FILLED_ROWS / crop.height)
+    covered = np.flatnonzero((mask >= PERSON).any(1))
+    if not len(covered):
+        return image
+    rows = _MARGIN * (covered[-1] + 1 - covered[0])
+    scale = min(1.0, _FILLED_ROWS / rows)
     size = tuple(max(1, round(side * scale)) for side in frame)
-    small = _resized_mask(mask, size)
-    scene = scene_of(to_tensor(resized(image, size), torch.device("cpu")), small,
-                     rows=crop.height * scale)
+    small = to_tensor(resized(image, size), torch.device("cpu"))
+    scene = continued(scene_of(small, _resized_mask(mask, size), rows=rows * scale), small)
     filled = resized(to_pictures(scene.behind)[0], frame)
     hole = F.interpolate(scene.hole, frame, mode="nearest")[0, 0].numpy() > 0
     return np.where(hole[..., None], filled, image)

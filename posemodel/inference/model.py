@@ -190,8 +190,8 @@ class PoseTransferModel:
             mask: how much of each pixel of `image` is the person, `[H, W]`, 0 to 1 (bool and uint8
                 up to 255 as well). With it the person alone is moved and laid over a background;
                 None: the flow moves all there is.
-            background: with a mask: "keep", that of `image`, the hole behind the person filled;
-                or "white".
+            background: with a mask: "keep", that of `image`, the hole behind the person filled
+                (where OpenCV is installed by what lies around, else smoothly); or "white".
             measures: of visibility, any of "affine", "cycle", "peak", "correlation"
                 (`posemodel.flow.visibility`). The first costs nothing; the last two exist where
                 there is a correlation (`has_correlation`).
@@ -216,7 +216,7 @@ class PoseTransferModel:
         behind = None
         if mask is not None:
             mask = checked_mask(mask, source_frame)
-            behind = behind_person(image, mask, crops[0], frame, background)
+            behind = behind_person(image, mask, frame, background)
             mask = crops[0].cut(mask)
         clock.stop("prepare")
         view_on_device, parts = to_tensor(view, self.device), []

@@ -73,7 +73,10 @@ def write_program(model: PoseTransferModel, path: Path, *, compiled: bool) -> No
         program = torch.export.export(InferencePath(model.generator), example_inputs(model, 2),
                                       dynamic_shapes=({0: batch}, {0: batch}, {0: batch}))
     if compiled:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        # Headers compiled in advance are of use from the second program on.
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path),
+            inductor_configs={"aot_inductor.precompile_headers": False})
     else:
         torch.export.save(program, path)
 

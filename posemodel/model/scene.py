@@ -7,11 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pose_kernels
+from posemodel.pictures.inpainting import inpaint, opencv_version
+from posemodel.pictures.pixels import to_images, to_pictures
 
 # Pixels around the mask of an image 128 pixels high that are no background yet: the camera blurs
 # the person's edge. Every pixel more costs background that is known.
 _SEAM = 1
-_PERSON = 0.3  # a mask of at least this much is no background either
+PERSON = 0.3
+"""a mask of at least this much is no background either"""
 _SMOOTHINGS = 8  # of each level of a filled hole
 
 
@@ -53,7 +56,7 @@ def scene_of(source: Tensor, mask: Tensor, *, rows: float | None = None) -> Scen
         rows: of the part of the image that the person fills; None: all of it.
     """
     seam = max(1, round(_SEAM * (rows or source.shape[-2]) / 128))
-    hole = F.max_pool2d((mask >= _PERSON).to(source.dtype), 2 * seam + 1, 1, seam)
+    hole = F.max_pool2d((mask >= PERSON).to(source.dtype), 2 * seam + 1, 1, seam)
     return Scene(mask, fill(source, hole), hole)
 
 
@@ -61,6 +64,27 @@ def scene_of_batch(batch: dict[str, Tensor]) -> Scene | None:
     """The scenes of some pairs; None where nobody says which pixels are the person's."""
     mask = batch.get("source_mask")
     return None if mask is None else scene_of(batch["source"], mask)
+
+
+def continued(scene: Scene, source: Tensor) -> Scene:
+    """The same with edges and patterns of the source continued into the hole (see
+    `pictures.inpainting`), where OpenCV is installed; not differentiable, and a matter of a second
+    for a large hole.
+
+    Args:
+        scene: of `scene_of`.
+        source: `[B, 3, H, W]`.
+    """
+    if not opencv_version():
+        return scene
+    holes = (scene.hole[:, 0] > 0).cpu().numpy()
+    pictures = to_pictures(source)
+    for picture, hole in zip(pictures, holes, strict=True):
+        if hole.any() and not hole.all():
+            picture[:] = inpaint(picture, hole)
+    made = to_images(torch.from_numpy(pictures)).to(source)
+    known = scene.hole.flatten(1).amin(1).view(-1, 1, 1, 1) < 1
+    return scene._replace(behind=torch.where((scene.hole > 0) & known, made, scene.behind))
 
 
 def fill(image: Tensor, hole: Tensor) -> Tensor:

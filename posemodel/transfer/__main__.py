@@ -112,6 +112,7 @@ def transfer(arguments: argparse.Namespace) -> int:
     """Read, check, compute, write. Raises: `UserError`; nothing is written before all is read."""
     from posemodel.data.pose_checks import check_pose
     from posemodel.inference.model import PoseTransferModel
+    from posemodel.pictures.inpainting import filling
     from posemodel.poses.estimator import pose_estimator
     from posemodel.transfer.output import OutputFolder, planned_files
     from posemodel.transfer.source import read_source
@@ -120,6 +121,8 @@ def transfer(arguments: argparse.Namespace) -> int:
     with pose_estimator(arguments.weights) as estimator:
         source = read_source(arguments, estimator)
         chosen = _read_targets(arguments, source, estimator)
+    if _background(arguments, source) == "keep":
+        source.remarks.append(f"background: kept; behind the person {filling()}")
     targets = chosen.targets
     named = None if arguments.name or arguments.source_pose is None else arguments.image.name
     warnings = [check_pose(source.pose, source.frame, named, source.image),
@@ -169,16 +172,24 @@ def _read_targets(arguments: argparse.Namespace, source: "Source", estimator) ->
     return chosen
 
 
+def _background(arguments: argparse.Namespace, source: "Source") -> str:
+    """What the moved person is laid over."""
+    return "model" if source.mask is None else arguments.background or "keep"
+
+
 def _record(arguments: argparse.Namespace, model: "PoseTransferModel", source: "Source",
             chosen: "Targets", warnings: list[list[str]]) -> dict:
     """What transfer.json says, as far as it is known before."""
+    from posemodel.pictures.inpainting import filling
+
     pose = source.pose
-    background = "model" if source.mask is None else arguments.background or "keep"
+    background = _background(arguments, source)
     return {
         "model": {"name": model.name, "step": model.step, "image_size": list(model.size),
                   "about": model.about},
         "device": str(model.device), "fit": arguments.fit,
-        "background": background, "drive": arguments.drive_as if arguments.drive else None,
+        "background": background, "holes": filling() if background == "keep" else None,
+        "drive": arguments.drive_as if arguments.drive else None,
         "source": {"image": str(arguments.image), "pose": str(arguments.source_pose or "found"),
                    "mask": str(arguments.mask or "found") if source.mask is not None else None,
                    "format": pose.format, "person": pose.person, "units": pose.units,

@@ -5,7 +5,6 @@ import pytest
 
 from posemodel.inference.background import behind_person, checked_mask
 from posemodel.inference.model import PoseTransferModel
-from posemodel.poses.crop import Crop
 from tests.small_datasets import refused
 from tests.small_films import frames
 from tests.small_runs import write_tiny_run
@@ -113,7 +112,6 @@ def test_masks_of_every_type():
     values = np.array([[0, 1]], np.float64)
     for mask in (values, values.astype(bool), (values * 255).astype(np.uint8)):
         assert checked_mask(mask, (1, 2)).tolist() == [[0.0, 1.0]]
-    crop = Crop(left=0, top=0, width=40, height=30)
     picture = np.full((30, 40, 3), 9, np.uint8)
-    assert np.array_equal(behind_person(picture, np.zeros((30, 40), np.float32), crop, (30, 40),
+    assert np.array_equal(behind_person(picture, np.zeros((30, 40), np.float32), (30, 40),
                                         "keep"), picture)
