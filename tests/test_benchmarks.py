@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,7 +58,7 @@ def corr_bench(modules):
 
 
 @pytest.mark.parametrize("name", ["corr_bench.py", "experiments.py", "film_bench.py",
-                                  "loading_bench.py", "step_bench.py"])
+                                  "hole_bench.py", "loading_bench.py", "step_bench.py"])
 def test_help(name):
     done = bench(name, "--help")
     assert done.returncode == 0 and "usage" in done.stdout
@@ -73,6 +74,21 @@ def test_loading_bench_measures_rates(tmp_path):
     assert found["mannequins"]["32"] > 0 and found["market"]["pairs_per_second"]["0"] > 0
     assert min(found["market"]["ms_per_pair"].values()) > 0
     assert re.search(r"32 x 32 +\d", done.stdout) and "a core delivers" in done.stdout
+
+
+def test_hole_bench_finds_the_empty_room(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import hole_bench
+
+    room = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    masks = np.zeros((12, 128, 128), np.float32)
+    masks[:, 100:] = 1.0                                   # nobody ever leaves the floor
+    for frame in range(12):
+        masks[frame, 20:100, 8 * frame : 8 * frame + 30] = 1.0
+    pictures = np.where(masks[..., None] > 0, np.uint8(7), room[None])
+    plate, known = hole_bench.empty_room(pictures, masks)
+    assert np.array_equal(plate[known], room[known]) and known[:98].mean() > 0.9
+    assert not known[100:].any()
 
 
 def test_experiments_names_the_variants_when_one_is_misspelt():

@@ -288,6 +288,20 @@ def test_a_real_person():
     assert {each["after"]["pairs"] for runs in content["rows"].values() for each in runs} == {48}
 
 
+def test_what_fills_the_hole_behind_a_person():
+    """As `hole_bench.py --read` prints it."""
+    bench = runpy.run_path(str(ROOT / "benchmarks" / "hole_bench.py"))
+    content = read(DOCS / "holes.json")
+    expected = [[cell.strip() for cell in line.split("|")[1:-1]]
+                for line in bench["table"](content).splitlines()]
+    assert table(DOCS / "photographs.md", "The hole behind the person") \
+        == [expected[0], *expected[2:]]
+    assert f"{content['pictures']} frames of the four films, at {content['size']} pixels" \
+        in squeezed((DOCS / "photographs.md").read_text())
+    rows = content["rows"]
+    assert rows["continued, the default"]["lpips"] == min(row["lpips"] for row in rows.values())
+
+
 def test_visibility_in_the_default_run():
     row = read(DOCS / "quick.json")
     assert [cells[1] for cells in table(DOCS / "results.md", "The default run", "AUC")[1:]] \
