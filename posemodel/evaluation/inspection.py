@@ -50,10 +50,10 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
         scene = scene_of_batch(batch)
         if scene is not None and not has_truth(batch):  # as with a photograph that is transferred
             scene = continued(scene, source)
-        image, _, warped = model.transfer(source, flow, poses[1], scene)
+        made = model.transfer(source, flow, poses[1], scene)
         if has_truth(batch):
             # The way back starts from the image that was made: the target is what nobody has.
-            backward = model.flow(image, *reversed(poses))
+            backward = model.flow(made.image, *reversed(poses))
     coarse_scores["affine"] = visibility.affine_score(flow)
     fine = pose_kernels.resize_flow(flow, size)
     at = pose_kernels.identity_flow(*size, device=flow.device).expand_as(fine)
@@ -64,4 +64,4 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
     if scene is not None:
         still = pose_kernels.identity_flow(*size, device=flow.device).to(fine.dtype)
         fine = torch.where(scene.cover(flow) > 0.5, fine, still)
-    return Inspection(image.clamp(-1, 1), warped, fine, scores)
+    return Inspection(made.image.clamp(-1, 1), made.warped, fine, scores)

@@ -226,12 +226,14 @@ class PoseTransferModel:
                                                              self.device)
             parts.append(self._batch(view_on_device, seen[0], seen[some], scene, measures, clock))
         seconds = clock.seconds | {"total": clock.total()}
-        refined, warped, flow, *visibility = map(np.concatenate, zip(*parts, strict=True))
+        refined, warped, person, cover, flow, *visibility = map(
+            np.concatenate, zip(*parts, strict=True))
         return TransferResult(
             frame=frame, source_frame=source_frame, source=source, source_crop=crops[0],
             target_crops=crops[1:], source_view=view, refined_view=refined, warped_view=warped,
-            coarse_flow=flow, visibility=dict(zip(measures, visibility, strict=True)),
-            mask=mask, behind=behind, source_pose=seen[0], target_poses=seen[1:], seconds=seconds)
+            person_view=person, cover_view=cover, coarse_flow=flow,
+            visibility=dict(zip(measures, visibility, strict=True)), mask=mask, behind=behind,
+            source_pose=seen[0], target_poses=seen[1:], seconds=seconds)
 
     @torch.inference_mode()
     def correspondence(self, result: TransferResult, index: int, target_xy: tuple[float, float],
@@ -288,14 +290,16 @@ class PoseTransferModel:
 
     def _batch(self, view: Tensor, source_pose: Tensor, targets: Tensor, scene: Scene | None,
                measures: Sequence[str], clock: "_Clock") -> list[np.ndarray]:
-        """Refined and warped views, coarse flow and each measure of visibility of some targets."""
+        """Refined and warped views, the person alone and what they cover, coarse flow and each
+        measure of visibility of some targets."""
         targets = targets.to(self.device)
         source_pose = source_pose.to(self.device).expand_as(targets)
         view = view.expand(len(targets), -1, -1, -1)
         flow = self.generator.flow(view, source_pose, targets)
         clock.stop("flow")
         transfer = self.generator.transfer(view, flow, targets, scene)
-        refined, warped = to_pictures(transfer.image), to_pictures(transfer.warped)
+        views = [to_pictures(view) for view in (transfer.image, transfer.warped, transfer.person)]
+        cover = torch.ones_like(view[:, 0]) if scene is None else transfer.cover[:, 0].float()
         clock.stop("refine")
         scores = self._visibility(transfer, source_pose, targets, measures)
         at = pose_kernels.identity_flow(*self.size, device=flow.device).expand(
@@ -303,7 +307,7 @@ class PoseTransferModel:
         fine = [pose_kernels.flow_sample(scores[name], at, self.size)[:, 0].clamp(0, 1)
                 .cpu().numpy() for name in measures]
         clock.stop("visibility")
-        return [refined, warped, flow.cpu().numpy(), *fine]
+        return [*views, cover.cpu().numpy(), flow.cpu().numpy(), *fine]
 
     def _visibility(self, transfer: Transfer, source_pose: Tensor, targets: Tensor,
                     measures: Sequence[str]) -> dict[str, Tensor]:

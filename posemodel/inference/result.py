@@ -8,9 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pose_kernels
+from posemodel.inference.background import scene_of_views
 from posemodel.model.scene import Scene
 from posemodel.pictures.pixels import resized, to_pictures, to_tensor
 from posemodel.poses.crop import Crop
+
+CPU = torch.device("cpu")
+# Share of a pixel that the person has to cover at least for its correction to be believed.
+_COVERED = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +38,10 @@ class TransferResult:
     """`[N, H, W, 3]` uint8"""
     warped_view: np.ndarray
     """`[N, H, W, 3]` uint8: the source view moved by the flow, nothing refined"""
+    person_view: np.ndarray
+    """`[N, H, W, 3]` uint8: as `refined_view`, before it was laid over `behind`"""
+    cover_view: np.ndarray
+    """`[N, H, W]` float32, 0 to 1: how much of each pixel the person covers; 1 without a `mask`"""
     coarse_flow: np.ndarray
     """`[N, 2, h, w]` float32, as the model gives it: absolute sampling locations (x, y) in the
     source view, normalised, pixel centres"""
@@ -61,20 +70,29 @@ class TransferResult:
     def refined(self, index: int) -> np.ndarray:
         """The finished picture of one pose in the target frame, `[H, W, 3]` uint8.
 
-        It is as sharp as `warped`: what the refinement network changed at the size of the view is
-        enlarged and added to it.
+        It is as sharp as `warped`: what the refinement network changed at the size of the view, of
+        the person and of what they cover, is enlarged and added there.
         """
         crop = self.target_crops[index]
         return self.placed(index, self.refined_at(index, (crop.height, crop.width)))
 
     def refined_at(self, index: int, size: tuple[int, int]) -> np.ndarray:
         """The same of the crop alone, in any size (H, W)."""
-        refined, warped = self.refined_view[index], self.warped_view[index]
-        if size[0] <= refined.shape[0] and size[1] <= refined.shape[1]:
-            return resized(refined, size)
-        change = torch.from_numpy(refined.astype(np.float32) - warped).movedim(2, 0)[None] / 127.5
-        change = F.interpolate(change, size, mode="bilinear", align_corners=False)
-        return to_pictures(self._moved(index, size) + change)[0]
+        view = self.refined_view.shape[1:3]
+        if size[0] <= view[0] and size[1] <= view[1]:
+            return resized(self.refined_view[index], size)
+        cover = torch.from_numpy(self.cover_view[index])[None, None]
+        change = to_tensor(self.person_view[index], CPU) - self._sampled(index, self.source_view,
+                                                                         view)
+        # What R makes of a pixel that is hardly the person's is seen nowhere in the view.
+        change = _enlarged(change * cover, size) / _enlarged(cover, size).clamp_min(_COVERED)
+        image = self._sampled(index, self.source, size) + change
+        if self.mask is None:
+            return to_pictures(image)[0]
+        scene = self._scene(index, size)
+        more = cover - self._scene(index, view).cover(self._flow(index))
+        cover = (scene.cover(self._flow(index)) + _enlarged(more, size)).clamp(0, 1)
+        return to_pictures(scene.covered(image, cover))[0]
 
     def warped(self, index: int) -> np.ndarray:
         """The source's own pixels moved by the flow, in the target frame, `[H, W, 3]` uint8.
@@ -89,14 +107,21 @@ class TransferResult:
         return to_pictures(self._moved(index, size))[0]
 
     def _moved(self, index: int, size: tuple[int, int]) -> Tensor:
-        flow = torch.from_numpy(self.coarse_flow[index : index + 1])
-        cpu = torch.device("cpu")
-        moved = pose_kernels.flow_sample(to_tensor(self.source, cpu), flow, size)
-        if self.mask is None:
-            return moved
-        behind = resized(self.target_crops[index].cut(self.behind), size)
-        scene = Scene(torch.from_numpy(self.mask)[None, None], to_tensor(behind, cpu))
-        return scene.under(moved, flow)
+        moved = self._sampled(index, self.source, size)
+        return moved if self.mask is None else self._scene(index, size).under(moved,
+                                                                              self._flow(index))
+
+    def _flow(self, index: int) -> Tensor:
+        return torch.from_numpy(self.coarse_flow[index : index + 1])
+
+    def _sampled(self, index: int, picture: np.ndarray, size: tuple[int, int]) -> Tensor:
+        """The source in one of its sizes, at the flow: `[1, 3, *size]`."""
+        return pose_kernels.flow_sample(to_tensor(picture, CPU), self._flow(index), size)
+
+    def _scene(self, index: int, size: tuple[int, int]) -> Scene:
+        """In a crop of (H, W) pixels."""
+        return scene_of_views(self.mask, self.behind, self.target_crops[index : index + 1], size,
+                              CPU)
 
     def in_frame(self, index: int, view: np.ndarray) -> np.ndarray:
         """A picture of the size of the view `[H, W, 3]` uint8, brought back to its crop of the
@@ -126,3 +151,7 @@ class TransferResult:
         frame = np.full((*self.frame, 2), np.nan, np.float32)
         crop.place(np.stack([x, y], axis=-1), frame)
         return np.moveaxis(frame, -1, 0)
+
+
+def _enlarged(image: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(image, size, mode="bilinear", align_corners=False)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pose_kernels
-from posemodel.model.refinement import conv, in_range
+from posemodel.model.refinement import Refinement, conv, in_range
 from posemodel.model.scene import Scene
 from posemodel.poses.joints import LIMBS
 from posemodel.poses.limb_maps import body_map, limb_maps
@@ -107,7 +107,7 @@ def _joined(x: Tensor, *more: Tensor) -> Tensor:
     return channels_last(torch.cat([x, *(some.to(x.dtype) for some in more)], dim=1))
 
 
-class DetailRefinement(nn.Module):
+class DetailRefinement(Refinement):
     """Encoder, warp at every scale, decoder, added to the warped source.
 
     Unlike the paper's R it need not make the image anew, and what is sharp in the warped source
@@ -123,18 +123,16 @@ class DetailRefinement(nn.Module):
         """`DetailDecoder.of_the_blind`, by the names that the weights have here."""
         return {f"decoder.{name}": place for name, place in self.decoder.of_the_blind().items()}
 
-    def forward(self, source: Tensor, flow: Tensor, target_pose: Tensor,
-                scene: Scene | None = None) -> Tensor:
-        """Image `[B, 3, H, W]`, flow `[B, 2, h, w]` and pose `[B, 18, 3]` -> image `[B, 3, H, W]`
-        float32, clamped to [-1, 1] (in training mode with a slope of 0.1 outside); in the scene
-        where there is one."""
+    def person(self, source: Tensor, flow: Tensor, target_pose: Tensor, scene: Scene | None
+               ) -> tuple[Tensor, Tensor | None]:
+        """See `Refinement`."""
         warped = pose_kernels.flow_sample(source, flow).float()
         cover = torch.ones_like(warped[:, :1]) if scene is None else scene.cover(flow)
         features = [pose_kernels.flow_sample(x, flow.to(x.dtype)) for x in self.encoder(source)]
         colour, more = self.decoder(features, warped, target_pose, cover)
         image = in_range(warped + colour, leaking=self.training)
         if scene is None:
-            return image
+            return image, None
         if more is not None:
             cover = in_range(cover + more, leaking=self.training, least=0)
-        return scene.covered(image, cover)
+        return image, cover

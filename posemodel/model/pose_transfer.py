@@ -6,11 +6,8 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.flow.estimator import FlowEstimator
-from posemodel.model.detail import DetailRefinement
-from posemodel.model.refinement import NoRefinement, RefinementNetwork
+from posemodel.model.refinement import Refinement
 from posemodel.model.scene import Scene
-
-Refinement = DetailRefinement | RefinementNetwork | NoRefinement
 
 
 class Transfer(NamedTuple):
@@ -22,6 +19,10 @@ class Transfer(NamedTuple):
     """target -> source, `[B, 2, h, w]`, absolute, normalised"""
     warped: Tensor
     """the source sampled at the flow, nothing refined, `[B, 3, H, W]`"""
+    person: Tensor
+    """the refined image before it is laid over a background, `[B, 3, H, W]`"""
+    cover: Tensor | None
+    """how much of each pixel the person covers, `[B, 1, H, W]`; None: there is no scene"""
 
 
 class PoseTransfer(nn.Module):
@@ -55,6 +56,9 @@ class PoseTransfer(nn.Module):
                  scene: Scene | None = None) -> Transfer:
         """What R makes of an image and a flow to a pose, and the image sampled at it; over the
         background where there is a scene."""
-        image = self.refinement(source, flow, target_pose, scene)
+        person, cover = self.refinement.person(source, flow, target_pose, scene)
         warped = pose_kernels.flow_sample(source, flow)
-        return Transfer(image, flow, warped if scene is None else scene.under(warped, flow))
+        if scene is None:
+            return Transfer(person, flow, warped, person, None)
+        return Transfer(scene.covered(person, cover), flow, scene.under(warped, flow), person,
+                        cover)

@@ -90,7 +90,25 @@ class RefinementDecoder(nn.Module):
         return torch.cat([x, F.adaptive_avg_pool2d(warped, x.shape[-2:]).to(x.dtype)], dim=1)
 
 
-class RefinementNetwork(nn.Module):
+class Refinement(nn.Module):
+    """R: what is warped to the finished image. Each form of it says what `person` is."""
+
+    def person(self, source: Tensor, flow: Tensor, target_pose: Tensor, scene: Scene | None
+               ) -> tuple[Tensor, Tensor | None]:
+        """The finished image before it is laid over a background, `[B, 3, H, W]`, and, where there
+        is a scene, how much of each pixel the person covers, `[B, 1, H, W]`, 0 to 1."""
+        raise NotImplementedError
+
+    def forward(self, source: Tensor, flow: Tensor, target_pose: Tensor,
+                scene: Scene | None = None) -> Tensor:
+        """Image `[B, 3, H, W]`, flow `[B, 2, h, w]` and pose `[B, 18, 3]` -> image `[B, 3, H, W]`
+        float32, clamped to [-1, 1] (in training mode with a slope of 0.1 outside); in the scene
+        where there is one."""
+        image, cover = self.person(source, flow, target_pose, scene)
+        return image if scene is None else scene.covered(image, cover)
+
+
+class RefinementNetwork(Refinement):
     """Encoder, warp, decoder. What was warped is all that the decoder sees: what the flow does not
     bring, the image cannot have."""
 
@@ -99,30 +117,27 @@ class RefinementNetwork(nn.Module):
         self.encoder, self.decoder = encoder, decoder
         carry_colours(encoder, decoder)
 
-    def forward(self, source: Tensor, flow: Tensor, target_pose: Tensor,
-                scene: Scene | None = None) -> Tensor:
-        """Image `[B, 3, H, W]` and flow `[B, 2, h, w]` -> image `[B, 3, H, W]`, in the scene where
-        there is one. The pose is not looked at."""
+    def person(self, source: Tensor, flow: Tensor, target_pose: Tensor, scene: Scene | None
+               ) -> tuple[Tensor, Tensor | None]:
+        """See `Refinement`. The pose is not looked at."""
         features = self.encoder(source)
         features = pose_kernels.flow_sample(features, flow.to(features.dtype))
         warped = pose_kernels.flow_sample(source, flow) if self.decoder.skip else None
-        image = self.decoder(features, warped)
-        return image if scene is None else scene.under(image, flow)
+        return self.decoder(features, warped), None if scene is None else scene.cover(flow)
 
 
-class NoRefinement(nn.Module):
+class NoRefinement(Refinement):
     """Table 3's "without refinement": the warped source is the image. No weights."""
 
     def __init__(self):
         super().__init__()
         self.encoder, self.decoder = nn.Identity(), nn.Identity()
 
-    def forward(self, source: Tensor, flow: Tensor, target_pose: Tensor,
-                scene: Scene | None = None) -> Tensor:
-        """Image `[B, 3, H, W]` and flow `[B, 2, h, w]` -> image `[B, 3, H, W]`, in the scene where
-        there is one. The pose is not looked at."""
+    def person(self, source: Tensor, flow: Tensor, target_pose: Tensor, scene: Scene | None
+               ) -> tuple[Tensor, Tensor | None]:
+        """See `Refinement`. The pose is not looked at."""
         warped = pose_kernels.flow_sample(source, flow)
-        return warped if scene is None else scene.under(warped, flow)
+        return warped, None if scene is None else scene.cover(flow)
 
 
 @torch.no_grad()

@@ -88,6 +88,22 @@ def test_more_pixels_show_the_same(model, scene):
     assert np.median(difference) <= 3
 
 
+def test_a_large_picture_is_as_the_view_and_has_no_colours_of_its_own(model, scene):
+    """R is trained at the size of the view: what it changed is enlarged before the person is laid
+    over the room, so that an edge that moves leaves no bright line."""
+    picture, pose, mask, other = scene
+    result = model.transfer(picture, pose, [other], mask=mask)
+    large = result.refined_at(0, (128, 128)).astype(float)       # of a view of 32 x 32
+    view = result.refined_view[0].astype(float)
+    assert np.abs(large.reshape(32, 4, 32, 4, 3).mean((1, 3)) - view).mean() < 6
+    assert np.abs(view - result.warped_view[0]).mean() > 2        # there is something to see
+    alone = np.where(result.cover_view[0][..., None] == 0, np.nan, result.person_view[0])
+    behind = result.target_crops[0].cut(result.behind)
+    for extreme, least in ((np.nanmax, -1), (np.nanmin, 1)):
+        bound = least * extreme([extreme(alone, (0, 1)), extreme(behind, (0, 1))], 0)
+        assert (least * large >= bound - 25).all()
+
+
 @pytest.mark.parametrize("change, says", [
     ({"mask": np.zeros((3, 3), bool)}, r"mask: expected numbers \[120, 160\], found \(3, 3\) bool"),
     ({"mask": np.full(ROOM, 2.0)}, "mask: expected values from 0 to 1, found some from 2 to 2"),

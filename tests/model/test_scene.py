@@ -113,12 +113,14 @@ def test_a_refinement_that_sees_the_pose_says_how_much_the_person_covers() -> No
     assert net.refinement.decoder.last.bias.grad[3] != 0
 
 
-def test_r_sees_the_pose_of_the_target_and_its_scene() -> None:
+def test_r_sees_the_pose_of_the_target_and_its_scene(monkeypatch) -> None:
     """In training and in evaluation."""
     trainer = Trainer(tiny_config(), torch.device("cpu"), torch.float32)
     seen, batch = [], nobody_moves()
     for net in (trainer.generator, trainer.averaged):
-        net.refinement.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2:]))
+        person = net.refinement.person
+        monkeypatch.setattr(net.refinement, "person", lambda *inputs, person=person: (
+            seen.append(inputs[2:]), person(*inputs))[1])
     trainer.step(1, batch)
     inspect(trainer.averaged, batch, torch.float32)
     assert len(seen) == 2
