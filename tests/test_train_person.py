@@ -13,6 +13,7 @@ from posemodel.data.__main__ import main as data_main  # noqa: E402
 from posemodel.engine.starting_weights import start_from  # noqa: E402
 from posemodel.evaluate import main as evaluate_main  # noqa: E402
 from posemodel.inference.model import PoseTransferModel  # noqa: E402
+from posemodel.pictures.inpainting import filling  # noqa: E402
 from posemodel.train import main as train_main  # noqa: E402
 from tests.small_datasets import refused  # noqa: E402
 from tests.small_films import frames, knowing, write_film  # noqa: E402
@@ -56,7 +57,8 @@ def test_from_a_film_to_a_model(film, tmp_path, capsys):
     for split in ("validation", "test"):
         assert evaluate_main([*words, "--split", split]) == 0
         found[split] = json.loads(numbers.read_text())
-        assert found[split]["split"] == split
+        assert found[split]["split"] == split and found[split]["holes"] == filling()
+    assert f"behind the people: {filling()}" in capsys.readouterr().out
     assert found["validation"]["refined_person_l1"] == pytest.approx(
         rows[-1]["refined_person_l1"], rel=1e-4)
     assert found["test"]["copy_person_l1"] != found["validation"]["copy_person_l1"]

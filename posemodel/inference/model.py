@@ -226,14 +226,11 @@ class PoseTransferModel:
                                                              self.device)
             parts.append(self._batch(view_on_device, seen[0], seen[some], scene, measures, clock))
         seconds = clock.seconds | {"total": clock.total()}
-        refined, warped, person, cover, flow, *visibility = map(
-            np.concatenate, zip(*parts, strict=True))
+        views, scores = map(_joined, zip(*parts, strict=True))
         return TransferResult(
             frame=frame, source_frame=source_frame, source=source, source_crop=crops[0],
-            target_crops=crops[1:], source_view=view, refined_view=refined, warped_view=warped,
-            person_view=person, cover_view=cover, coarse_flow=flow,
-            visibility=dict(zip(measures, visibility, strict=True)), mask=mask, behind=behind,
-            source_pose=seen[0], target_poses=seen[1:], seconds=seconds)
+            target_crops=crops[1:], source_view=view, **views, visibility=scores, mask=mask,
+            behind=behind, source_pose=seen[0], target_poses=seen[1:], seconds=seconds)
 
     @torch.inference_mode()
     def correspondence(self, result: TransferResult, index: int, target_xy: tuple[float, float],
@@ -289,25 +286,28 @@ class PoseTransferModel:
         return crops, seen
 
     def _batch(self, view: Tensor, source_pose: Tensor, targets: Tensor, scene: Scene | None,
-               measures: Sequence[str], clock: "_Clock") -> list[np.ndarray]:
-        """Refined and warped views, the person alone and what they cover, coarse flow and each
-        measure of visibility of some targets."""
+               measures: Sequence[str], clock: "_Clock"
+               ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What a `TransferResult` has of some targets, by its names, and their visibility."""
         targets = targets.to(self.device)
         source_pose = source_pose.to(self.device).expand_as(targets)
         view = view.expand(len(targets), -1, -1, -1)
         flow = self.generator.flow(view, source_pose, targets)
         clock.stop("flow")
         transfer = self.generator.transfer(view, flow, targets, scene)
-        views = [to_pictures(view) for view in (transfer.image, transfer.warped, transfer.person)]
         cover = torch.ones_like(view[:, 0]) if scene is None else transfer.cover[:, 0].float()
+        views = {"refined_view": to_pictures(transfer.image),
+                 "warped_view": to_pictures(transfer.warped),
+                 "person_view": to_pictures(transfer.person), "cover_view": cover.cpu().numpy(),
+                 "coarse_flow": flow.cpu().numpy()}
         clock.stop("refine")
         scores = self._visibility(transfer, source_pose, targets, measures)
         at = pose_kernels.identity_flow(*self.size, device=flow.device).expand(
             len(flow), -1, -1, -1)
-        fine = [pose_kernels.flow_sample(scores[name], at, self.size)[:, 0].clamp(0, 1)
-                .cpu().numpy() for name in measures]
+        fine = {name: pose_kernels.flow_sample(scores[name], at, self.size)[:, 0].clamp(0, 1)
+                .cpu().numpy() for name in measures}
         clock.stop("visibility")
-        return [*views, cover.cpu().numpy(), flow.cpu().numpy(), *fine]
+        return views, fine
 
     def _visibility(self, transfer: Transfer, source_pose: Tensor, targets: Tensor,
                     measures: Sequence[str]) -> dict[str, Tensor]:
@@ -327,6 +327,11 @@ class PoseTransferModel:
             if "correlation" in measures:
                 scores["correlation"] = visibility_scores.correlation_score(*features)
         return scores
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Batches, one after the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def newest_run(folder: str | Path = "runs") -> Path | None:

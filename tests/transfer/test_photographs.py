@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from posemodel.pictures.inpainting import filling
 from posemodel.poses.files import openpose_json
 from posemodel.runtime.main import run_main
 from posemodel.transfer import output as transfer_output
@@ -56,7 +57,10 @@ def test_a_photograph_and_joints_of_another(run, monkeypatch, capsys):
     record = transfer(run, "--image", photograph(person), "--drive", joints_of(driver))
     assert record["background"] == "keep" and record["drive"] == "absolute"
     assert record["source"] | {"pose": "found", "mask": "found"} == record["source"]
-    assert len(record["targets"]) == 4 and "error" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert len(record["targets"]) == 4 and "error" not in said
+    assert record["holes"] == filling()
+    assert f"background: kept; behind the person {filling()}" in said
     for target in record["targets"]:
         assert target["frame"] == [96, 96]
         with Image.open(f"out/refined/{target['name']}.png") as made:
@@ -83,7 +87,8 @@ def test_a_picture_as_the_target_pose(run, monkeypatch, capsys):
     record = transfer(run, "--image", photograph(person), "--target-pose",
                       photograph(other, "other.png"))
     # Its frame is another one, so that the background cannot be kept.
-    assert record["targets"][0]["frame"] == [96, 192] and record["background"] == "model"
+    assert record["targets"][0]["frame"] == [96, 192]
+    assert record["background"] == "model" and record["holes"] is None
     said = capsys.readouterr().out
     assert "background: moved by the model" in said and "target: 2 people" in said
 
