@@ -217,11 +217,12 @@ def test_what_the_page_of_tables_says_of_appendix_e():
     alex = {key: of(key, "refined_lpips_alex", 3) for key in ("ours", "paper-refine", "skip")}
     assert (f"error is {of('skip', 'epe', 2)} pixels with them and {of('paper-refine', 'epe', 2)} "
             f"without; LPIPS-Alex of the finished image is {alex['skip']} and "
-            f"{alex['paper-refine']}. Our R, which sees the target's limbs besides, leaves the worse "
-            f"warped image, l1 {of('ours', 'l1', 2)} against {of('paper-refine', 'l1', 2)} under the "
-            f"paper's, and finishes it far better, refined l1 {of('ours', 'refined_l1', 2)} against "
-            f"{of('paper-refine', 'refined_l1', 2)}, LPIPS-Alex {alex['ours']} against "
-            f"{alex['paper-refine']}; nothing is shown of another flow."
+            f"{alex['paper-refine']}. Our R, which sees the target's limbs besides, leaves the "
+            f"worse warped image, l1 {of('ours', 'l1', 2)} against {of('paper-refine', 'l1', 2)} "
+            f"under the paper's, and finishes it far better, refined l1 "
+            f"{of('ours', 'refined_l1', 2)} against {of('paper-refine', 'refined_l1', 2)}, "
+            f"LPIPS-Alex {alex['ours']} against {alex['paper-refine']}; nothing is shown of "
+            f"another flow."
             ) in squeezed((DOCS / "tables" / "README.md").read_text())
     skip, ours = (cells[key]["against_reference"] for key in ("skip", "ours"))
     assert {verdict["says"] for verdict in skip.values()} == {"not shown"}

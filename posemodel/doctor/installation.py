@@ -18,7 +18,9 @@ _OPTIONAL = {"lpips": "the metric LPIPS (pip install -e '.[eval]')",
              "tensorboard": "scalars in TensorBoard (pip install -e '.[tb]')",
              "playwright": "tests of pages in a browser (pip install -e '.[test]')",
              "imageio-ffmpeg": "films, read and written (pip install -e '.[video]')",
-             "mediapipe": "joints and masks found in pictures (pip install -e '.[pose]')"}
+             "mediapipe": "joints and masks found in pictures (pip install -e '.[pose]')",
+             "opencv-contrib-python": "edges and patterns continued behind a person "
+                                      "(pip install -e '.[pose]')"}
 # Variables of the environment that change what runs; no others are shown.
 _VARIABLES = ("POSE_KERNELS_IMPL", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
               "GOMP_SPINCOUNT", "POSEMODEL_WEIGHTS")
