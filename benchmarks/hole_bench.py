@@ -41,7 +41,7 @@ def smooth(picture: np.ndarray, scene: Scene) -> np.ndarray:
 
 
 def ours(picture: np.ndarray, scene: Scene) -> np.ndarray:
-    return to_pictures(continued(scene, to_tensor(picture, CPU)).behind)[0]
+    return to_pictures(continued(scene).behind)[0]
 
 
 def of_opencv(name: str) -> Callable[[np.ndarray, Scene], np.ndarray]:
@@ -91,18 +91,17 @@ def measured(arguments: argparse.Namespace) -> dict:
     pairs = open_pairs(arguments.root, "train", kind="film")
     view = View(pairs, image_size=(arguments.size, arguments.size), fit="pad")
     lpips = Lpips("alex", CPU, arguments.weights)
-    shots: dict[str, list[str]] = {}
-    for name in pairs.names:
-        shots.setdefault(re.sub(r"_\d+\.\w+$", "", name), []).append(name)
+    shots: dict[str, list[int]] = {}
+    for frame, name in enumerate(pairs.names):
+        shots.setdefault(re.sub(r"_\d+\.\w+$", "", name), []).append(frame)
     values: dict[str, list[dict]] = {name: [] for name in METHODS}
     shares = []
-    for names in shots.values():
-        where = {name: pairs.names.index(name) for name in names}
-        pictures = np.stack([view.picture(read_image(pairs.path(where[name]))) for name in names])
-        masks = np.stack([view.picture(read_image(pairs.mask(where[name])))[..., 0]
-                          for name in names]).astype(np.float32) / 255
+    for frames in shots.values():
+        pictures = np.stack([view.picture(read_image(pairs.path(frame))) for frame in frames])
+        masks = np.stack([view.picture(read_image(pairs.mask(frame)))[..., 0]
+                          for frame in frames]).astype(np.float32) / 255
         plate, known = empty_room(pictures, masks)
-        for index in np.linspace(0, len(names) - 1, arguments.frames).round().astype(int):
+        for index in np.linspace(0, len(frames) - 1, arguments.frames).round().astype(int):
             picture = pictures[index]
             scene = scene_of(to_tensor(picture, CPU), torch.from_numpy(masks[index])[None, None])
             judged = (scene.hole[0, 0] > 0).numpy() & known

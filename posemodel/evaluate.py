@@ -66,7 +66,6 @@ def evaluate_run(arguments: argparse.Namespace, world) -> int:
     from posemodel.engine.run_folder import RunFolder
     from posemodel.engine.trained import load_trained
     from posemodel.evaluation import test_set
-    from posemodel.pictures.inpainting import filling
     from posemodel.runtime import environment
 
     # What the other processes would say, the first one says.
@@ -82,11 +81,11 @@ def evaluate_run(arguments: argparse.Namespace, world) -> int:
         lpips=arguments.lpips, folder=_weights_folder(config, arguments, log), log=log)
     held_out = open_held_out(data, device, data.evaluation_pairs, split=arguments.split,
                              positions=config.flow_positions, log=log)
-    if data.kind == "film":
-        log(f"behind the people: {filling()}")
     about = test_set.description(
         instruments, held_out, data, step=checkpoint.step, device=device, dtype=dtype,
         weights=sha256(checkpoint.path / "averaged.safetensors"), commit=_commit(world))
+    if holes := about["protocol"].get("holes"):
+        log(f"behind the people: {holes}")
     row = test_set.evaluate_under(
         instruments, model, held_out, data, dtype, about=about, world=world,
         folder=run.path / "evaluation" / test_set.folder_name(about))

@@ -49,7 +49,7 @@ def inspect(model: PoseTransfer, batch: dict[str, Tensor], dtype: torch.dtype) -
             flow = model.flow(source, *poses)
         scene = scene_of_batch(batch)
         if scene is not None and not has_truth(batch):  # as with a photograph that is transferred
-            scene = continued(scene, source)
+            scene = continued(scene)
         made = model.transfer(source, flow, poses[1], scene)
         if has_truth(batch):
             # The way back starts from the image that was made: the target is what nobody has.

@@ -60,7 +60,7 @@ def behind_person(image: np.ndarray, mask: np.ndarray, frame: tuple[int, int],
     scale = min(1.0, _FILLED_ROWS / rows)
     size = tuple(max(1, round(side * scale)) for side in frame)
     small = to_tensor(resized(image, size), torch.device("cpu"))
-    scene = continued(scene_of(small, _resized_mask(mask, size), rows=rows * scale), small)
+    scene = continued(scene_of(small, _resized_mask(mask, size), rows=rows * scale))
     filled = resized(to_pictures(scene.behind)[0], frame)
     hole = F.interpolate(scene.hole, frame, mode="nearest")[0, 0].numpy() > 0
     return np.where(hole[..., None], filled, image)

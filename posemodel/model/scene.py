@@ -8,7 +8,7 @@ from torch import Tensor
 
 import pose_kernels
 from posemodel.pictures.inpainting import inpaint, opencv_version
-from posemodel.pictures.pixels import to_images, to_pictures
+from posemodel.pictures.pixels import to_pictures, to_tensor
 
 # Pixels around the mask of an image 128 pixels high that are no background yet: the camera blurs
 # the person's edge. Every pixel more costs background that is known.
@@ -66,25 +66,18 @@ def scene_of_batch(batch: dict[str, Tensor]) -> Scene | None:
     return None if mask is None else scene_of(batch["source"], mask)
 
 
-def continued(scene: Scene, source: Tensor) -> Scene:
-    """The same with edges and patterns of the source continued into the hole (see
+def continued(scene: Scene) -> Scene:
+    """A scene of `scene_of` with edges and patterns continued into its holes (see
     `pictures.inpainting`), where OpenCV is installed; not differentiable, and a matter of a second
-    for a large hole.
-
-    Args:
-        scene: of `scene_of`.
-        source: `[B, 3, H, W]`.
-    """
+    for a large hole."""
     if not opencv_version():
         return scene
-    holes = (scene.hole[:, 0] > 0).cpu().numpy()
-    pictures = to_pictures(source)
-    for picture, hole in zip(pictures, holes, strict=True):
+    behind = scene.behind.clone()
+    for image, hole in zip(behind, scene.hole[:, 0] > 0, strict=True):
         if hole.any() and not hole.all():
-            picture[:] = inpaint(picture, hole)
-    made = to_images(torch.from_numpy(pictures)).to(source)
-    known = scene.hole.flatten(1).amin(1).view(-1, 1, 1, 1) < 1
-    return scene._replace(behind=torch.where((scene.hole > 0) & known, made, scene.behind))
+            made = inpaint(to_pictures(image[None])[0], hole.cpu().numpy())
+            image[:, hole] = to_tensor(made, image.device)[0].to(image.dtype)[:, hole]
+    return scene._replace(behind=behind)
 
 
 def fill(image: Tensor, hole: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def test_scenes_of_a_batch_one_with_nobody_and_one_with_nothing_else():
     masks[0, 0, 30:60, 40:70] = 1
     masks[2] = 1
     smooth = scenes.scene_of(sources, masks)
-    made = scenes.continued(smooth, sources)
+    made = scenes.continued(smooth)
     assert torch.equal(made.behind[1:], smooth.behind[1:])
     known = (smooth.hole[:1] == 0).expand(1, 3, -1, -1)
     assert torch.equal(made.behind[:1][known], smooth.behind[:1][known])
@@ -88,7 +88,7 @@ def test_without_opencv_holes_are_smooth_and_records_say_so(monkeypatch):
     sources = to_tensor(stripes(), torch.device("cpu"))
     mask = torch.from_numpy(hole_of(stripes()))[None, None].float()
     smooth = scenes.scene_of(sources, mask)
-    assert torch.equal(scenes.continued(smooth, sources).behind, smooth.behind)
+    assert torch.equal(scenes.continued(smooth).behind, smooth.behind)
     table = {"copy_l1": np.ones(2)}
     rows = {kind: evaluation_row(kind, "test", table, Totals(), Instruments())
             for kind in ("film", "market")}
