@@ -1,10 +1,17 @@
 """A person laid over the background of their photograph, or over white."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
+from posemodel.inference import background as backgrounds
 from posemodel.inference.background import behind_person, checked_mask
 from posemodel.inference.model import PoseTransferModel
+from posemodel.pictures.inpainting import opencv_version
+from posemodel.pictures.pixels import resized
 from tests.small_datasets import refused
 from tests.small_films import frames
 from tests.small_runs import write_tiny_run
@@ -102,6 +109,72 @@ def test_a_large_picture_is_as_the_view_and_has_no_colours_of_its_own(model, sce
     for extreme, least in ((np.nanmax, -1), (np.nanmin, 1)):
         bound = least * extreme([extreme(alone, (0, 1)), extreme(behind, (0, 1))], 0)
         assert (least * large >= bound - 25).all()
+
+
+def test_the_view_is_the_person_over_what_is_behind(model, scene):
+    picture, pose, mask, other = scene
+    result = model.transfer(picture, pose, [other], mask=mask)
+    behind = resized(result.target_crops[0].cut(result.behind), model.size).astype(float)
+    cover = result.cover_view[0][..., None]
+    laid = behind + cover * (result.person_view[0] - behind)
+    assert np.abs(laid - result.refined_view[0]).max() <= 2
+    assert 0.1 < cover.mean() < 0.9 and np.abs(result.person_view[0] - behind).mean() > 20
+    free = model.transfer(picture, pose, [other])
+    assert (free.cover_view == 1).all() and np.array_equal(free.person_view, free.refined_view)
+
+
+def grey(result, cover, person=200):
+    """The same of somebody who is all grey, before a darker grey."""
+    def full(image, value):
+        return np.full_like(image, value)
+
+    return replace(result, source=full(result.source, 200), behind=full(result.behind, 100),
+                   source_view=full(result.source_view, 200), cover_view=cover,
+                   person_view=np.broadcast_to(np.uint8(person), result.person_view.shape))
+
+
+def test_r_says_in_a_large_picture_too_how_much_the_person_covers(model, scene):
+    picture, pose, mask, other = scene
+    result = model.transfer(picture, pose, [other], mask=mask)
+    for share, wanted in ((0.0, 100), (1.0, 200)):
+        cover = np.full_like(result.cover_view, share)
+        made = grey(result, cover).refined_at(0, (128, 128)).astype(float)
+        # The mask is finer than the view, so that its edge is not met to the pixel.
+        assert made.min() >= 100 and made.max() <= 200 and abs(made.mean() - wanted) < 8
+
+
+def test_what_r_makes_of_a_pixel_that_nobody_covers_is_seen_nowhere(model, scene):
+    picture, pose, _, other = scene
+    result = model.transfer(picture, pose, [other], mask=np.ones(ROOM), background="white")
+    cover = np.zeros_like(result.cover_view)
+    cover[:, :, :16] = 1
+    made = grey(result, cover, person=200 * (cover[..., None] > 0)).refined_at(0, (128, 128))
+    share = F.interpolate(torch.from_numpy(cover)[None], (128, 128), mode="bilinear")[0, 0].numpy()
+    # Where next to nobody is, next to nothing of them is known.
+    known = (share == 0) | (share > 0.1)
+    assert np.abs(made - (100 + 100 * share[..., None]))[known].max() <= 1
+
+
+@pytest.mark.skipif(not opencv_version(), reason="OpenCV is not installed")
+def test_the_pattern_of_a_wall_goes_on_behind_the_person(scene):
+    _, _, mask, _ = scene
+    wall = np.zeros((*ROOM, 3), np.uint8)
+    wall[:, np.arange(ROOM[1]) % 12 < 6] = 220
+    behind = behind_person(np.where(mask[..., None] > 0, np.uint8(120), wall), mask, ROOM, "keep")
+    assert np.abs(behind.astype(float) - wall)[mask > 0].mean() < 40       # a smooth wall: 110
+
+
+def test_a_hole_is_filled_at_a_size_of_its_own(monkeypatch):
+    """However large the photograph is."""
+    sizes = []
+    monkeypatch.setattr(backgrounds, "continued", lambda scene: sizes.append(
+        tuple(scene.behind.shape[-2:])) or scene)
+    picture, mask = np.zeros((1500, 600, 3), np.uint8), np.zeros((1500, 600), np.float32)
+    mask[100:900, 200:300] = 1                                   # 800 rows and a margin are 1000
+    assert behind_person(picture, mask, picture.shape[:2], "keep").shape == picture.shape
+    assert sizes == [(384, 154)]
+    behind_person(picture[:120, :60], mask[80:200, 190:250], (120, 60), "keep")
+    assert sizes[1:] == [(120, 60)]
 
 
 @pytest.mark.parametrize("change, says", [

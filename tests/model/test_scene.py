@@ -5,6 +5,7 @@ import torch
 
 import pose_kernels
 from posemodel.engine.trainer import Trainer
+from posemodel.evaluation import inspection
 from posemodel.evaluation.inspection import inspect
 from posemodel.model.scene import Scene, fill, scene_of, scene_of_batch
 from tests.small_runs import tiny_generator
@@ -127,6 +128,17 @@ def test_r_sees_the_pose_of_the_target_and_its_scene(monkeypatch) -> None:
     for pose, scene in seen:
         assert torch.equal(pose, batch["target_pose"])
         assert torch.equal(scene.mask, batch["source_mask"])
+
+
+def test_holes_are_continued_where_a_film_is_measured_and_not_where_the_truth_is_known(
+        monkeypatch) -> None:
+    monkeypatch.setattr(inspection, "continued", lambda scene: scene._replace(
+        behind=torch.full_like(scene.behind, 0.25)))
+    batch, net = nobody_moves(), tiny_generator(model_refine="none")
+    film = inspect(net, batch, torch.float32)
+    assert (film.image == 0.25).all() and (film.warped == 0.25).all()
+    known = inspect(net, {**batch, "flow": torch.zeros(2, 2, 32, 32)}, torch.float32)
+    assert torch.equal(known.image, batch["source"])
 
 
 def test_training_compares_people_over_their_background() -> None:

@@ -68,6 +68,15 @@ def test_a_distant_part_of_a_large_picture_changes_nothing_and_is_not_looked_at(
 
 
 @needs_opencv
+def test_the_same_hole_is_filled_once():
+    picture, hole = stripes()[:, :100], hole_of(stripes()[:, :100])
+    before = inpainting._filled.cache_info()
+    assert np.array_equal(inpainting.inpaint(picture, hole), inpainting.inpaint(picture, hole))
+    after = inpainting._filled.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 1)
+
+
+@needs_opencv
 def test_scenes_of_a_batch_one_with_nobody_and_one_with_nothing_else():
     sources = to_tensor(stripes(), torch.device("cpu")).repeat(3, 1, 1, 1)
     masks = torch.zeros(3, 1, *sources.shape[-2:])
