@@ -13,7 +13,7 @@ from posemodel.data.films import write_mp4
 from posemodel.mannequins.pairs import Mannequins
 from posemodel.pictures.pixels import to_pictures
 from posemodel.poses.estimator import Person
-from posemodel.poses.joints import normalized_to_pixels
+from posemodel.poses.joints import FLIP_PAIRS, normalized_to_pixels
 from posemodel.poses.layouts import Pose
 
 SIZE = (96, 96)
@@ -68,9 +68,16 @@ def beside(first: Frame, second: Frame) -> Frame:
     return Frame(np.hstack([first.picture, second.picture]), people)
 
 
-def write_film(path: Path, shown: Iterable[Frame]) -> Path:
-    """The pictures as an MP4 of 10 frames a second."""
-    write_mp4(path, [frame.picture for frame in shown], fps=10)
+def with_sides_exchanged(frame: Frame) -> Frame:
+    """The same, but left is taken for right."""
+    people = [replace(person, pose=replace(person.pose, joints=person.pose.joints[
+        list(FLIP_PAIRS)])) for person in frame.people]
+    return replace(frame, people=people)
+
+
+def write_film(path: Path, shown: Iterable[Frame], *, fps: float = 4) -> Path:
+    """The pictures as an MP4, so slow that people may take any pose in the next frame."""
+    write_mp4(path, [frame.picture for frame in shown], fps=fps)
     return path
 
 

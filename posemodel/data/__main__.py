@@ -109,6 +109,9 @@ def _add_film(commands) -> None:
                         help="folder to write; new")
     parser.add_argument("--frames", type=int, default=400, metavar="N",
                         help="most frames of a clip to look at, evenly spread (default: 400)")
+    parser.add_argument("--as-found", action="store_true",
+                        help="joints as they are found in each frame: neither are left and right "
+                        "exchanged where they change places, nor frames left out where joints jump")
     parser.add_argument("--weights", default="", metavar="DIR",
                         help="folder with the pose estimator's model file")
 
@@ -176,7 +179,8 @@ def _film(arguments: argparse.Namespace) -> int:
     refuse_existing(arguments.out)
     with pose_estimator(arguments.weights) as estimator, ProgressBar() as bar:
         reports = make_film_data(arguments.clips, arguments.out, estimator,
-                                 most=arguments.frames, progress=bar)
+                                 most=arguments.frames, as_found=arguments.as_found,
+                                 progress=bar)
     for report in reports:
         print(report.line())
     print(f"written: {arguments.out}")

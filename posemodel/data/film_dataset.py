@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from posemodel.poses.crop import Crop
 from posemodel.poses.estimator import Estimator
 from posemodel.poses.film import choose_track, tracks
 from posemodel.poses.layouts import Pose
+from posemodel.poses.steadiness import seconds, steadied
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import new_folder, write_aside
 
@@ -61,6 +62,10 @@ class ClipReport:
     """of shots with fewer than ten frames"""
     others: int = 0
     """that show somebody else alone"""
+    jumps: int = 0
+    """where the joints jump away and back"""
+    exchanged: int = 0
+    """whose left and right, found the wrong way round, were exchanged"""
     train: int = 0
     validation: int = 0
     test: int = 0
@@ -76,8 +81,9 @@ class ClipReport:
         several = f", up to {self.people} people (one is followed)" if self.people > 1 else ""
         return (f"{self.clip}: {self.frames} frames, {self.shots} shot"
                 f"{'s' if self.shots != 1 else ''}{several}; left out: {self.nobody} without a "
-                f"person, {self.others} without this one, {self.doubled} doubled, {self.blurred} "
-                f"blurred, {self.short} in shots too short; kept {self.train} to train, "
+                f"person, {self.others} without this one, {self.jumps} with joints that jump, "
+                f"{self.doubled} doubled, {self.blurred} blurred, {self.short} in shots too short; "
+                f"left and right exchanged in {self.exchanged}; kept {self.train} to train, "
                 f"{self.validation} to validate, {self.test} to test")
 
 
@@ -101,7 +107,7 @@ class _Shot:
 
 
 def make_film_data(clips: list[Path], out: Path, estimator: Estimator, *, most: int,
-                   progress: Progress) -> list[ClipReport]:
+                   as_found: bool = False, progress: Progress) -> list[ClipReport]:
     """Make a data set of some films.
 
     Args:
@@ -109,6 +115,7 @@ def make_film_data(clips: list[Path], out: Path, estimator: Estimator, *, most: 
         out: a folder that is not there yet; it appears when all is done.
         estimator: finds joints and masks.
         most: frames of a clip that are looked at, evenly spread.
+        as_found: joints as the estimator gives them, frame by frame (see `poses.steadiness`).
         progress: is told what is counted, how many are done, and of how many.
 
     Raises: `UserError` where no clip gives anything, and where something is at `out`.
@@ -126,7 +133,8 @@ def make_film_data(clips: list[Path], out: Path, estimator: Estimator, *, most: 
             reports.append(report)
             try:
                 film = Film(clip)
-                shots = _look_through(film, name, estimator, most, report, progress)
+                frames = _look_through(film, estimator, most, report, progress)
+                shots = _shots(film, name, frames, report, as_found=as_found)
             except UserError as error:
                 report.problem = str(error).removeprefix(f"{clip}: ")  # told beside its name
                 continue
@@ -141,12 +149,13 @@ def make_film_data(clips: list[Path], out: Path, estimator: Estimator, *, most: 
     return reports
 
 
-def _look_through(film: Film, name: str, estimator: Estimator, most: int, report: ClipReport,
-                  progress: Progress) -> list[_Shot]:
-    """The shots of a film that are long enough, each with the person who stands out in it."""
+def _look_through(film: Film, estimator: Estimator, most: int, report: ClipReport,
+                  progress: Progress) -> list[list[list[_Look]]]:
+    """The people of each frame of each shot; frames that were looked at before or show nobody are
+    no part of it."""
     expected = max(1, round(film.fps * film.seconds))
     step = max(1, -(-expected // most))
-    shots: list[list[list[_Look]]] = [[]]  # people of each frame of each shot
+    shots: list[list[list[_Look]]] = [[]]
     before = None
     for index, frame in enumerate(film.frames()):
         if index % step:
@@ -167,8 +176,15 @@ def _look_through(film: Film, name: str, estimator: Estimator, most: int, report
         report.nobody += not people
         shots[-1].append([_Look(index=index, pose=person.pose, mask=_packed(person.mask),
                                 sharpness=_sharpness(frame, person.pose)) for person in people])
+    return shots
+
+
+def _shots(film: Film, name: str, frames: list[list[list[_Look]]], report: ClipReport, *,
+           as_found: bool) -> list[_Shot]:
+    """The shots of a film that are long enough, each with the person who stands out in it."""
     kept = []
-    for looks in (part for shot in shots for part in _followed(shot, report)):
+    for looks in (part for shot in frames
+                  for part in _followed(shot, film.fps, report, as_found=as_found)):
         middle = np.median([look.sharpness for look in looks])
         sharp = [look for look in looks if look.sharpness >= _BLURRED * middle]
         report.blurred += len(looks) - len(sharp)
@@ -186,18 +202,27 @@ def _look_through(film: Film, name: str, estimator: Estimator, most: int, report
     return kept
 
 
-def _followed(frames: list[list[_Look]], report: ClipReport) -> list[list[_Look]]:
+def _followed(frames: list[list[_Look]], fps: float, report: ClipReport, *,
+              as_found: bool) -> list[list[_Look]]:
     """The person who stands out in some frames; where nobody is near where anybody was, the film
     was cut."""
-    poses = [[look.pose for look in people] for people in frames]
-    if not any(poses):
+    people = [[look.pose for look in looks] for looks in frames]
+    if not any(people):
         return []
-    track = choose_track(tracks(poses), None)
+    track = choose_track(tracks(people), None)
+    looks = {frame: next(look for look in frames[frame] if look.pose is pose)
+             for frame, pose in track.poses.items()}
+    report.others += sum(bool(poses) for poses in people) - len(track.poses)
+    if not as_found:
+        # A frame without the person says nothing, whatever its time.
+        steady = steadied(track, seconds([looks[frame].index if frame in looks else 0
+                                          for frame in range(len(frames))], fps))
+        track = steady.track
+        report.exchanged += len(set(steady.exchanged) & set(track.poses))
+        report.jumps += len(steady.jumps)
     parts: dict[int, list[_Look]] = {}
-    for index, pose in track.poses.items():
-        look = next(look for look in frames[index] if look.pose is pose)
-        parts.setdefault(track.shots[index], []).append(look)
-    report.others += sum(bool(people) for people in frames) - len(track.poses)
+    for frame, pose in track.poses.items():
+        parts.setdefault(track.shots[frame], []).append(replace(looks[frame], pose=pose))
     return list(parts.values())
 
 

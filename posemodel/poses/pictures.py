@@ -110,7 +110,7 @@ def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     rising = np.sort(np.where(both, apart, np.inf), axis=-1)
     median = sum(np.take_along_axis(rising, place, axis=-1)[..., 0] / 2
                  for place in ((count - 1) // 2, count // 2))
-    (middle, size), (other_middle, other_size) = map(_middles_and_sizes, (first, second))
+    (middle, size), (other_middle, other_size) = map(middles_and_sizes, (first, second))
     between = _lengths(middle[:, None] - other_middle[None])
     larger = np.maximum(np.maximum(size[:, None], other_size[None]), 1e-6)
     return np.where(both.any(axis=-1), median, between) / larger
@@ -122,7 +122,7 @@ def prominence(pose: Pose) -> tuple[int, float]:
     return len(xy), math.prod(np.ptp(xy, axis=0).tolist()) if len(xy) else 0.0
 
 
-def _middles_and_sizes(joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def middles_and_sizes(joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`[N, 2]` and `[N]`, the mean of the joints and the diagonal of the box around them."""
     here, xy = joints[..., 2:] > 0, joints[..., :2]
     low = np.where(here, xy, np.inf).min(axis=1)

@@ -83,6 +83,10 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
                         "joints)")
     parser.add_argument("--every-person", action="store_true",
                         help="every person of a target file is a pose of its own")
+    parser.add_argument("--as-found", action="store_true",
+                        help="the joints of a film as they are found in each frame: neither are "
+                        "left and right exchanged where they change places, nor joints put back "
+                        "that jump away for one frame")
     parser.add_argument("--smooth", type=float, nargs="?", const=1.0, metavar="FRAMES",
                         help="less jitter: joints are smoothed over time by that many frames (1 "
                         "where no number is given)")

@@ -17,6 +17,7 @@ from posemodel.poses.film import Track, choose_track, smoothed, tracks, without_
 from posemodel.poses.layouts import Pose
 from posemodel.poses.pictures import counted
 from posemodel.poses.retarget import Mode, carried_over
+from posemodel.poses.steadiness import Steadied, seconds, steadied
 from posemodel.runtime.errors import UserError
 from posemodel.transfer.output import Target
 
@@ -44,8 +45,8 @@ def read_targets(files: Sequence[Path], arguments: argparse.Namespace, size: tup
     Args:
         files: of joints, or pictures and films in which the estimator finds them, in the order of
             the film.
-        arguments: `format`, `units`, `target_name`, `target_size`, `person`, `every_person` and
-            `smooth` of the command.
+        arguments: `format`, `units`, `target_name`, `target_size`, `person`, `every_person`,
+            `as_found` and `smooth` of the command.
         size: (H, W) of the frame of poses whose files do not state it.
 
     Raises: `UserError`.
@@ -61,9 +62,13 @@ def read_targets(files: Sequence[Path], arguments: argparse.Namespace, size: tup
         poses = [(file, pose) for file, people in read for pose in people]
     elif film:
         track = choose_track(found := tracks(frames), arguments.person)
+        result.remarks, result.record = _about(found, track, len(frames))
+        if not arguments.as_found:
+            steady = steadied(track, seconds(range(len(frames)), fps))
+            track = steady.track
+            _note_steadied(steady, result)
         whole = without_gaps(track)
         poses = [(file, pose) for (file, _), pose in zip(read, whole, strict=True)]
-        result.remarks, result.record = _about(found, track, len(frames))
     else:
         poses = [(file, choose_person(people, arguments.person)) for file, people in read if people]
     if arguments.smooth:
@@ -184,6 +189,18 @@ def _about(found: list[Track], track: Track, frames: int) -> tuple[list[str], di
         return remarks, None
     return remarks, {"frames": frames, "people": len(found), "person": track.number,
                      "found_in": len(track.poses), "filled": gaps, "cuts": cuts}
+
+
+def _note_steadied(steady: Steadied, result: Targets) -> None:
+    """What was put right in a film, for people and for the record."""
+    for frames, what in ((steady.exchanged, "left and right, found the wrong way round, were "
+                          "exchanged"), (steady.jumps, "the joints jump away and back; they were "
+                                         "put between those around")):
+        if frames:
+            result.remarks.append(f"film: in {len(frames)} frames ({_list(frames)}) {what} "
+                                  "(--as-found leaves them)")
+    if result.record is not None:
+        result.record |= {"exchanged": steady.exchanged, "jumps": steady.jumps}
 
 
 def _list(numbers: list[int]) -> str:

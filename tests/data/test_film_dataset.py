@@ -16,17 +16,24 @@ from posemodel.data.pair_loader import PairLoader  # noqa: E402
 from posemodel.data.reading import open_pairs  # noqa: E402
 from posemodel.data.validation import carve_validation  # noqa: E402
 from tests.small_datasets import refused  # noqa: E402
-from tests.small_films import Knowing, beside, blurred, frames, write_film  # noqa: E402
+from tests.small_films import (  # noqa: E402
+    Knowing,
+    beside,
+    blurred,
+    frames,
+    with_sides_exchanged,
+    write_film,
+)
 
 
-def made(tmp_path, *films, most=400):
+def made(tmp_path, *films, most=400, fps=4, out="set", **options):
     """A data set of some films, each a list of frames, and the reports."""
-    clips = [write_film(tmp_path / f"clip{number}.mp4", film)
+    clips = [write_film(tmp_path / f"clip{number}.mp4", film, fps=fps)
              for number, film in enumerate(films)]
     shown = [frame for film in films for frame in film[:: max(1, -(-len(film) // most))]]
-    reports = make_film_data(clips, tmp_path / "set", Knowing(shown), most=most,
-                             progress=lambda what, done, total: None)
-    return tmp_path / "set", reports
+    reports = make_film_data(clips, tmp_path / out, Knowing(shown), most=most,
+                             progress=lambda what, done, total: None, **options)
+    return tmp_path / out, reports
 
 
 def test_one_shot(tmp_path) -> None:
@@ -103,6 +110,32 @@ def test_of_two_people_one_is_followed_whoever_comes_first(tmp_path) -> None:
     masks = np.stack([np.asarray(Image.open(path))
                       for path in sorted((root / "train_masks").glob("*.png"))])
     assert (masks.max((1, 2)) > 200).all()
+
+
+def test_left_and_right_are_the_same_in_every_frame_of_a_shot(tmp_path) -> None:
+    right = frames(14)
+    wrong = [with_sides_exchanged(frame) if index in (0, 3, 4, 12) else frame
+             for index, frame in enumerate(right)]
+    expected, mended, left = (made(tmp_path, film, fps=5, out=out, **options)
+                              for film, out, options in (
+                                  (right, "right", {}), (wrong, "mended", {}),
+                                  (wrong, "left", {"as_found": True})))
+    assert [report.exchanged for _, (report,) in (expected, mended, left)] == [0, 4, 0]
+    assert "left and right exchanged in 4;" in mended[1][0].line()
+    for split in ("train", "validation", "test"):
+        assert np.array_equal(open_pairs(mended[0], split).joints,
+                              open_pairs(expected[0], split).joints)
+    assert not np.array_equal(open_pairs(left[0], "train").joints,
+                              open_pairs(expected[0], "train").joints)
+
+
+def test_frames_whose_joints_jump_are_left_out(tmp_path) -> None:
+    """Poses that have nothing to do with each other, twenty-five a second."""
+    film = frames(40)
+    _, (report,) = made(tmp_path, film, fps=25)
+    assert 5 < report.jumps < 30 and f"{report.jumps} with joints that jump" in report.line()
+    # Gaps before both held-out parts are left out too.
+    assert 40 - report.jumps - 2 == report.train + report.validation + report.test
 
 
 def test_few_frames_of_a_long_film_and_several_clips(tmp_path) -> None:

@@ -1,12 +1,14 @@
 """Target poses out of files: one person in every frame, whatever wrote the film."""
 
 import argparse
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from posemodel.poses.files import openpose_json
+from posemodel.poses.joints import FLIP_PAIRS
 from posemodel.poses.layouts import Pose
 from posemodel.transfer.targets import read_targets
 from tests.small_datasets import refused, whole_person
@@ -37,7 +39,7 @@ def no_estimator(picture):
 
 def read(files, **words):
     defaults = {"format": None, "units": None, "target_name": None, "target_size": None,
-                "person": None, "every_person": False, "smooth": None}
+                "person": None, "every_person": False, "as_found": False, "smooth": None}
     return read_targets(files, argparse.Namespace(**{**defaults, **words}), SIZE, no_estimator)
 
 
@@ -61,7 +63,7 @@ def test_one_person_is_followed(two):
     assert found.remarks == ["film: 2 people in 8 frames, number 1 is followed, found in 8 "
                              "(--person N follows another)"]
     assert found.record == {"frames": 8, "people": 2, "person": 1, "found_in": 8, "filled": [],
-                            "cuts": []}
+                            "cuts": [], "exchanged": [], "jumps": []}
     assert shifts(read(two, person=0)) == [-90] * 8
     refused(r"--person 2: nobody has this number; there are 0 \(in 8 of 8 frames\), 1", read, two,
             person=2)
@@ -158,3 +160,20 @@ def test_units(tmp_path):
     assert target.frame == SIZE and target.pose.units == "fractions"
     (target,) = read([tmp_path / "a.npy"], units="pixels").targets
     assert target.pose.joints.max() <= 1
+
+
+def test_a_film_is_steadied_and_says_so(tmp_path):
+    """Left and right change places in two frames; with --as-found they stay where they were."""
+    exchanged = person()
+    exchanged = dataclasses.replace(exchanged, joints=exchanged.joints[list(FLIP_PAIRS)])
+    files = write(tmp_path / "wrong", *([exchanged if index in (3, 4) else person()]
+                                        for index in range(8)))
+    found = read(files)
+    assert all(np.allclose(target.pose.joints, BODY, atol=0.01) for target in found.targets)
+    assert any(line.startswith("film: in 2 frames (3, 4) left and right, found the wrong way round")
+               for line in found.remarks)
+    assert found.record["exchanged"] == [3, 4] and found.record["jumps"] == []
+    as_found = read(files, as_found=True)
+    assert not any("left and right" in line for line in as_found.remarks)
+    assert np.allclose(as_found.targets[3].pose.joints, exchanged.joints, atol=0.01)
+    assert "exchanged" not in as_found.record

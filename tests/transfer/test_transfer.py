@@ -315,7 +315,7 @@ def test_a_film_is_recorded_and_said(run, person, joints, tmp_path, capsys):
     record = transfer(run, person, tmp_path / "out", "--target-pose", folder, "--person", "1",
                       "--smooth")
     assert record["film"] == {"frames": 3, "people": 3, "person": 1, "found_in": 2, "filled": [1],
-                              "cuts": []}
+                              "cuts": [], "exchanged": [], "jumps": []}
     printed = capsys.readouterr().out
     assert "film: 3 people in 3 frames, number 1 is followed, found in 2" in printed
     assert "film: number 1 was not found in 1 of 3 frames (1); filled" in printed
