@@ -16,7 +16,7 @@ from posemodel.inference.model import PoseTransferModel  # noqa: E402
 from posemodel.pictures.inpainting import filling  # noqa: E402
 from posemodel.train import main as train_main  # noqa: E402
 from tests.small_datasets import refused  # noqa: E402
-from tests.small_films import frames, knowing, write_film  # noqa: E402
+from tests.small_films import frames, knowing, with_sides_exchanged, write_film  # noqa: E402
 from tests.small_runs import write_tiny_run  # noqa: E402
 from tests.tiny import FLAGS  # noqa: E402
 
@@ -30,6 +30,16 @@ def film(tmp_path_factory):
         assert data_main(["film", str(write_film(folder / "me.mp4", shown)), "--out",
                           str(folder / "set")]) == 0
     return folder / "set"
+
+
+def test_joints_as_they_are_found(tmp_path, monkeypatch, capsys):
+    shown = [with_sides_exchanged(frame) if index == 5 else frame
+             for index, frame in enumerate(frames(14))]
+    clip = str(write_film(tmp_path / "me.mp4", shown, fps=5))
+    for words, count in (([], 1), (["--as-found"], 0)):
+        knowing(monkeypatch, shown)
+        assert data_main(["film", clip, "--out", str(tmp_path / f"set{count}"), *words]) == 0
+        assert f"left and right exchanged in {count};" in capsys.readouterr().out
 
 
 def test_from_a_film_to_a_model(film, tmp_path, capsys):

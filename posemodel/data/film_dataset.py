@@ -218,7 +218,7 @@ def _followed(frames: list[list[_Look]], fps: float, report: ClipReport, *,
         steady = steadied(track, seconds([looks[frame].index if frame in looks else 0
                                           for frame in range(len(frames))], fps))
         track = steady.track
-        report.exchanged += len(set(steady.exchanged) & set(track.poses))
+        report.exchanged += len(steady.exchanged)
         report.jumps += len(steady.jumps)
     parts: dict[int, list[_Look]] = {}
     for frame, pose in track.poses.items():

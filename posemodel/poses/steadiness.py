@@ -30,7 +30,7 @@ class Steadied:
 
     track: Track
     exchanged: list[int]
-    """frames whose left and right were exchanged"""
+    """frames of the track whose left and right were exchanged"""
     jumps: list[int]
     """frames that were left out: there the joints jump away, and back in the next"""
 
@@ -59,6 +59,7 @@ def steadied(track: Track, times: Sequence[float]) -> Steadied:
         jumps += found
         poses = {frame: pose for frame, pose in track.poses.items() if frame not in found}
         track = replace(track, poses=poses)
+    exchanged = [frame for frame in exchanged if frame in track.poses]
     return Steadied(track=track, exchanged=exchanged, jumps=sorted(jumps))
 
 

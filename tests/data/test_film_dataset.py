@@ -136,6 +136,8 @@ def test_frames_whose_joints_jump_are_left_out(tmp_path) -> None:
     assert 5 < report.jumps < 30 and f"{report.jumps} with joints that jump" in report.line()
     # Gaps before both held-out parts are left out too.
     assert 40 - report.jumps - 2 == report.train + report.validation + report.test
+    # Every fourth of them is too far from the next one for anybody to say.
+    assert made(tmp_path, film, fps=25, out="few", most=10)[1][0].jumps == 0
 
 
 def test_few_frames_of_a_long_film_and_several_clips(tmp_path) -> None:

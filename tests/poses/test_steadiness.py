@@ -132,6 +132,18 @@ def test_only_what_comes_back_at_once_is_a_jump():
     assert put_right(fast, cut)[1] == []
 
 
+def test_what_jumps_is_not_exchanged_too():
+    joints, shots = film(noise=0.003)
+    joints[8, :, 0] += 0.06 * SIZE
+    assert put_right(exchange(joints, [8, 9]), shots)[:2] == ([9], [8])
+
+
+def test_joints_that_are_missing_for_a_moment_do_not_jump():
+    joints, shots = film()
+    joints[8, [3, 4, 9, 10]] = 0
+    assert put_right(joints, shots)[1] == []
+
+
 def test_a_frame_of_which_only_the_legs_are_exchanged_is_a_jump():
     joints, shots = film()
     joints[:, [9, 10], 0] -= 0.2 * SIZE
