@@ -7,6 +7,7 @@ stays where it is.
 
 import io
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,7 @@ from posemodel.poses.crop import Crop
 from posemodel.poses.estimator import Estimator
 from posemodel.poses.film import choose_track, tracks
 from posemodel.poses.layouts import Pose
-from posemodel.poses.steadiness import seconds, steadied
+from posemodel.poses.steadiness import SOON, seconds, steadied
 from posemodel.runtime.errors import UserError
 from posemodel.runtime.files import new_folder, write_aside
 
@@ -66,6 +67,10 @@ class ClipReport:
     """where the joints jump away and back"""
     exchanged: int = 0
     """whose left and right, found the wrong way round, were exchanged"""
+    apart: float = 0.0
+    """seconds from one to the next; 0: not known"""
+    enough: int = 0
+    """as many would have to be looked at to tell left from right by the neighbours"""
     train: int = 0
     validation: int = 0
     test: int = 0
@@ -78,13 +83,18 @@ class ClipReport:
         """For people."""
         if self.problem:
             return f"{self.clip}: left out: {self.problem}"
+        blind = ""
+        if self.apart > SOON:
+            blind = (f"; the frames are {self.apart:.2f} s apart, too far to tell left from right "
+                     "by their neighbours"
+                     + f": --frames {self.enough} looks at more" * (self.enough > self.frames))
         several = f", up to {self.people} people (one is followed)" if self.people > 1 else ""
         return (f"{self.clip}: {self.frames} frames, {self.shots} shot"
                 f"{'s' if self.shots != 1 else ''}{several}; left out: {self.nobody} without a "
                 f"person, {self.others} without this one, {self.jumps} with joints that jump, "
                 f"{self.doubled} doubled, {self.blurred} blurred, {self.short} in shots too short; "
                 f"left and right exchanged in {self.exchanged}; kept {self.train} to train, "
-                f"{self.validation} to validate, {self.test} to test")
+                f"{self.validation} to validate, {self.test} to test{blind}")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -155,6 +165,9 @@ def _look_through(film: Film, estimator: Estimator, most: int, report: ClipRepor
     no part of it."""
     expected = max(1, round(film.fps * film.seconds))
     step = max(1, -(-expected // most))
+    if film.fps:
+        report.apart = step / film.fps
+        report.enough = math.ceil(expected / max(1, math.floor(SOON * film.fps)))
     shots: list[list[list[_Look]]] = [[]]
     before = None
     for index, frame in enumerate(film.frames()):

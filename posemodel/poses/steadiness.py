@@ -12,9 +12,11 @@ from posemodel.poses.joints import FLIP_PAIRS
 from posemodel.poses.layouts import Pose
 from posemodel.poses.pictures import middles_and_sizes
 
+SOON = 0.2
+"""seconds, after which nobody has turned around: frames further apart do not tell left from
+right"""
 # Lengths are in sizes of the person (the diagonal of their box), times in seconds.
 _SIDES = ((2, 5), (8, 11))  # shoulders and hips; arms and legs do change places, as in walking
-_SOON = 0.2  # nobody has turned around after that time
 _CLEAR = 0.06  # by so much nearer to the frame before with the sides exchanged
 # Of each frame whose sides are exchanged: where all else is equal the estimator is right, and of
 # two parts of a film that contradict each other the longer one.
@@ -70,7 +72,7 @@ def _exchanged(track: Track, times: Sequence[float]) -> list[int]:
     cost, before = np.array([0.0, _DOUBT]), []
     for here in range(1, len(frames)):
         nearer = _nearer_when_exchanged(joints[here - 1], joints[here]) / size
-        if abs(nearer) < _CLEAR or not _joined(track, times, frames[here - 1:here + 1], _SOON):
+        if abs(nearer) < _CLEAR or not _joined(track, times, frames[here - 1:here + 1], SOON):
             nearer = 0.0
         same, other = max(0.0, nearer), max(0.0, -nearer)
         ways = cost + np.array([[same, other], [other, same]])  # [state here, state before]

@@ -146,6 +146,17 @@ def test_few_frames_of_a_long_film_and_several_clips(tmp_path) -> None:
     assert len({FILM.person(name) for name in open_pairs(root, "train").names}) == 2
 
 
+def test_frames_too_far_apart_to_tell_left_from_right_are_said(tmp_path) -> None:
+    _, (near,) = made(tmp_path, frames(24), fps=10, out="near", most=12)
+    assert near.apart == 0.2 and "too far" not in near.line()
+    _, (far,) = made(tmp_path, frames(30), fps=10, out="far", most=10)
+    assert far.line().endswith("the frames are 0.30 s apart, too far to tell left from right by "
+                               "their neighbours: --frames 15 looks at more")
+    _, (slow,) = made(tmp_path, frames(12), fps=4, out="slow")
+    assert slow.line().endswith("the frames are 0.25 s apart, too far to tell left from right by "
+                                "their neighbours")
+
+
 def test_a_bad_clip_is_left_out_and_said(tmp_path) -> None:
     good = write_film(tmp_path / "good.mp4", frames(12))
     bad = tmp_path / "bad.mp4"
