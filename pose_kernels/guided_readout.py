@@ -14,6 +14,7 @@ dv_n(s) = sum_t G_n(t) Qhat(s, t)^p,
 and from du on as in guided_correlation. Values of both powers add up in du (`_readout_pair`).
 """
 
+import functools
 from typing import overload
 
 import torch
@@ -39,15 +40,15 @@ _library.define(
 
 
 def reference(source, target, values, power, eps: float, squared=None):
-    if squared is not None:
-        return (reference(source, target, values, 1, eps),
-                reference(source, target, squared, 2, eps))
-    wide = _checks.compute_dtype(torch.promote_types(source.dtype, values.dtype))
+    pairs = [(values, power)] if squared is None else [(values, 1), (squared, 2)]
+    wide = functools.reduce(torch.promote_types, (x.dtype for x, _ in pairs), source.dtype)
+    wide = _checks.compute_dtype(wide)
     # Autocast would run the product in half precision, whatever comes in.
     with _checks.without_autocast(source.device):
         Q = guided_correlation_reference(source.to(wide), target.to(wide), eps)  # Eqs. 1, 9, 2
-        result = values.to(wide) @ Q.flatten(2).pow(power)  # [B, n, T]
-        return result.unflatten(2, target.shape[2:]).to(values.dtype)
+        results = [(x.to(wide) @ Q.flatten(2).pow(p)).unflatten(2, target.shape[2:]).to(x.dtype)
+                   for x, p in pairs]                                            # [B, n, ht, wt]
+    return results[0] if squared is None else tuple(results)
 
 
 def compiled(ops, source, target, values, power, eps, squared=None):
