@@ -23,6 +23,7 @@ _CLEAR = 0.06  # by so much nearer to the frame before with the sides exchanged
 _DOUBT = 1e-3
 _NEXT = 0.1  # both neighbours of a frame are nearer than that, or nobody can say that it jumps
 _UNKNOWN = 0.15  # between two frames whose film does not say how fast it is
+_SEEN = 4  # joints, for that their box says how large a person is
 _JUMP = 0.04  # away from the middle of the neighbours, mean over the joints: ten times gravity
 
 
@@ -105,7 +106,7 @@ def _furthest_jumps(track: Track, times: Sequence[float]) -> list[int]:
     for here in range(1, len(frames) - 1):
         first, middle, last = joints[here - 1:here + 2]
         seen = (joints[here - 1:here + 2, :, 2] > 0).all(axis=0)
-        if seen.any() and _joined(track, times, frames[here - 1:here + 2], _NEXT):
+        if seen.sum() >= _SEEN and _joined(track, times, frames[here - 1:here + 2], _NEXT):
             away[here] = _apart(middle[seen], (first + last)[seen] / 2) / size
     return [frames[here] for here in range(1, len(frames) - 1)
             if away[here] > _JUMP and away[here] >= away[here - 1] and away[here] > away[here + 1]]

@@ -144,6 +144,12 @@ def test_joints_that_are_missing_for_a_moment_do_not_jump():
     assert put_right(joints, shots)[1] == []
 
 
+def test_of_a_nose_alone_nothing_is_said():
+    joints, shots = film(noise=0.003)
+    joints[:, 1:] = 0
+    assert put_right(joints, shots)[:2] == ([], [])
+
+
 def test_a_frame_of_which_only_the_legs_are_exchanged_is_a_jump():
     joints, shots = film()
     joints[:, [9, 10], 0] -= 0.2 * SIZE
