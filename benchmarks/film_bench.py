@@ -52,7 +52,9 @@ def main() -> int:
         parser.error("give the folder of a data set, --minutes above 0 and --seeds of at least 1")
     rows = {name: [result(arguments, name, seed) for seed in range(arguments.seeds)]
             for name in arguments.methods}
-    content = {"command": ["python", *sys.argv], "minutes": arguments.minutes, "rows": rows}
+    clips = json.loads((Path(arguments.root) / "film.json").read_text())  # what became of each
+    content = {"command": ["python", *sys.argv], "minutes": arguments.minutes, "clips": clips,
+               "rows": rows}
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     print(table(content))

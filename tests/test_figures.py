@@ -304,6 +304,18 @@ def test_a_real_person():
     assert {each["after"]["pairs"] for runs in content["rows"].values() for each in runs} == {48}
 
 
+def test_a_real_person_with_left_taken_for_right():
+    page = squeezed((DOCS / "photographs.md").read_text())
+    wrong, = (clip for clip in read(DOCS / "film.json")["clips"] if clip["exchanged"])
+    assert (wrong["exchanged"], wrong["frames"], wrong["jumps"]) == (26, 100, 2)
+    assert "took left for right in 26 of 100 frames" in page and "two more frames" in page
+    run, = read(DOCS / "film-as-found.json")["rows"]["ours"]
+    before = run["before"]
+    assert (f"the unchanged model's l1 is {before['refined_l1']:.1f}, the person's "
+            f"{before['refined_person_l1']:.1f}, LPIPS-Alex {before['refined_lpips_alex']:.3f}") \
+        in page
+
+
 def test_what_fills_the_hole_behind_a_person():
     """As `hole_bench.py --read` prints it."""
     bench = runpy.run_path(str(ROOT / "benchmarks" / "hole_bench.py"))
