@@ -161,8 +161,7 @@ def make_film_data(clips: list[Path], out: Path, estimator: Estimator, *, most: 
 
 def _look_through(film: Film, estimator: Estimator, most: int, report: ClipReport,
                   progress: Progress) -> list[list[list[_Look]]]:
-    """The people of each frame of each shot; frames that were looked at before or show nobody are
-    no part of it."""
+    """The people of each frame of each shot, without frames that are there twice."""
     expected = max(1, round(film.fps * film.seconds))
     step = max(1, -(-expected // most))
     if film.fps:

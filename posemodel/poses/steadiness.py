@@ -24,7 +24,8 @@ _DOUBT = 1e-3
 _NEXT = 0.1  # both neighbours of a frame are nearer than that, or nobody can say that it jumps
 _UNKNOWN = 0.15  # between two frames whose film does not say how fast it is
 _SEEN = 4  # joints, for that their box says how large a person is
-_JUMP = 0.04  # away from the middle of the neighbours, mean over the joints: ten times gravity
+_JUMP = 0.04  # away from the way between the neighbours, mean over the joints
+_FASTEST = 50.0  # a second squared: ten times gravity, for somebody two metres tall
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,17 +100,25 @@ def _nearer_when_exchanged(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _furthest_jumps(track: Track, times: Sequence[float]) -> list[int]:
-    """Frames that lie away from the middle of their neighbours, and further than those do from
-    theirs."""
+    """Frames that lie away from the straight way between their neighbours, more than a body can be
+    accelerated, and further than those do from theirs."""
     frames, joints, size = _joints(track)
     away = np.zeros(len(frames))
     for here in range(1, len(frames) - 1):
+        near = frames[here - 1:here + 2]
         first, middle, last = joints[here - 1:here + 2]
         seen = (joints[here - 1:here + 2, :, 2] > 0).all(axis=0)
-        if seen.sum() >= _SEEN and _joined(track, times, frames[here - 1:here + 2], _NEXT):
-            away[here] = _apart(middle[seen], (first + last)[seen] / 2) / size
+        if seen.sum() < _SEEN or not _joined(track, times, near, _NEXT):
+            continue
+        before, after = times[near[1]] - times[near[0]], times[near[2]] - times[near[1]]
+        way = (after * first + before * last) / (before + after)
+        distance = _apart(middle[seen], way[seen])
+        # Or one of the neighbours has jumped, at the end of a shot.
+        back = distance > _apart(first[seen], last[seen])
+        if back and distance / size > max(_JUMP, _FASTEST * before * after / 2):
+            away[here] = distance
     return [frames[here] for here in range(1, len(frames) - 1)
-            if away[here] > _JUMP and away[here] >= away[here - 1] and away[here] > away[here + 1]]
+            if away[here] >= away[here - 1] and away[here] > away[here + 1]]
 
 
 def _joints(track: Track) -> tuple[list[int], np.ndarray, float]:

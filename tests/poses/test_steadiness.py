@@ -124,12 +124,29 @@ def test_only_what_comes_back_at_once_is_a_jump():
     gone_on[8:, :, 0] += 0.06 * SIZE
     assert put_right(gone_on, shots)[1] == []
     fast = joints.copy()
-    fast[8, :, 0] += 0.06 * SIZE
+    fast[8, :, 0] += 0.3 * SIZE
     assert put_right(fast, shots, fps=10)[1] == [8]
     assert put_right(fast, shots, fps=9)[1] == []
     assert put_right(fast, shots, fps=0)[1] == []
     cut = [0] * 8 + [1] * 22
     assert put_right(fast, cut)[1] == []
+
+
+def test_what_a_body_can_do_is_no_jump():
+    """Down and up again at five times gravity, as whoever lands; in two metres of body."""
+    for fps in (10, 25, 60):
+        joints, shots = film(count=20)
+        joints[8, :, 1] += 0.5 * 24 * SIZE / fps ** 2
+        assert put_right(joints, shots, fps=fps)[1] == []
+        joints[8, :, 1] += max(0.05, 0.5 * 30 / fps ** 2) * SIZE
+        assert put_right(joints, shots, fps=fps)[1] == [8]
+
+
+def test_frames_that_are_missing_make_no_jump():
+    """Two sizes a second, steadily: the frame before is two frames away, the next one five."""
+    joints, shots = film(count=20)
+    joints[..., 0] += 2 / 60 * SIZE * np.arange(20)[:, None]
+    assert put_right(joints, shots, fps=60, gone=[7, 9, 10, 11, 12])[1] == []
 
 
 def test_what_jumps_is_not_exchanged_too():
