@@ -142,6 +142,20 @@ def test_what_a_body_can_do_is_no_jump():
         assert put_right(joints, shots, fps=fps)[1] == [8]
 
 
+def test_little_is_no_jump_however_fast():
+    joints, shots = film()
+    joints[8, :, 0] += 0.03 * SIZE
+    assert put_right(joints, shots, fps=60)[1] == []
+    joints[8, :, 0] += 0.02 * SIZE
+    assert put_right(joints, shots, fps=60)[1] == [8]
+
+
+def test_what_lies_between_two_jumps_stays():
+    joints, shots = film()
+    joints[[8, 10], :, 0] += [[0.2 * SIZE], [0.1 * SIZE]]
+    assert put_right(joints, shots)[1] == [8, 10]
+
+
 def test_frames_that_are_missing_make_no_jump():
     """Two sizes a second, steadily: the frame before is two frames away, the next one five."""
     joints, shots = film(count=20)
