@@ -50,9 +50,12 @@ def main() -> int:
         return 0
     if arguments.root is None or arguments.minutes <= 0 or arguments.seeds < 1:
         parser.error("give the folder of a data set, --minutes above 0 and --seeds of at least 1")
+    report = Path(arguments.root) / "film.json"
+    if not report.is_file():  # now, and not when all is trained
+        parser.error(f"{report} is missing, which posemodel.data film writes: make the set with it")
+    clips = json.loads(report.read_text())  # what became of each
     rows = {name: [result(arguments, name, seed) for seed in range(arguments.seeds)]
             for name in arguments.methods}
-    clips = json.loads((Path(arguments.root) / "film.json").read_text())  # what became of each
     content = {"command": ["python", *sys.argv], "minutes": arguments.minutes, "clips": clips,
                "rows": rows}
     if arguments.json is not None:

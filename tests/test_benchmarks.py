@@ -64,6 +64,12 @@ def test_help(name):
     assert done.returncode == 0 and "usage" in done.stdout
 
 
+def test_film_bench_needs_the_report_of_the_clips_before_it_trains(tmp_path):
+    done = bench("film_bench.py", str(tmp_path), "--out", str(tmp_path / "runs"))
+    assert done.returncode == 2 and f"{tmp_path / 'film.json'} is missing" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_loading_bench_measures_rates(tmp_path):
     file = tmp_path / "run.json"
     done = bench("loading_bench.py", "--kinds", "market", "mannequins", "--sizes", "32", "--pairs",

@@ -71,7 +71,7 @@ def _exchanged(track: Track, times: Sequence[float]) -> list[int]:
     """The frames whose left and right have to change places so that the torso turns least over the
     film: the cheapest way through two states (Viterbi)."""
     frames, joints, size = _joints(track)
-    cost, before = np.array([0.0, _DOUBT]), []
+    cost, before = np.array([0.0, _DOUBT]), [np.arange(2)]
     for here in range(1, len(frames)):
         nearer = _nearer_when_exchanged(joints[here - 1], joints[here]) / size
         if abs(nearer) < _CLEAR or not _joined(track, times, frames[here - 1:here + 1], SOON):
@@ -81,10 +81,10 @@ def _exchanged(track: Track, times: Sequence[float]) -> list[int]:
         before.append(ways.argmin(axis=1))
         cost = ways.min(axis=1) + (0.0, _DOUBT)
     state, exchanged = int(cost.argmin()), []
-    for frame, came_from in zip(frames[::-1], [*before[::-1], None], strict=True):
+    for frame, came_from in zip(frames[::-1], before[::-1], strict=True):
         if state:
             exchanged.append(frame)
-        state = int(came_from[state]) if came_from is not None else state
+        state = int(came_from[state])
     return exchanged[::-1]
 
 
