@@ -24,6 +24,8 @@ def pytest_cmdline_main(config):
             or "PYTEST_XDIST_WORKER" in os.environ or torch.cuda.is_available()):
         return
     option.numprocesses, option.dist, option.loadscopereorder = WORKERS, "loadfile", False
+    # A test that hangs takes its process along (`faulthandler_timeout`), and again in the next one.
+    option.maxworkerrestart = "1"
     # Threads of one process in the way of the other's cost more than they compute.
     threads = max(1, len(os.sched_getaffinity(0)) // WORKERS)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))

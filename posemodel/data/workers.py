@@ -6,13 +6,16 @@ that says how to go on. They only read, so ending them loses nothing.
 """
 
 import contextlib
+import copy
 import gc
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import RawValue
 
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
@@ -28,6 +31,23 @@ _END = 5
 # What torch says where a worker has died, and where it has run out of file descriptors.
 _DIED, _NO_FILES = ("DataLoader worker (pid", "Pin memory thread"), "Too many open files"
 _WITHOUT = "give --data.workers 0, which needs no other process"
+
+
+class Flag:
+    """What tells workers to end, in the place of `multiprocessing.Event`.
+
+    That one has a lock, which a worker takes whenever it looks. Killed at that moment it keeps the
+    lock, and whoever sets the flag then waits forever. One byte needs none.
+    """
+
+    def __init__(self):
+        self._value = RawValue("b")
+
+    def set(self) -> None:
+        self._value.value = 1
+
+    def is_set(self) -> bool:
+        return bool(self._value.value)
 
 
 class NoSharedMemory(RuntimeError):
@@ -80,6 +100,7 @@ def parts(loader: DataLoader, *, limit: float) -> Iterator[dict]:
         # fail half made, which prints a traceback when it is cleared away.
         _probe = [multiprocessing.Lock() for _ in range(_LOCKS * (loader.num_workers + 2))]
         del _probe
+        loader.multiprocessing_context = _context()
         with _deaths_unheard():
             stream = iter(loader)
     except OSError as error:
@@ -123,6 +144,13 @@ def _next(stream: Iterator[dict], workers: set[BaseProcess], limit: float) -> di
         raise
     finally:
         timer.cancel()
+
+
+def _context() -> BaseContext:
+    """How processes are started here, with a flag that can be set whoever was killed."""
+    context = copy.copy(multiprocessing.get_context())
+    context.Event = Flag
+    return context
 
 
 def _end(workers: set[BaseProcess]) -> None:

@@ -91,6 +91,15 @@ def test_a_worker_that_dies_is_one_line(pairs, monkeypatch):
     assert multiprocessing.active_children() == []
 
 
+def test_a_worker_killed_while_it_looks_whether_to_end_keeps_nobody_waiting(pairs, monkeypatch):
+    """With `multiprocessing.Event` it keeps the lock of the flag that torch then wants to set."""
+    here, ask = os.getpid(), workers.Flag.is_set
+    monkeypatch.setattr(workers.Flag, "is_set", lambda flag: (
+        ask(flag) if os.getpid() == here else os.kill(os.getpid(), signal.SIGKILL)))
+    refused("a process that decodes images has ended", training(pairs, workers=2).batch, 1)
+    assert multiprocessing.active_children() == []
+
+
 def test_a_death_that_nobody_waits_for_interrupts_nothing(pairs):
     some = training(pairs, workers=2)
     some.batch(1)
