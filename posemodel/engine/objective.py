@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import pose_kernels
 from posemodel.config.sections import LossConfig
 from posemodel.engine.schedule import AFFINE_EVERY, Turn
 from posemodel.flow.affine import transform_pose
@@ -27,7 +26,7 @@ from posemodel.losses.joint import joint_loss
 from posemodel.losses.perceptual import FORMS, load_perceptual_loss
 from posemodel.losses.pyramid import PyramidLoss
 from posemodel.model.discriminator import Discriminator
-from posemodel.model.scene import scene_of_batch
+from posemodel.model.scene import moved, scene_of_batch
 from posemodel.poses.limb_maps import body_map
 
 # Of the body's envelope in the affine task, in pixels of an image 256 pixels high.
@@ -130,7 +129,7 @@ class Objective:
         part.image = self.refinement(batch["source"], flow, batch["target_pose"], scene)
         compared = {"loss_reconstruction": part.image}
         if loss.warped_weight:
-            warped = pose_kernels.flow_sample(batch["source"], flow)
+            warped = moved(batch["source"], flow, scene)
             compared["loss_warped"] = warped if scene is None else scene.under(warped, flow)
         distances = self.reconstruction(list(compared.values()), batch["target"])
         values = dict(zip(compared, distances, strict=True))

@@ -1,4 +1,4 @@
-"""What a moved person is laid over, where the mask of the person is known."""
+"""A person and what is behind them, where the mask of the person is known."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from posemodel.model.scene import PERSON, Scene, continued, scene_of
+from posemodel.model.scene import (
+    PERSON,
+    Scene,
+    bounds_of,
+    continued,
+    front_of,
+    scene_of,
+    uncertain,
+)
 from posemodel.pictures.pixels import resized, to_images, to_pictures, to_tensor
 from posemodel.poses.crop import Crop
 from posemodel.runtime.errors import UserError
@@ -17,6 +25,9 @@ BACKGROUNDS = ("keep", "white")
 _FILLED_ROWS = 256
 # Rows of that part to those that the mask covers.
 _MARGIN = 1.25
+# Of a view, where it is found out how much the person covers at least and at most: capsules are as
+# good when they are enlarged.
+_BOUNDS_ROWS = 128
 
 
 def checked_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -66,20 +77,42 @@ def behind_person(image: np.ndarray, mask: np.ndarray, frame: tuple[int, int],
     return np.where(hole[..., None], filled, image)
 
 
-def scene_of_views(mask: np.ndarray, behind: np.ndarray, crops: Sequence[Crop],
-                   size: tuple[int, int], device: torch.device) -> Scene:
+def person_in_front(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The person of a source's crop `[h, w, 3]` uint8 with the mask `[h, w]` float32, their colours
+    continued over their edge (`scene.front_of`); as sharp as they were where they are known."""
+    frame = image.shape[:2]
+    scale = min(1.0, _FILLED_ROWS / frame[0])
+    size = tuple(max(1, round(side * scale)) for side in frame)
+    small = to_tensor(resized(image, size), torch.device("cpu"))
+    continued_ = resized(to_pictures(front_of(small, _resized_mask(mask, size)))[0], frame)
+    unknown = uncertain(torch.from_numpy(mask)[None, None])[0, 0].numpy()
+    return np.where(unknown[..., None], continued_, image)
+
+
+def scene_of_views(mask: np.ndarray, front: np.ndarray, behind: np.ndarray, crops: Sequence[Crop],
+                   poses: tuple[torch.Tensor, torch.Tensor], size: tuple[int, int],
+                   device: torch.device) -> Scene:
     """The scene of some targets in their views.
 
     Args:
         mask: of the source's crop, `[h, w]` float32.
+        front: the person in it, `[h, w, 3]` uint8.
         behind: background of the target frame, `[H, W, 3]` uint8.
-        crops: of the targets.
+        crops: of the N targets.
+        poses: `[18, 3]` in the source view and `[N, 18, 3]` in the target views, normalised.
         size: (H, W) of a view.
     """
+    count = len(crops)
     views = np.stack([resized(crop.cut(behind), size) for crop in crops])
-    small = _resized_mask(mask, size)
-    return Scene(small.to(device).expand(len(crops), -1, -1, -1),
-                 to_images(torch.from_numpy(views).to(device)))
+    scale = min(1.0, _BOUNDS_ROWS / size[0])
+    coarse = _resized_mask(mask, tuple(max(1, round(side * scale)) for side in size))
+    bounds = bounds_of(coarse.to(device), poses[0][None].to(device), poses[1].to(device))
+    return Scene(
+        _resized_mask(mask, size).to(device).expand(count, -1, -1, -1),
+        to_images(torch.from_numpy(views).to(device)),
+        front=to_tensor(resized(front, size), device).expand(count, -1, -1, -1),
+        bounds=tuple(F.interpolate(bound, size, mode="bilinear", align_corners=False)
+                     for bound in bounds))
 
 
 def _resized_mask(mask: np.ndarray, size: tuple[int, int]) -> torch.Tensor:

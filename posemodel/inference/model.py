@@ -24,7 +24,12 @@ from posemodel.config.stored import from_dict, to_dict
 from posemodel.data.images import picture_pixels
 from posemodel.data.layouts.deepfashion import DEEPFASHION
 from posemodel.flow import visibility as visibility_scores
-from posemodel.inference.background import behind_person, checked_mask, scene_of_views
+from posemodel.inference.background import (
+    behind_person,
+    checked_mask,
+    person_in_front,
+    scene_of_views,
+)
 from posemodel.inference.crop import find_crop
 from posemodel.inference.result import TransferResult
 from posemodel.model.pose_transfer import PoseTransfer, Transfer
@@ -181,15 +186,14 @@ class PoseTransferModel:
         """One person in new poses.
 
         Args:
-            image: the person, `[H, W, 3]` uint8, or a picture of Pillow's, read as from a file:
-                upright as its EXIF data say, transparent pixels over white.
+            image: the person, `[H, W, 3]` uint8, or a picture of Pillow's, read as a file: upright
+                as its EXIF data say, transparent pixels over white.
             source_pose: their joints, `[18, 3]` in pixels of `image`.
             target_poses: `[N, 18, 3]` in pixels of the target frame, at least one.
             target_size: (H, W) of the target frame; None: as the image.
             fit: "person" or "frame", see `find_crop`; each pose has a crop of its own.
             mask: how much of each pixel of `image` is the person, `[H, W]`, 0 to 1 (bool and uint8
-                up to 255 as well). With it the person alone is moved and laid over a background;
-                None: the flow moves all there is.
+                up to 255 too): who alone is moved, over a background; None: the flow moves all.
             background: with a mask: "keep", that of `image`, the hole behind the person filled
                 (where OpenCV is installed by what lies around, else smoothly); or "white".
             measures: of visibility, any of "affine", "cycle", "peak", "correlation"
@@ -213,24 +217,25 @@ class PoseTransferModel:
         crops, seen = self._crops(poses, [source_frame, *[frame] * len(target_poses)], fit)
         source = crops[0].cut(image)
         view = resized(source, self.size)
-        behind = None
+        behind = front = None
         if mask is not None:
             mask = checked_mask(mask, source_frame)
             behind = behind_person(image, mask, frame, background)
             mask = crops[0].cut(mask)
+            front = person_in_front(source, mask)
         clock.stop("prepare")
         view_on_device, parts = to_tensor(view, self.device), []
         for first in range(1, len(crops), batch_size):
             some = slice(first, first + batch_size)
-            scene = None if mask is None else scene_of_views(mask, behind, crops[some], self.size,
-                                                             self.device)
+            scene = None if mask is None else scene_of_views(
+                mask, front, behind, crops[some], (seen[0], seen[some]), self.size, self.device)
             parts.append(self._batch(view_on_device, seen[0], seen[some], scene, measures, clock))
         seconds = clock.seconds | {"total": clock.total()}
         views, scores = map(_joined, zip(*parts, strict=True))
         return TransferResult(
             frame=frame, source_frame=source_frame, source=source, source_crop=crops[0],
             target_crops=crops[1:], source_view=view, **views, visibility=scores, mask=mask,
-            behind=behind, source_pose=seen[0], target_poses=seen[1:], seconds=seconds)
+            front=front, behind=behind, source_pose=seen[0], target_poses=seen[1:], seconds=seconds)
 
     @torch.inference_mode()
     def correspondence(self, result: TransferResult, index: int, target_xy: tuple[float, float],

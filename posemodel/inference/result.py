@@ -49,6 +49,9 @@ class TransferResult:
     """`[N, H, W]` float32 by measure, 0 (invented) to 1 (visible in the source)"""
     mask: np.ndarray | None
     """`[h, w]` float32 beside `source`, 0 to 1: the person; None: the flow moves all there is"""
+    front: np.ndarray | None
+    """`[h, w, 3]` uint8: the person of `source`, their colours continued over their edge, which is
+    what the flow moves; with `mask`"""
     behind: np.ndarray | None
     """`[H, W, 3]` uint8, of the target frame: what the person is laid over; with `mask`"""
     source_pose: Tensor
@@ -82,17 +85,16 @@ class TransferResult:
         if size[0] <= view[0] and size[1] <= view[1]:
             return resized(self.refined_view[index], size)
         cover = torch.from_numpy(self.cover_view[index])[None, None]
-        change = to_tensor(self.person_view[index], CPU) - self._sampled(index, self.source_view,
-                                                                         view)
+        change = to_tensor(self.person_view[index], CPU) - self._sampled(index, view)
         # What R makes of a pixel that is hardly the person's is seen nowhere in the view.
         change = _enlarged(change * cover, size) / _enlarged(cover, size).clamp_min(_COVERED)
-        image = self._sampled(index, self.source, size) + change
+        image = self._sampled(index, size) + change
         if self.mask is None:
             return to_pictures(image)[0]
         scene = self._scene(index, size)
         more = cover - self._scene(index, view).cover(self._flow(index))
-        cover = (scene.cover(self._flow(index)) + _enlarged(more, size)).clamp(0, 1)
-        return to_pictures(scene.covered(image, cover))[0]
+        cover = scene.cover(self._flow(index)) + _enlarged(more, size)
+        return to_pictures(scene.covered(image, cover.clamp(*scene.bounds)))[0]
 
     def warped(self, index: int) -> np.ndarray:
         """The source's own pixels moved by the flow, in the target frame, `[H, W, 3]` uint8.
@@ -107,21 +109,28 @@ class TransferResult:
         return to_pictures(self._moved(index, size))[0]
 
     def _moved(self, index: int, size: tuple[int, int]) -> Tensor:
-        moved = self._sampled(index, self.source, size)
+        moved = self._sampled(index, size)
         return moved if self.mask is None else self._scene(index, size).under(moved,
                                                                               self._flow(index))
 
     def _flow(self, index: int) -> Tensor:
         return torch.from_numpy(self.coarse_flow[index : index + 1])
 
-    def _sampled(self, index: int, picture: np.ndarray, size: tuple[int, int]) -> Tensor:
-        """The source in one of its sizes, at the flow: `[1, 3, *size]`."""
+    def _sampled(self, index: int, size: tuple[int, int]) -> Tensor:
+        """The source, or the person in it, at the flow: `[1, 3, *size]`. In the size of the view,
+        what the model saw."""
+        view = tuple(size) == self.refined_view.shape[1:3]
+        if self.front is not None:
+            picture = resized(self.front, size) if view else self.front
+        else:
+            picture = self.source_view if view else self.source
         return pose_kernels.flow_sample(to_tensor(picture, CPU), self._flow(index), size)
 
     def _scene(self, index: int, size: tuple[int, int]) -> Scene:
         """In a crop of (H, W) pixels."""
-        return scene_of_views(self.mask, self.behind, self.target_crops[index : index + 1], size,
-                              CPU)
+        some = slice(index, index + 1)
+        return scene_of_views(self.mask, self.front, self.behind, self.target_crops[some],
+                              (self.source_pose, self.target_poses[some]), size, CPU)
 
     def in_frame(self, index: int, view: np.ndarray) -> np.ndarray:
         """A picture of the size of the view `[H, W, 3]` uint8, brought back to its crop of the

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.model.refinement import Refinement, conv, in_range
-from posemodel.model.scene import Scene
+from posemodel.model.scene import Scene, moved
 from posemodel.poses.joints import LIMBS
 from posemodel.poses.limb_maps import body_map, limb_maps
 from posemodel.runtime.memory_format import channels_last
@@ -126,7 +126,7 @@ class DetailRefinement(Refinement):
     def person(self, source: Tensor, flow: Tensor, target_pose: Tensor, scene: Scene | None
                ) -> tuple[Tensor, Tensor | None]:
         """See `Refinement`."""
-        warped = pose_kernels.flow_sample(source, flow).float()
+        warped = moved(source, flow, scene).float()
         cover = torch.ones_like(warped[:, :1]) if scene is None else scene.cover(flow)
         features = [pose_kernels.flow_sample(x, flow.to(x.dtype)) for x in self.encoder(source)]
         colour, more = self.decoder(features, warped, target_pose, cover)
@@ -134,5 +134,6 @@ class DetailRefinement(Refinement):
         if scene is None:
             return image, None
         if more is not None:
-            cover = in_range(cover + more, leaking=self.training, least=0)
+            cover = in_range(cover + more, leaking=self.training,
+                             bounds=scene.bounds or (0.0, 1.0))
         return image, cover

@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-import pose_kernels
 from posemodel.flow.estimator import FlowEstimator
 from posemodel.model.refinement import Refinement
-from posemodel.model.scene import Scene
+from posemodel.model.scene import Scene, moved
 
 
 class Transfer(NamedTuple):
@@ -57,7 +56,7 @@ class PoseTransfer(nn.Module):
         """What R makes of an image and a flow to a pose, and the image sampled at it; over the
         background where there is a scene."""
         person, cover = self.refinement.person(source, flow, target_pose, scene)
-        warped = pose_kernels.flow_sample(source, flow)
+        warped = moved(source, flow, scene)
         if scene is None:
             return Transfer(person, flow, warped, person, None)
         return Transfer(scene.covered(person, cover), flow, scene.under(warped, flow), person,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import pose_kernels
 from posemodel.model.convolution import Conv2d, ConvTranspose2d, normalized
-from posemodel.model.scene import Scene
+from posemodel.model.scene import Scene, moved
 from posemodel.runtime.memory_format import channels_last
 
 
@@ -24,10 +24,11 @@ def _up(width_in: int, width: int) -> nn.Sequential:
         ConvTranspose2d(width_in, width, 4, stride=2, padding=1, bias=False)))
 
 
-def in_range(image: Tensor, *, leaking: bool, least: float = -1) -> Tensor:
-    """Clamped to [least, 1]; leaking, as in training, with a slope of 0.1 outside, so that a pixel
+def in_range(image: Tensor, *, leaking: bool,
+             bounds: tuple[float, float] | tuple[Tensor, Tensor] = (-1.0, 1.0)) -> Tensor:
+    """Clamped to the bounds; leaking, as in training, with a slope of 0.1 outside, so that a pixel
     that is too bright can still be darkened."""
-    clamped = image.clamp(least, 1)
+    clamped = image.clamp(*bounds)
     return clamped.lerp(image, 0.1) if leaking else clamped
 
 
@@ -122,7 +123,7 @@ class RefinementNetwork(Refinement):
         """See `Refinement`. The pose is not looked at."""
         features = self.encoder(source)
         features = pose_kernels.flow_sample(features, flow.to(features.dtype))
-        warped = pose_kernels.flow_sample(source, flow) if self.decoder.skip else None
+        warped = moved(source, flow, scene) if self.decoder.skip else None
         return self.decoder(features, warped), None if scene is None else scene.cover(flow)
 
 
@@ -136,8 +137,7 @@ class NoRefinement(Refinement):
     def person(self, source: Tensor, flow: Tensor, target_pose: Tensor, scene: Scene | None
                ) -> tuple[Tensor, Tensor | None]:
         """See `Refinement`. The pose is not looked at."""
-        warped = pose_kernels.flow_sample(source, flow)
-        return warped, None if scene is None else scene.cover(flow)
+        return moved(source, flow, scene), None if scene is None else scene.cover(flow)
 
 
 @torch.no_grad()

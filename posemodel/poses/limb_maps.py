@@ -39,6 +39,16 @@ def body_map(pose: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     return _envelope(*_frames(pose, size, sigma)).amax(dim=1, keepdim=True)
 
 
+def limb_distances(pose: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """How far each pixel is from each limb, in image heights.
+
+    Returns: the distances `[B, L, H, W]`, those of missing limbs without meaning; the lengths of
+        the limbs and their presence, `[B, L]`.
+    """
+    along, across, length, present = _frames(pose, size, 256.0)
+    return _squares(along, across, length).sqrt(), length[..., 0, 0], present[..., 0, 0]
+
+
 def _frames(pose: Tensor, size: tuple[int, int], sigma: float,
             ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Positions in the frame of each limb: along and across it `[B, L, H, W]`, its length and its
@@ -65,5 +75,10 @@ def _frames(pose: Tensor, size: tuple[int, int], sigma: float,
 
 
 def _envelope(along: Tensor, across: Tensor, length: Tensor, present: Tensor) -> Tensor:
+    return torch.exp((_squares(along, across, length) / -2).clamp_min(LEAST)) * present
+
+
+def _squares(along: Tensor, across: Tensor, length: Tensor) -> Tensor:
+    """Of the distances from the limbs."""
     beyond = along - torch.minimum(along.clamp_min(0), length)                     # off the ends
-    return torch.exp(((beyond.square() + across.square()) / -2).clamp_min(LEAST)) * present
+    return beyond.square() + across.square()

@@ -7,7 +7,7 @@ import pose_kernels
 from posemodel.engine.trainer import Trainer
 from posemodel.evaluation import inspection
 from posemodel.evaluation.inspection import inspect
-from posemodel.model.scene import Scene, fill, scene_of, scene_of_batch
+from posemodel.model.scene import Scene, fill, front_of, moved, scene_of, scene_of_batch
 from tests.small_runs import tiny_generator
 from tests.tiny import random_poses, tiny_config
 
@@ -61,6 +61,59 @@ def test_nothing_is_seen_of_the_person_who_left() -> None:
     assert scene.behind.max() <= 1.0 and scene.hole.sum() > disc(64, 20, 32, 8).sum()
 
 
+def test_nothing_of_the_background_comes_along() -> None:
+    mask, picture = disc(64, 20, 32, 8), ramp(64)
+    source = picture.lerp(torch.full((1, 3, 64, 64), 3.0) + picture, disc(64, 20, 32, 9))
+    front = front_of(source, mask)
+    certain = disc(64, 20, 32, 6.5).expand_as(front) > 0
+    assert torch.equal(front[certain], source[certain])
+    assert front.min() > 1.9 and front.max() < 4.1  # the person alone is so bright
+    everywhere = torch.rand(1, 2, 64, 64) * 2 - 1
+    assert moved(source, everywhere, Scene(mask, source, front=front)).min() > 1.9
+    assert moved(source, everywhere, None).min() < 0
+    # Nobody, and somebody who is everywhere.
+    for mask in (torch.zeros(1, 1, 64, 64), torch.ones(1, 1, 64, 64)):
+        assert torch.equal(front_of(source, mask), source)
+    both = front_of(source.expand(2, -1, -1, -1), torch.cat([mask * 0, disc(64, 20, 32, 8)]))
+    assert torch.equal(both, torch.cat([source, front]))
+
+
+def test_limbs_say_how_much_the_person_covers_at_least_and_at_most() -> None:
+    """Whatever the mask, the flow and R say."""
+    batch, net = nobody_moves(), tiny_generator()
+    batch["source_mask"][..., 4:28, 8:24] = 1
+    scene = scene_of_batch(batch)
+    least, most = scene.bounds
+    assert (least == 1).any() and (most == 0).any() and (least <= most).all()
+    flow = torch.rand(2, 2, 32, 32) * 2 - 1
+    assert (scene.cover(flow) >= least).all() and (scene.cover(flow) <= most).all()
+    torch.nn.init.zeros_(net.refinement.decoder.last.weight)
+    for more, wanted in ((1.0, most), (-1.0, least)):
+        torch.nn.init.constant_(net.refinement.decoder.last.bias[3:], more)
+        made = net.transfer(batch["source"], flow, batch["target_pose"], scene)
+        torch.testing.assert_close(made.cover, wanted)
+        torch.testing.assert_close(made.image, scene.covered(made.person, wanted))
+
+
+@pytest.mark.parametrize("refine", ["detail", "posed", "paper", "none"])
+def test_r_and_the_loss_see_the_person_alone(refine: str, monkeypatch) -> None:
+    """In training and in evaluation."""
+    trainer = Trainer(tiny_config(model_refine=refine, loss_warped_weight=1.0),
+                      torch.device("cpu"), torch.float32)
+    batch, fronts = nobody_moves(), []
+    batch["source_mask"][..., 4:28, 8:24] = 1
+    front = scene_of_batch(batch).front
+    assert not torch.equal(front, batch["source"])
+    sample = Scene.moved
+    monkeypatch.setattr(Scene, "moved", lambda scene, *inputs: (
+        fronts.append(scene.front), sample(scene, *inputs))[1])
+    trainer.step(1, batch)
+    of_r = refine != "paper"  # which sees what features bring
+    assert len(fronts) == 1 + of_r
+    inspect(trainer.averaged, batch, torch.float32)
+    assert len(fronts) == 2 * (1 + of_r) and all(torch.equal(each, front) for each in fronts)
+
+
 def test_the_flow_learns_from_the_mask() -> None:
     scene = Scene(disc(32, 12, 16, 5), torch.zeros(1, 3, 32, 32))
     flow = pose_kernels.identity_flow(8, 8)[None].clone().requires_grad_()
@@ -69,9 +122,10 @@ def test_the_flow_learns_from_the_mask() -> None:
 
 
 def test_batches_with_and_without_masks() -> None:
-    source = ramp(32)
-    assert scene_of_batch({"source": source}) is None
-    whole = scene_of_batch({"source": source, "source_mask": torch.ones(1, 1, 32, 32)})
+    source, nobody = ramp(32), torch.zeros(1, 18, 3)
+    batch = {"source": source, "source_pose": nobody, "target_pose": nobody}
+    assert scene_of_batch(batch) is None
+    whole = scene_of_batch({**batch, "source_mask": torch.ones(1, 1, 32, 32)})
     flow = pose_kernels.identity_flow(32, 32)[None].flip(-1)
     # A mask of ones: the flow moves all there is.
     assert torch.allclose(whole.under(source, flow), source, atol=1e-6)
@@ -99,6 +153,7 @@ def test_an_evaluation_lays_people_over_their_background(refine: str) -> None:
 def test_a_refinement_that_sees_the_pose_says_how_much_the_person_covers() -> None:
     batch = nobody_moves()
     batch["source_mask"][..., 8:24, 8:24] = 0.5
+    batch["target_pose"].zero_()  # of which nobody knows how much they cover
     net, poses = tiny_generator(), (batch["source_pose"], batch["target_pose"])
     torch.nn.init.zeros_(net.refinement.decoder.last.weight)
     scene, flow = scene_of_batch(batch), net.flow(batch["source"], *poses)
