@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from posemodel.inference import background as backgrounds
-from posemodel.inference.background import behind_person, checked_mask
+from posemodel.inference.background import behind_person, checked_mask, person_in_front
 from posemodel.inference.model import PoseTransferModel
+from posemodel.model.scene import bounds_of
 from posemodel.pictures.inpainting import opencv_version
 from posemodel.pictures.pixels import resized
 from tests.small_datasets import refused
@@ -81,27 +82,47 @@ def test_of_the_room_nothing_comes_along(model, scene):
     picture, pose, mask, other = scene
     result = model.transfer(picture, pose, [other], mask=mask)
     assert result.front.shape == result.source.shape and (result.front >= 249).all()
-    shown = result.warped_at(0, (96, 96)).astype(float)
-    room = result.target_crops[0].cut(result.behind)
-    room = resized(room, (96, 96)).astype(float)
-    # Each pixel lies between the room that is behind it and the person, who has one colour.
-    share = (shown - room) / (250 - room)
-    assert np.abs(share - share.mean(-1, keepdims=True))[room.max(-1) < 200].max() < 0.03
-    assert share.max() > 0.9 and model.transfer(picture, pose, [other]).front is None
+    for shown in (result.warped_view[0], result.warped_at(0, (96, 96))):
+        room = result.target_crops[0].cut(result.behind)
+        room = resized(room, shown.shape[:2]).astype(float)
+        # Each pixel lies between the room that is behind it and the person, who has one colour.
+        share = (shown - room) / (250 - room)
+        assert np.abs(share - share.mean(-1, keepdims=True))[room.max(-1) < 200].max() < 0.03
+        assert share.max() > 0.9
+    assert model.transfer(picture, pose, [other]).front is None
+
+
+def test_a_person_in_front_is_as_sharp_as_in_the_picture():
+    picture = np.random.default_rng(0).integers(0, 256, (600, 400, 3), dtype=np.uint8)
+    mask = np.zeros((600, 400), np.float32)
+    mask[100:500, 100:300] = 1
+    front = person_in_front(picture, mask)
+    assert np.array_equal(front[110:490, 110:290], picture[110:490, 110:290])
+    assert front[:90].std() < 0.5 * picture[:90].std()            # continued, so it is smooth
 
 
 def test_limbs_bound_what_the_person_covers_in_a_large_picture_too(model, scene):
     picture, pose, mask, other = scene
-    result = model.transfer(picture, pose, [other], mask=mask)
-    covers = []
-    for share in (0.0, 1.0):
-        cover = np.full_like(result.cover_view, share)
-        poses = result.target_poses
-        made = replace(grey(result, cover), target_poses=poses).refined_at(0, (128, 128))
-        covers.append((made[..., 0] - 100.0) / 100)
-    least, most = covers
-    assert (least <= most + 0.02).all() and 0.01 < least.mean() < most.mean() < 0.9
-    assert least.max() == 1 and most.min() == 0
+    result = model.transfer(picture, pose, [pose, other], mask=mask, batch_size=1)
+
+    def bounds(target, size):
+        there = F.interpolate(torch.from_numpy(result.mask)[None, None], size, mode="bilinear",
+                              antialias=True)
+        found = bounds_of(there, result.source_pose[None], target[None])
+        least, most = (bound[0, 0].numpy() for bound in found)
+        assert 0.01 < least.mean() < most.mean() < 0.9
+        return least - 0.02, most + 0.02
+
+    for index, target in enumerate(result.target_poses):
+        least, most = bounds(target, model.size)
+        cover = result.cover_view[index]
+        assert (cover >= least).all() and (cover <= most).all()
+        least, most = bounds(target, (128, 128))
+        for share in (0.0, 1.0):  # whatever R says
+            made = replace(grey(result, np.full_like(result.cover_view, share)),
+                           target_poses=result.target_poses).refined_at(index, (128, 128))
+            cover = (made[..., 0] - 100.0) / 100
+            assert (cover >= least).all() and (cover <= most).all()
 
 
 def test_white(model, scene):

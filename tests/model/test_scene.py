@@ -8,6 +8,7 @@ from posemodel.engine.trainer import Trainer
 from posemodel.evaluation import inspection
 from posemodel.evaluation.inspection import inspect
 from posemodel.model.scene import Scene, fill, front_of, moved, scene_of, scene_of_batch
+from posemodel.poses.limb_widths import cover_bounds, limb_widths
 from tests.small_runs import tiny_generator
 from tests.tiny import random_poses, tiny_config
 
@@ -62,8 +63,10 @@ def test_nothing_is_seen_of_the_person_who_left() -> None:
 
 
 def test_nothing_of_the_background_comes_along() -> None:
-    mask, picture = disc(64, 20, 32, 8), ramp(64)
-    source = picture.lerp(torch.full((1, 3, 64, 64), 3.0) + picture, disc(64, 20, 32, 9))
+    # The mask is soft at its edge, and the last certain pixels still have something of the room.
+    mask, picture = 0.4 * disc(64, 20, 32, 10) + 0.6 * disc(64, 20, 32, 8), ramp(64)
+    source = picture + 3 * disc(64, 20, 32, 12)
+    source += 5 * (disc(64, 20, 32, 12) - disc(64, 20, 32, 7))
     front = front_of(source, mask)
     certain = disc(64, 20, 32, 6.5).expand_as(front) > 0
     assert torch.equal(front[certain], source[certain])
@@ -72,9 +75,9 @@ def test_nothing_of_the_background_comes_along() -> None:
     assert moved(source, everywhere, Scene(mask, source, front=front)).min() > 1.9
     assert moved(source, everywhere, None).min() < 0
     # Nobody, and somebody who is everywhere.
-    for mask in (torch.zeros(1, 1, 64, 64), torch.ones(1, 1, 64, 64)):
-        assert torch.equal(front_of(source, mask), source)
-    both = front_of(source.expand(2, -1, -1, -1), torch.cat([mask * 0, disc(64, 20, 32, 8)]))
+    for degenerate in (torch.zeros(1, 1, 64, 64), torch.ones(1, 1, 64, 64)):
+        assert torch.equal(front_of(source, degenerate), source)
+    both = front_of(source.expand(2, -1, -1, -1), torch.cat([mask * 0, mask]))
     assert torch.equal(both, torch.cat([source, front]))
 
 
@@ -84,6 +87,10 @@ def test_limbs_say_how_much_the_person_covers_at_least_and_at_most() -> None:
     batch["source_mask"][..., 4:28, 8:24] = 1
     scene = scene_of_batch(batch)
     least, most = scene.bounds
+    widths = limb_widths(batch["source_pose"], batch["source_mask"] > 0)
+    for bound, wanted in zip(scene.bounds, cover_bounds(widths, batch["target_pose"], (32, 32)),
+                             strict=True):
+        assert torch.equal(bound, wanted)
     assert (least == 1).any() and (most == 0).any() and (least <= most).all()
     flow = torch.rand(2, 2, 32, 32) * 2 - 1
     assert (scene.cover(flow) >= least).all() and (scene.cover(flow) <= most).all()
