@@ -8,11 +8,16 @@ import torch
 import torch.nn.functional as F
 
 from posemodel.inference import background as backgrounds
-from posemodel.inference.background import behind_person, checked_mask, person_in_front
+from posemodel.inference.background import (
+    behind_person,
+    checked_mask,
+    person_in_front,
+    scene_of_views,
+)
 from posemodel.inference.model import PoseTransferModel
 from posemodel.model.scene import bounds_of
 from posemodel.pictures.inpainting import opencv_version
-from posemodel.pictures.pixels import resized
+from posemodel.pictures.pixels import resized, to_pictures
 from tests.small_datasets import refused
 from tests.small_films import frames
 from tests.small_runs import write_tiny_run
@@ -89,6 +94,10 @@ def test_of_the_room_nothing_comes_along(model, scene):
         share = (shown - room) / (250 - room)
         assert np.abs(share - share.mean(-1, keepdims=True))[room.max(-1) < 200].max() < 0.03
         assert share.max() > 0.9
+    seen = scene_of_views(result.mask, result.front, result.behind, result.target_crops,
+                          (result.source_pose, result.target_poses), model.size,
+                          torch.device("cpu"))
+    assert np.array_equal(to_pictures(seen.front)[0], resized(result.front, model.size))
     assert model.transfer(picture, pose, [other]).front is None
 
 
