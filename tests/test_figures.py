@@ -148,6 +148,45 @@ def test_what_the_page_of_tables_says_of_table_1():
                 (label, title)
 
 
+def test_what_speaks_against_ours_and_for_it_in_table_1():
+    text = squeezed((DOCS / "tables" / "README.md").read_text())
+    cells = {cell["label"]: cell for cell in read(DOCS / "tables" / "table1.json")["cells"]}
+
+    def of(label: str, measure: str) -> str:
+        return f"{statistics.fmean(cells[label]['values'][measure]):.2f}"
+
+    def steps(label: str) -> int:
+        return cells[label]["runs"][0]["steps"]
+
+    def says(label: str, *measures: str) -> set[str]:
+        return {against(cells[label])[measure]["says"] for measure in measures}
+
+    joints, stride, without = "FOMM, joint loss", "ours, stride 4", "ours, no joint loss"
+    assert (f"FOMM's has {steps('FOMM')} steps and ours {steps('ours')}: the finished l1 "
+            f"of FOMM is {of('FOMM', 'refined_l1')}, with our loss on joints "
+            f"{of(joints, 'refined_l1')}, and ours {of('ours', 'refined_l1')}.") in text
+    assert (f"{of(joints, 'epe')} pixels of error against {of('ours', 'epe')}, and the better "
+            "finished LPIPS-Alex;") in text
+    assert (f"a stride of 4, which has {steps(stride)} steps, is finished best of all by its "
+            f"l1, {of(stride, 'refined_l1')}, and warped worse.") in text
+    assert (f"l1 {of('ours', 'l1')}, where TPSMM's is {of('TPSMM, joint loss', 'l1')} with it and "
+            f"{of('TPSMM', 'l1')} without.") in text
+    assert says("FOMM", "refined_l1") == says(stride, "refined_l1") == {"ours worse"}
+    assert says(joints, "epe", "refined_l1", "refined_lpips_alex") == {"ours worse"}
+    assert says(stride, "l1", "ssim", "lpips_alex", "lpips_vgg") == {"ours better"}
+    assert says("TPSMM, joint loss", "lpips_alex", "lpips_vgg", "refined_l1", "refined_ssim",
+                "refined_lpips_alex", "refined_lpips_vgg") == {"not shown"}
+    assert says(without, "epe", "lpips_alex") == {"ours better"}
+    assert says(without, "l1", "ssim", "lpips_vgg") == {"not shown"}
+    rivals = [label for label in cells if not label.startswith("ours") and label != "copy"]
+    assert set.union(*(says(label, "l1", "ssim") for label in rivals)) == {"ours better"}
+    assert set.union(*(says(label, "epe") for label in rivals if label != joints)) == {
+        "ours better"}
+    least = min(statistics.fmean(cell["values"]["refined_l1"]) for cell in cells.values()
+                if cell["values"].get("refined_l1"))
+    assert f"{least:.2f}" == of(stride, "refined_l1")
+
+
 def test_what_the_page_of_tables_says_of_table_4():
     text = squeezed((DOCS / "tables" / "README.md").read_text())
     cells = read(DOCS / "tables" / "table4.json")["cells"]
