@@ -69,7 +69,7 @@ def behind_person(image: np.ndarray, mask: np.ndarray, frame: tuple[int, int],
         return image
     rows = _MARGIN * (covered[-1] + 1 - covered[0])
     scale = min(1.0, _FILLED_ROWS / rows)
-    size = tuple(max(1, round(side * scale)) for side in frame)
+    size = _scaled(frame, scale)
     small = to_tensor(resized(image, size), torch.device("cpu"))
     scene = continued(scene_of(small, _resized_mask(mask, size), rows=rows * scale))
     filled = resized(to_pictures(scene.behind)[0], frame)
@@ -81,22 +81,21 @@ def person_in_front(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The person of a source's crop `[h, w, 3]` uint8 with the mask `[h, w]` float32, their colours
     continued over their edge (`scene.front_of`); as sharp as they were where they are known."""
     frame = image.shape[:2]
-    scale = min(1.0, _FILLED_ROWS / frame[0])
-    size = tuple(max(1, round(side * scale)) for side in frame)
+    size = _scaled(frame, min(1.0, _FILLED_ROWS / frame[0]))
     small = to_tensor(resized(image, size), torch.device("cpu"))
     continued_ = resized(to_pictures(front_of(small, _resized_mask(mask, size)))[0], frame)
     unknown = uncertain(torch.from_numpy(mask)[None, None])[0, 0].numpy()
     return np.where(unknown[..., None], continued_, image)
 
 
-def scene_of_views(mask: np.ndarray, front: np.ndarray, behind: np.ndarray, crops: Sequence[Crop],
-                   poses: tuple[torch.Tensor, torch.Tensor], size: tuple[int, int],
-                   device: torch.device) -> Scene:
+def scene_of_views(mask: np.ndarray, front: np.ndarray | None, behind: np.ndarray,
+                   crops: Sequence[Crop], poses: tuple[torch.Tensor, torch.Tensor],
+                   size: tuple[int, int], device: torch.device) -> Scene:
     """The scene of some targets in their views.
 
     Args:
         mask: of the source's crop, `[h, w]` float32.
-        front: the person in it, `[h, w, 3]` uint8.
+        front: the person in it, `[h, w, 3]` uint8; None: nothing of them will be moved.
         behind: background of the target frame, `[H, W, 3]` uint8.
         crops: of the N targets.
         poses: `[18, 3]` in the source view and `[N, 18, 3]` in the target views, normalised.
@@ -104,15 +103,19 @@ def scene_of_views(mask: np.ndarray, front: np.ndarray, behind: np.ndarray, crop
     """
     count = len(crops)
     views = np.stack([resized(crop.cut(behind), size) for crop in crops])
-    scale = min(1.0, _BOUNDS_ROWS / size[0])
-    coarse = _resized_mask(mask, tuple(max(1, round(side * scale)) for side in size))
+    coarse = _resized_mask(mask, _scaled(size, min(1.0, _BOUNDS_ROWS / size[0])))
     bounds = bounds_of(coarse.to(device), poses[0][None].to(device), poses[1].to(device))
+    if front is not None:
+        front = to_tensor(resized(front, size), device).expand(count, -1, -1, -1)
     return Scene(
         _resized_mask(mask, size).to(device).expand(count, -1, -1, -1),
-        to_images(torch.from_numpy(views).to(device)),
-        front=to_tensor(resized(front, size), device).expand(count, -1, -1, -1),
+        to_images(torch.from_numpy(views).to(device)), front=front,
         bounds=tuple(F.interpolate(bound, size, mode="bilinear", align_corners=False)
                      for bound in bounds))
+
+
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return tuple(max(1, round(side * scale)) for side in size)
 
 
 def _resized_mask(mask: np.ndarray, size: tuple[int, int]) -> torch.Tensor:

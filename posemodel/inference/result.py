@@ -127,9 +127,9 @@ class TransferResult:
         return pose_kernels.flow_sample(to_tensor(picture, CPU), self._flow(index), size)
 
     def _scene(self, index: int, size: tuple[int, int]) -> Scene:
-        """In a crop of (H, W) pixels."""
+        """In a crop of (H, W) pixels, without what `_sampled` samples."""
         some = slice(index, index + 1)
-        return scene_of_views(self.mask, self.front, self.behind, self.target_crops[some],
+        return scene_of_views(self.mask, None, self.behind, self.target_crops[some],
                               (self.source_pose, self.target_poses[some]), size, CPU)
 
     def in_frame(self, index: int, view: np.ndarray) -> np.ndarray:

@@ -42,7 +42,9 @@ def limb_widths(pose: Tensor, person: Tensor) -> LimbWidths:
     person = person.flatten(1) > 0
     # Somebody who fills the picture has no width.
     counted = (person & ~person.all(1, keepdim=True) & least.isfinite()).float()
-    count, total = (torch.zeros_like(length).scatter_add_(1, nearest, values)
+    # A sum for each limb, and no scatter, whose order on a GPU is another each time.
+    owned = nearest[:, None] == torch.arange(len(LIMBS), device=pose.device)[:, None]
+    count, total = ((owned * values[:, None]).sum(-1)
                     for values in (counted, torch.where(counted > 0, least, 0.0)))
     return LimbWidths(total / count.clamp_min(1), length * present, present)
 
