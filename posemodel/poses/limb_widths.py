@@ -36,7 +36,8 @@ def limb_widths(pose: Tensor, person: Tensor) -> LimbWidths:
         pose: `[B, 18, 3]`, (x, y, presence) with x and y in normalised [-1, 1] coordinates.
         person: `[B, 1, H, W]`, 1 where the person is, else 0.
     """
-    distance, length, present = limb_distances(pose, tuple(person.shape[-2:]))
+    distance, length, joints = limb_distances(pose, tuple(person.shape[-2:]))
+    present = joints.prod(-1)
     distance = torch.where(present[..., None, None] > 0, distance, torch.inf)
     least, nearest = (part.flatten(1) for part in distance.min(dim=1))
     person = person.flatten(1) > 0
@@ -52,8 +53,9 @@ def limb_widths(pose: Tensor, person: Tensor) -> LimbWidths:
 def cover_bounds(widths: LimbWidths, pose: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """How much of each pixel a person covers in another pose: at least, and at most.
 
-    Nothing is known (0 and 1) of a person without widths, and there is no upper bound where the
-    source shows a limb that is missing in the target: the person may be there all the same.
+    Where the target lacks one joint of a limb that the source shows, the limb may be anywhere as
+    far as it is long from the other. Where it lacks both, and of a person without widths, nothing
+    is known (0 and 1).
 
     Args:
         widths: of the person, in the source.
@@ -63,13 +65,16 @@ def cover_bounds(widths: LimbWidths, pose: Tensor, size: tuple[int, int]) -> tup
     Returns: twice `[B, 1, H, W]` float32, 0 to 1.
     """
     mean, length, present = widths
-    distance, there, seen = limb_distances(pose, size)
+    distance, there, joints = limb_distances(pose, size)
+    seen, lost = joints.prod(-1), present * (1 - joints.prod(-1))
     both = present * seen
     scale = (there * both).sum(1, keepdim=True) / (length * both).sum(1, keepdim=True).clamp_min(
         1e-3)
     scale = scale.clamp(*_SCALES)
-    # One of a pair may be hidden by what is in front of it, and looks too narrow or too wide.
+    # One of a pair may be hidden by what is in front of it, and looks too narrow or too wide, or
+    # point at the camera, and looks too short.
     twin = mean[:, _MIRRORED]
+    longest = torch.maximum(length, length[:, _MIRRORED])
     narrow, wide = torch.minimum(mean, torch.where(twin > 0, twin, mean)), torch.maximum(mean, twin)
     wide = torch.where(wide > 0, wide, wide.amax(1, keepdim=True))
     pixel = 1 / size[0]
@@ -81,6 +86,8 @@ def cover_bounds(widths: LimbWidths, pose: Tensor, size: tuple[int, int]) -> tup
         return (inside.amax(1, keepdim=True) / (2 * pixel) + 0.5).clamp(0, 1)
 
     least = within(_CORE * scale * narrow, both * (narrow > 0))
-    most = within(_REACH * scale * wide + pixel, seen)
-    unknown = (mean.amax(1) == 0) | (present > seen).any(1)
+    reach = _REACH * scale * wide + pixel
+    most = torch.maximum(within(reach, seen),
+                         within(reach + scale * longest, lost * joints.amax(-1)))
+    unknown = (mean.amax(1) == 0) | (lost > joints.amax(-1)).any(1)
     return least, torch.where(unknown[:, None, None, None], 1.0, most)

@@ -94,11 +94,30 @@ def test_somebody_nearer_is_wider_up_to_a_point():
         assert widest == pytest.approx(1.25 * same, rel=0.1)
 
 
+TWO_ARMS = arm(UPRIGHT, joint_6=(20, 50), joint_7=(40, 50))
+PERSON = capsule(*UPRIGHT, 6.0) | capsule((20, 50), (40, 50), 6.0)
+
+
 def test_a_limb_that_only_the_source_shows_may_be_anywhere():
-    pose = arm(UPRIGHT, joint_6=(20, 50), joint_7=(60, 50))
-    widths = limb_widths(pose, capsule(*UPRIGHT, 6.0) | capsule((20, 50), (60, 50), 6.0))
-    least, most = cover_bounds(widths, arm(ACROSS), SIZE)
+    least, most = cover_bounds(limb_widths(TWO_ARMS, PERSON), arm(ACROSS), SIZE)
     assert (most == 1).all() and (least[capsule(*ACROSS, 1.0)] == 1).all()
+
+
+@pytest.mark.parametrize(("joint", "lacking"), [("joint_6", "joint_7"), ("joint_7", "joint_6")])
+def test_a_limb_that_lacks_a_joint_is_no_further_from_the_other_than_it_is_long(joint, lacking):
+    """As long as the longer of the two arms, 40 pixels, for this one may point at the camera."""
+    target = arm(((80, 20), (80, 60)), **{joint: (10, 10)})
+    assert not target[0, int(lacking.removeprefix("joint_"))].any()
+    widths = limb_widths(TWO_ARMS, PERSON)
+    least, most = cover_bounds(widths, target, SIZE)
+    reach = 2.2 * float(widths.mean.max()) * SIZE[0] + 1
+    around = capsule((10, 10), (10, 10.001), 40 + reach - 1)
+    arms = capsule((80, 20), (80, 60), reach + 1)
+    assert (most[around] == 1).all()
+    assert (most[~capsule((10, 10), (10, 10.001), 40 + reach + 1) & ~arms] == 0).all()
+    assert 0.3 < float(most.mean()) < 0.8
+    # Nothing of it is certain.
+    assert (least[~capsule((80, 20), (80, 60), 6.0)] == 0).all() and least.any()
 
 
 def test_a_limb_that_only_the_target_shows_is_as_wide_as_its_twin_or_the_widest():
