@@ -40,28 +40,24 @@ def body_map(pose: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
 
 
 def limb_distances(pose: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """How far each pixel is from each limb, in image heights. A limb that lacks one of its joints
-    is the point where the other one is.
+    """How far each pixel is from each limb, in image heights.
 
-    Returns: the distances `[B, L, H, W]`, those of limbs without any joint without meaning; the
-        lengths of the limbs, and the presence of their two joints, `[B, L]` and `[B, L, 2]`.
+    Returns: the distances `[B, L, H, W]`, those of missing limbs without meaning; the lengths of
+        the limbs and their presence, `[B, L]`.
     """
-    along, across, length, _ = _frames(pose, size, 256.0)
-    joints = pose[:, LIMBS, 2].float()
-    return _squares(along, across, length).sqrt(), length[..., 0, 0], joints
+    along, across, length, present = _frames(pose, size, 256.0)
+    return _squares(along, across, length).sqrt(), length[..., 0, 0], present[..., 0, 0]
 
 
 def _frames(pose: Tensor, size: tuple[int, int], sigma: float,
             ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Positions in the frame of each limb: along and across it `[B, L, H, W]`, its length and its
-    presence (1 where both joints are there) `[B, L, 1, 1]`; lengths in sigmas."""
+    presence `[B, L, 1, 1]`; lengths in sigmas."""
     height, width = size
     unit = sigma * height / 256                                                    # pixels
     scale = pose.new_tensor([width, height]) / (2 * unit)
     first, second = (pose[:, list(ends)].float() for ends in zip(*LIMBS, strict=True))
-    # Of a limb with one joint that joint is both ends.
-    begin, end = (torch.where(here[..., 2:] > 0, here[..., :2], other[..., :2]) * scale  # [B, L, 2]
-                  for here, other in ((first, second), (second, first)))
+    begin, end = first[..., :2] * scale, second[..., :2] * scale                   # [B, L, 2]
     bone = end - begin
     length = bone.norm(dim=-1, keepdim=True)
     # A limb of no length is a point, and any direction is as good.

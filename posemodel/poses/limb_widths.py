@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from posemodel.poses.joints import FLIP_PAIRS, LIMBS
+from posemodel.poses.joints import FLIP_PAIRS, JOINTS, LIMBS
 from posemodel.poses.limb_maps import limb_distances
 
 # In mean distances of a limb's pixels from it, half the radius of a long limb of even width:
@@ -13,6 +13,8 @@ from posemodel.poses.limb_maps import limb_distances
 _CORE, _REACH = 0.8, 2.2
 # A person is not nearer or further than this in the target.
 _SCALES = 0.8, 1.25
+# Limbs between any two joints, at most: from wrist to ankle.
+_CHAIN = 6
 _MIRRORED = [{frozenset(limb): index for index, limb in enumerate(LIMBS)}[
     frozenset(FLIP_PAIRS[joint] for joint in limb)] for limb in LIMBS]
 
@@ -36,8 +38,7 @@ def limb_widths(pose: Tensor, person: Tensor) -> LimbWidths:
         pose: `[B, 18, 3]`, (x, y, presence) with x and y in normalised [-1, 1] coordinates.
         person: `[B, 1, H, W]`, 1 where the person is, else 0.
     """
-    distance, length, joints = limb_distances(pose, tuple(person.shape[-2:]))
-    present = joints.prod(-1)
+    distance, length, present = limb_distances(pose, tuple(person.shape[-2:]))
     distance = torch.where(present[..., None, None] > 0, distance, torch.inf)
     least, nearest = (part.flatten(1) for part in distance.min(dim=1))
     person = person.flatten(1) > 0
@@ -53,9 +54,8 @@ def limb_widths(pose: Tensor, person: Tensor) -> LimbWidths:
 def cover_bounds(widths: LimbWidths, pose: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """How much of each pixel a person covers in another pose: at least, and at most.
 
-    Where the target lacks one joint of a limb that the source shows, the limb may be anywhere as
-    far as it is long from the other. Where it lacks both, and of a person without widths, nothing
-    is known (0 and 1).
+    A limb that lacks a joint may be wherever it comes to from the joints that are there, in any
+    direction. Nothing is known (0 and 1) of a person without widths, and in a pose without joints.
 
     Args:
         widths: of the person, in the source.
@@ -65,29 +65,61 @@ def cover_bounds(widths: LimbWidths, pose: Tensor, size: tuple[int, int]) -> tup
     Returns: twice `[B, 1, H, W]` float32, 0 to 1.
     """
     mean, length, present = widths
-    distance, there, joints = limb_distances(pose, size)
-    seen, lost = joints.prod(-1), present * (1 - joints.prod(-1))
+    distance, there, seen = limb_distances(pose, size)
     both = present * seen
     scale = (there * both).sum(1, keepdim=True) / (length * both).sum(1, keepdim=True).clamp_min(
         1e-3)
     scale = scale.clamp(*_SCALES)
-    # One of a pair may be hidden by what is in front of it, and looks too narrow or too wide, or
-    # point at the camera, and looks too short.
+    # One of a pair may be hidden by what is in front of it, and looks too narrow or too wide.
     twin = mean[:, _MIRRORED]
-    longest = torch.maximum(length, length[:, _MIRRORED])
     narrow, wide = torch.minimum(mean, torch.where(twin > 0, twin, mean)), torch.maximum(mean, twin)
     wide = torch.where(wide > 0, wide, wide.amax(1, keepdim=True))
     pixel = 1 / size[0]
 
-    def within(radius: Tensor, limbs: Tensor) -> Tensor:
+    def within(radius: Tensor, distance: Tensor, limbs: Tensor) -> Tensor:
         """How much of a pixel lies within the radius of any of the limbs."""
         inside = torch.where(limbs[..., None, None] > 0, radius[..., None, None] - distance,
                              -torch.inf)
         return (inside.amax(1, keepdim=True) / (2 * pixel) + 0.5).clamp(0, 1)
 
-    least = within(_CORE * scale * narrow, both * (narrow > 0))
+    least = within(_CORE * scale * narrow, distance, both * (narrow > 0))
     reach = _REACH * scale * wide + pixel
-    most = torch.maximum(within(reach, seen),
-                         within(reach + scale * longest, lost * joints.amax(-1)))
-    unknown = (mean.amax(1) == 0) | (lost > joints.amax(-1)).any(1)
+    around, radius = _places(pose, length, size)
+    most = torch.maximum(within(reach, distance, seen),
+                         within(reach + scale * radius, around, 1 - seen))
+    unknown = mean.amax(1) == 0
     return least, torch.where(unknown[:, None, None, None], 1.0, most)
+
+
+def _places(pose: Tensor, length: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Where each limb can be whatever its direction: no further from a joint that is there than the
+    limbs in between and itself are long.
+
+    Args:
+        pose: `[B, 18, 3]`.
+        length: of the limbs in the source, `[B, L]`, 0 where it is not known. Of a pair the longer
+            counts, for the other may point at the camera; of what is not known, the longest limb.
+
+    Returns: how far each pixel is from that joint `[B, L, H, W]`, and how far the limb comes
+        `[B, L]`, infinite in a pose without joints; in image heights.
+    """
+    length = torch.maximum(length, length[:, _MIRRORED])
+    length = torch.where(length > 0, length, length.amax(1, keepdim=True))
+    first, second = (torch.tensor(ends, device=pose.device) for ends in zip(*LIMBS, strict=True))
+    steps = pose.new_full((len(pose), len(JOINTS), len(JOINTS)), torch.inf)
+    steps[:, first, second] = steps[:, second, first] = length
+    far = torch.where(pose[..., 2] > 0, 0.0, torch.inf)                            # [B, J]
+    nearest = torch.arange(len(JOINTS), device=pose.device).expand(far.shape)
+    for _ in range(_CHAIN):
+        through, over = (far[:, None] + steps).min(-1)
+        nearest = torch.where(through < far, nearest.gather(1, over), nearest)
+        far = torch.minimum(far, through)
+    near = torch.where(far[:, first] <= far[:, second], first, second)             # end of the limb
+    joint = nearest.gather(1, near)
+    x, y, _ = pose.gather(1, joint[..., None].expand(-1, -1, 3)).float().split(1, dim=-1)
+    height, width = size
+    columns, rows = ((2 * torch.arange(count, device=pose.device) + 1 - count) / (2 * height)
+                     for count in (width, height))
+    distance = torch.hypot((columns - x * width / (2 * height)).unsqueeze(-2),
+                           (rows - y / 2).unsqueeze(-1))
+    return distance, far.gather(1, near) + length

@@ -37,6 +37,17 @@ def arm(place, **more):
     return pose_of(joint_3=place[0], joint_4=place[1], **more)
 
 
+def whole(pose, at=None):
+    """With all joints: those that are missing at (row, column), or in the middle of the arm."""
+    if at is None:
+        place = (pose[:, 3, :2] + pose[:, 4, :2]) / 2
+    else:
+        place = pose_of(joint_0=at)[:, 0, :2]
+    missing = pose[..., 2:] == 0
+    filled = torch.cat([place[:, None].expand(-1, len(JOINTS), -1), torch.ones_like(missing)], -1)
+    return torch.where(missing, filled, pose)
+
+
 def mean_of(length, radius):
     """Of the distances of a capsule's points from its line, in pixels."""
     return ((length * radius**2 + 2 / 3 * math.pi * radius**3)
@@ -70,8 +81,8 @@ def test_nothing_is_known_of_nobody_and_of_somebody_who_fills_the_picture(person
 
 
 def test_the_person_is_around_the_limbs_of_the_other_pose():
-    widths = limb_widths(arm(UPRIGHT), capsule(*UPRIGHT, 9.0))
-    least, most = cover_bounds(widths, arm(ACROSS), SIZE)
+    widths = limb_widths(whole(arm(UPRIGHT)), capsule(*UPRIGHT, 9.0))
+    least, most = cover_bounds(widths, whole(arm(ACROSS)), SIZE)
     person = capsule(*ACROSS, 9.0)
     assert least.shape == most.shape == (1, 1, *SIZE) and (least <= most).all()
     assert (least[~person] == 0).all() and (most[person] == 1).all()
@@ -82,11 +93,12 @@ def test_the_person_is_around_the_limbs_of_the_other_pose():
 
 
 def test_somebody_nearer_is_wider_up_to_a_point():
-    widths = limb_widths(arm(UPRIGHT), capsule(*UPRIGHT, 9.0))
+    widths = limb_widths(whole(arm(UPRIGHT)), capsule(*UPRIGHT, 9.0))
     areas = {}
     for columns in (16, 20, 23, 30):  # half the length; of 20 in the source
-        bounds = cover_bounds(widths, arm(((50, 32 - columns), (50, 32 + columns))), SIZE)
-        areas[columns] = [float(bound[0, 0, :, 32].sum()) for bound in bounds]  # of a cut
+        pose = whole(arm(((50, 32 - columns), (50, 32 + columns))))
+        areas[columns] = [float(bound[0, 0, :, 32].sum())  # of a cut
+                          for bound in cover_bounds(widths, pose, SIZE)]
     for which in (0, 1):
         narrow, same, wide, widest = (areas[columns][which] for columns in areas)
         assert narrow == pytest.approx(0.8 * same, rel=0.1)
@@ -94,30 +106,64 @@ def test_somebody_nearer_is_wider_up_to_a_point():
         assert widest == pytest.approx(1.25 * same, rel=0.1)
 
 
-TWO_ARMS = arm(UPRIGHT, joint_6=(20, 50), joint_7=(40, 50))
-PERSON = capsule(*UPRIGHT, 6.0) | capsule((20, 50), (40, 50), 6.0)
+# A person of 18 joints, in pixels: arms to the sides, the lower ones hanging.
+FIGURE = {0: (14, 32), 1: (22, 32), 2: (24, 26), 3: (24, 16), 4: (34, 16), 5: (24, 38), 6: (24, 48),
+          7: (34, 48), 8: (48, 28), 9: (64, 28), 10: (80, 28), 11: (48, 36), 12: (64, 36),
+          13: (80, 36), 14: (12, 30), 15: (12, 34), 16: (13, 28), 17: (13, 36)}
+FIGURE_MASK = torch.stack([capsule(FIGURE[a], FIGURE[b], 3.0) for a, b in LIMBS]).any(0)
 
 
-def test_a_limb_that_only_the_source_shows_may_be_anywhere():
-    least, most = cover_bounds(limb_widths(TWO_ARMS, PERSON), arm(ACROSS), SIZE)
-    assert (most == 1).all() and (least[capsule(*ACROSS, 1.0)] == 1).all()
+def figure(*missing):
+    """The pose of that person without some joints."""
+    return pose_of(**{f"joint_{joint}": at for joint, at in FIGURE.items() if joint not in missing})
 
 
-@pytest.mark.parametrize(("joint", "lacking"), [("joint_6", "joint_7"), ("joint_7", "joint_6")])
-def test_a_limb_that_lacks_a_joint_is_no_further_from_the_other_than_it_is_long(joint, lacking):
-    """As long as the longer of the two arms, 40 pixels, for this one may point at the camera."""
-    target = arm(((80, 20), (80, 60)), **{joint: (10, 10)})
-    assert not target[0, int(lacking.removeprefix("joint_"))].any()
-    widths = limb_widths(TWO_ARMS, PERSON)
-    least, most = cover_bounds(widths, target, SIZE)
-    reach = 2.2 * float(widths.mean.max()) * SIZE[0] + 1
-    around = capsule((10, 10), (10, 10.001), 40 + reach - 1)
-    arms = capsule((80, 20), (80, 60), reach + 1)
-    assert (most[around] == 1).all()
-    assert (most[~capsule((10, 10), (10, 10.001), 40 + reach + 1) & ~arms] == 0).all()
-    assert 0.3 < float(most.mean()) < 0.8
-    # Nothing of it is certain.
-    assert (least[~capsule((80, 20), (80, 60), 6.0)] == 0).all() and least.any()
+def reach_of(widths, limb):
+    """How far the person may be from a limb, in pixels."""
+    mean = widths.mean[0, [limb, OTHER_ARM if limb == ARM else limb]].max()
+    return 2.2 * float(mean if mean > 0 else widths.mean.max()) * SIZE[0] + 1
+
+
+def within_of(joint, radius):
+    return capsule(FIGURE[joint], (FIGURE[joint][0], FIGURE[joint][1] + 1e-3), radius)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_limb_without_one_joint_is_no_further_from_the_other_than_it_is_long(shown):
+    """Whether the source shows all of it or not: its twin says how long it is."""
+    widths = limb_widths(figure() if shown else figure(4), FIGURE_MASK)
+    least, most = cover_bounds(widths, figure(4), SIZE)
+    reach, (all_least, all_most) = reach_of(widths, ARM), cover_bounds(widths, figure(), SIZE)
+    disc = within_of(3, 10 + reach - 1)
+    assert (most[disc] == 1).all() and (all_most[disc] < 1).any()
+    outside = ~within_of(3, 10 + reach + 1)
+    assert torch.equal(most[outside], all_most[outside]) and (most[outside] < 1).any()
+    assert (least <= all_least).all() and (least[within_of(4, 2.0)] == 0).all()
+
+
+def test_a_limb_between_missing_joints_is_as_far_as_the_limbs_on_the_way():
+    """Elbow and wrist are missing: the forearm is two limbs away from the shoulder at most."""
+    widths = limb_widths(figure(), FIGURE_MASK)
+    _, most = cover_bounds(widths, figure(3, 4), SIZE)
+    reach = reach_of(widths, ARM)
+    assert (most[within_of(2, 20 + reach - 1)] == 1).all()
+    outside = ~within_of(2, 20 + reach + 1)
+    _, all_most = cover_bounds(widths, figure(), SIZE)
+    assert torch.equal(most[outside], all_most[outside])
+
+
+def test_somebody_whom_the_frame_cuts_off_keeps_their_thighs():
+    """Of hips without knees, in source and target, the thighs are seen all the same."""
+    half = figure(9, 10, 12, 13)
+    thighs = capsule((48, 28), (68, 28), 3.0) | capsule((48, 36), (68, 36), 3.0)
+    person = capsule((24, 32), (48, 32), 9.0) | thighs
+    _, most = cover_bounds(limb_widths(half, person), half, SIZE)
+    assert (most[thighs] == 1).all() and (most[~within_of(8, 64) & ~within_of(11, 64)] == 0).all()
+
+
+def test_somebody_without_joints_may_be_anywhere():
+    least, most = cover_bounds(limb_widths(figure(), FIGURE_MASK), figure(*FIGURE), SIZE)
+    assert (least == 0).all() and (most == 1).all()
 
 
 def test_a_limb_that_only_the_target_shows_is_as_wide_as_its_twin_or_the_widest():
@@ -125,14 +171,15 @@ def test_a_limb_that_only_the_target_shows_is_as_wide_as_its_twin_or_the_widest(
     for joints in ((6, 7), (9, 10)):  # the other forearm; a shin
         there = (80, 14), (80, 50)
         ends = {f"joint_{joint}": end for joint, end in zip(joints, there, strict=True)}
-        least, most = cover_bounds(widths, arm(ACROSS, **ends), SIZE)
-        assert (most[capsule(*there, 9.0)] == 1).all()
+        least, most = cover_bounds(widths, whole(arm(ACROSS, **ends)), SIZE)
+        assert (most[capsule(*there, 9.0)] == 1).all() and (most[..., :20, :] == 0).all()
         assert (least[capsule(*there, 3.0) & ~capsule(*ACROSS, 9.0)] == 0).all()
 
 
 def test_the_narrower_of_two_is_certain_and_the_wider_possible():
     """One may be hidden by the body in front of it."""
-    pose = arm(((20, 46), (80, 46)), joint_6=(20, 14), joint_7=(80, 14))
+    pose = whole(arm(((20, 46), (80, 46)), joint_5=(20, 14), joint_6=(20, 14), joint_7=(80, 14)),
+                 at=(20, 46))
     widths = limb_widths(pose, capsule((20, 14), (80, 14), 4.0) | capsule((20, 46), (80, 46), 7.0))
     least, most = cover_bounds(widths, pose, SIZE)
     for bound, radius in ((least, 0.8 * mean_of(60, 4)), (most, 2.2 * mean_of(60, 7) + 1)):
@@ -141,8 +188,8 @@ def test_the_narrower_of_two_is_certain_and_the_wider_possible():
 
 
 def test_one_source_and_many_targets():
-    widths = limb_widths(arm(UPRIGHT), capsule(*UPRIGHT, 9.0))
-    targets = torch.cat([arm(ACROSS), arm(UPRIGHT)])
+    widths = limb_widths(figure(3), FIGURE_MASK)
+    targets = torch.cat([figure(4), figure(), figure(9, 17)])
     for together, alone in zip(cover_bounds(widths, targets, (48, 32)), zip(*(
             cover_bounds(widths, target[None], (48, 32)) for target in targets), strict=True),
             strict=True):
