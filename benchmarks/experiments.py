@@ -91,6 +91,8 @@ VARIANTS = {
                                                        "gfla64")},
     "gan-0": "--loss.adversarial-weight 0",
     "gan-0.1": "--loss.adversarial-weight 0.1 --optim.phase-one 0.6",
+    "gan-r1": "--loss.adversarial hinge --loss.adversarial-weight 0.1 --loss.r1-weight 1 "
+              "--optim.phase-one 0.6",
 }
 
 STEPS = "steps-"
