@@ -11,6 +11,10 @@ same threads and right before the run, and the run then has as many steps as fit
 All lay the moved person over the photograph's own background by the same mask, and are measured on
 the same test pairs, by which nothing is chosen: target from the last fifth of a shot, source from
 before it. With --seeds N, rows are means of N runs, and the spread is theirs.
+
+The rows "from mannequins" (--methods 'ours from mannequins' 'fomm from mannequins' ...) first train
+on generated people with the same sizes and losses, for --mannequin-minutes, each method for as long
+as the others.
 """
 
 import argparse
@@ -20,10 +24,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-METHODS = {
-    "ours": [], "ours anew": ["--init", ""],
-    **{name: ["--init", "", "--model.flow", name] for name in ("fomm", "mraa", "tpsmm", "gfla32")},
-}
+RIVALS = {name: ["--model.flow", name] for name in ("fomm", "mraa", "tpsmm", "gfla32")}
+METHODS = {"ours": [], "ours anew": ["--init", ""],
+           **{name: ["--init", "", *flags] for name, flags in RIVALS.items()}}
+FROM_MANNEQUINS = {f"{name} from mannequins": flags
+                   for name, flags in {"ours": [], **RIVALS}.items()}
+MANNEQUINS = ["--data.kind", "mannequins", "--data.turn", "180", "--data.background", "still",
+              "--data.hidden-joints", "drop", "--init", ""]
 COLUMNS = {"l1": "l1", "person_l1": "l1, person", "lpips_alex": "LPIPS-Alex",
            "lpips_vgg": "LPIPS-VGG"}
 TIMED = 24  # steps
@@ -35,8 +42,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("root", nargs="?", help="data set of posemodel.data film")
     parser.add_argument("--read", type=Path, metavar="FILE", help="print a table that was written")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *FROM_MANNEQUINS],
+                        default=list(METHODS))
     parser.add_argument("--minutes", type=float, default=5.0, help="of training (default: 5)")
+    parser.add_argument("--mannequin-minutes", type=float, default=10.0, metavar="M",
+                        help="of training before it, of the rows from mannequins (default: 10)")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/film"), help="default: runs/film")
     parser.add_argument("--weights", default="", metavar="DIR", help="published weights; with "
@@ -48,16 +58,17 @@ def main() -> int:
     if arguments.read is not None:
         print(table(json.loads(arguments.read.read_text())))
         return 0
-    if arguments.root is None or arguments.minutes <= 0 or arguments.seeds < 1:
-        parser.error("give the folder of a data set, --minutes above 0 and --seeds of at least 1")
+    minutes = min(arguments.minutes, arguments.mannequin_minutes)
+    if arguments.root is None or minutes <= 0 or arguments.seeds < 1:
+        parser.error("give the folder of a data set, minutes above 0 and --seeds of at least 1")
     report = Path(arguments.root) / "film.json"
     if not report.is_file():  # now, and not when all is trained
         parser.error(f"{report} is missing, which posemodel.data film writes: make the set with it")
     clips = json.loads(report.read_text())  # what became of each
     rows = {name: [result(arguments, name, seed) for seed in range(arguments.seeds)]
             for name in arguments.methods}
-    content = {"command": ["python", *sys.argv], "minutes": arguments.minutes, "clips": clips,
-               "rows": rows}
+    content = {"command": ["python", *sys.argv], "minutes": arguments.minutes,
+               "mannequin_minutes": arguments.mannequin_minutes, "clips": clips, "rows": rows}
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     print(table(content))
@@ -68,17 +79,35 @@ def result(arguments: argparse.Namespace, name: str, seed: int) -> dict:
     """What a run makes of the test pairs, what its starting weights do, its steps and the
     milliseconds of each."""
     folder = arguments.out / f"{name.replace(' ', '-')}-{seed}"
-    flags = ["--data.root", arguments.root, "--seed", str(seed), *METHODS[name],
-             *(["--weights", arguments.weights, "--loss.reconstruction", "vgg16"]
-               if arguments.weights else []), *arguments.flags]
-    if not (folder / "DONE").exists():
-        steps = planned_steps(folder, flags, arguments.minutes)
-        train(folder, [*flags, "--steps", str(steps), "--evaluate-every", str(steps)])
+    shared = ["--seed", str(seed),
+              *(["--weights", arguments.weights, "--loss.reconstruction", "vgg16"]
+                if arguments.weights else []), *arguments.flags]
+    first = None
+    if name in FROM_MANNEQUINS:
+        first = folder.with_name(f"{folder.name}-before")
+        trained(first, [*MANNEQUINS, *FROM_MANNEQUINS[name], *shared], arguments.mannequin_minutes)
+        flags = [*FROM_MANNEQUINS[name], "--init", str(first)]
+    else:
+        flags = METHODS[name]
+    trained(folder, ["--data.root", arguments.root, *flags, *shared], arguments.minutes)
     run("posemodel.evaluate", folder, "--split", "test")  # at once where it was measured before
     row = json.loads((folder / "evaluation.json").read_text())
     return {"seed": seed, "steps": row["step"], "step_ms": median_ms(folder),
+            "mannequin_steps": first and steps_of(first),
             "environment": json.loads((folder / "env.json").read_text()),
             "before": before(folder), "after": kept(row)}
+
+
+def trained(folder: Path, flags: list[str], minutes: float) -> None:
+    """A run of as many steps as fit into the minutes, to its end."""
+    if not (folder / "DONE").exists():
+        steps = planned_steps(folder, flags, minutes)
+        train(folder, [*flags, "--steps", str(steps), "--evaluate-every", str(steps)])
+
+
+def steps_of(folder: Path) -> int:
+    """Of a run, as it was started."""
+    return json.loads((folder / "config.json").read_text())["steps"]
 
 
 def before(folder: Path) -> dict | None:
@@ -110,7 +139,7 @@ def planned_steps(folder: Path, flags: list[str], minutes: float) -> int:
     """Steps that fit into the minutes, by a few of them in a run that is thrown away; a run that
     was stopped has those that it was started with."""
     if (folder / "config.json").exists():
-        return json.loads((folder / "config.json").read_text())["steps"]
+        return steps_of(folder)
     timed = folder.with_name(f"{folder.name}-timed")
     train(timed, [*flags, "--steps", str(TIMED), "--evaluate-every", str(TIMED), "--log-every", "1",
                   "--data.evaluation-pairs", "1"])
@@ -154,6 +183,10 @@ def table(content: dict) -> str:
     if before:
         line("the package's model, unchanged", before[:1], "refined", ["0", ""])
     for name, runs in rows.items():
+        if name in FROM_MANNEQUINS:
+            line(f"{name.removesuffix(' from mannequins')}, mannequins alone",
+                 [run["before"] for run in runs], "refined",
+                 [mean([run["mannequin_steps"] for run in runs], 0), ""])
         line(name, [run["after"] for run in runs], "refined",
              [mean([run["steps"] for run in runs], 0), mean([run["step_ms"] for run in runs], 0)])
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -68,6 +69,23 @@ def test_film_bench_needs_the_report_of_the_clips_before_it_trains(tmp_path):
     done = bench("film_bench.py", str(tmp_path), "--out", str(tmp_path / "runs"))
     assert done.returncode == 2 and f"{tmp_path / 'film.json'} is missing" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_film_bench_shows_what_mannequins_alone_bring():
+    def measured(value):
+        return {f"{image}_{column}": value for image in ("copy", "warped", "refined")
+                for column in ("l1", "person_l1", "lpips_alex", "lpips_vgg")}
+
+    run = {"before": measured(8.0), "after": measured(6.0), "steps": 70, "step_ms": 900.0,
+           "mannequin_steps": 400}
+    rows = {"mraa": [run | {"before": None, "mannequin_steps": None}],
+            "fomm from mannequins": [run, run | {"before": measured(7.0)}]}
+    table = runpy.run_path(str(ROOT / "benchmarks" / "film_bench.py"))["table"]({"rows": rows})
+    found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[0] for row in found] == ["copying the source", "mraa", "fomm, mannequins alone",
+                                         "fomm from mannequins"]
+    assert found[2][1] == "7.5 ± 0.7" and found[2][-2:] == ["400 ± 0", ""]
+    assert found[3][1] == "6.0 ± 0.0" and found[3][-2:] == ["70 ± 0", "900 ± 0"]
 
 
 def test_loading_bench_measures_rates(tmp_path):
