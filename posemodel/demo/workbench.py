@@ -252,7 +252,7 @@ def about(model: PoseTransferModel) -> str:
     """What a model is and what it is not good for, in a few sentences."""
     height, width = model.size
     if model.about:
-        return model.about
+        return model.about.splitlines()[0]
     if model.config.data.generated:
         return (f"Trained on generated mannequins of {width} × {height} pixels. It has never seen "
                 "a photograph, a face or real cloth: with photographs it shows how the method "

@@ -85,7 +85,7 @@ class PoseTransferModel:
         self.step = int(metadata.get("step", 0))
         """training steps behind it"""
         self.about = metadata.get("about", "")
-        """what its maker says about it; may be empty"""
+        """what its maker says about it, may be empty; commands show the first line"""
 
     @classmethod
     def from_run(cls, path: str | Path, device: str = "auto") -> "PoseTransferModel":

@@ -14,6 +14,7 @@ import numpy as np
 _AROUND = 48  # pixels around a hole that may have a say in it
 _FURTHER = 8  # pixels
 _KEPT = 128  # pictures that are remembered
+_BLOCK = 16  # pixels; OpenCV leaves out what is no whole block, at the lower and right edges
 
 
 @functools.lru_cache(maxsize=1)
@@ -58,8 +59,9 @@ def inpaint(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
 def _filled(picture: bytes, hole: bytes, size: tuple[int, int]) -> bytes:
     import cv2
 
-    pixels = np.frombuffer(picture, np.uint8).reshape(*size, 3)
-    missing = np.frombuffer(hole, np.uint8).reshape(size)
+    rest = [(0, -side % _BLOCK) for side in size]
+    pixels = np.pad(np.frombuffer(picture, np.uint8).reshape(*size, 3), [*rest, (0, 0)], "edge")
+    missing = np.pad(np.frombuffer(hole, np.uint8).reshape(size), rest, "edge")
     made = np.zeros_like(pixels)
     # It knows blue, green and red; what is known is not zero.
     cv2.xphoto.inpaint(np.ascontiguousarray(pixels[..., ::-1]), 255 * (1 - missing), made,
@@ -71,4 +73,4 @@ def _filled(picture: bytes, hole: bytes, size: tuple[int, int]) -> bytes:
     away = missing[..., None] > 0
     made = np.clip(made[..., ::-1], cv2.erode(np.where(away, np.uint8(255), pixels), square),
                    cv2.dilate(np.where(away, np.uint8(0), pixels), square))
-    return made.tobytes()
+    return made[:size[0], :size[1]].tobytes()

@@ -137,7 +137,7 @@ def transfer(arguments: argparse.Namespace) -> int:
     model = PoseTransferModel.choose(arguments.run, arguments.device)
     print(f"model: {model.summary}")
     if model.about:
-        print(model.about)
+        print(model.about.splitlines()[0])
     for line in [*_said(warnings, targets), *source.remarks, *chosen.remarks]:
         print(line)
     if large := size_warning(kinds, [target.frame for target in targets], arguments.out):

@@ -41,6 +41,22 @@ def test_a_pattern_goes_on_and_what_is_known_stays():
 
 
 @needs_opencv
+@pytest.mark.parametrize("more", [0, 1, 7, 15])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_hole_at_the_edge_of_the_picture_has_no_other_colours(more, turned):
+    """OpenCV works on whole blocks and left the rest of the last ones green: the background below
+    somebody whom the picture's edge cuts off."""
+    wave = 120 + 60 * np.sin(np.arange(120) / 6)
+    picture = np.tile(wave[:, None], (96 + more, 1, 3)).astype(np.uint8)
+    hole = np.zeros(picture.shape[:2], bool)
+    hole[60:, 40:70] = True
+    if turned:
+        picture, hole = picture.transpose(1, 0, 2), hole.T
+    filled = inpainting.inpaint(np.where(hole[..., None], np.uint8(200), picture), hole)
+    assert np.ptp(filled, axis=-1).max() <= 2
+
+
+@needs_opencv
 def test_what_was_in_the_hole_has_no_say():
     picture, hole = stripes(), hole_of(stripes())
     made = [inpainting.inpaint(np.where(hole[..., None], np.uint8(value), picture), hole)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from posemodel.demo.workbench import about
 from posemodel.inference.model import PoseTransferModel
+from posemodel.inference.programs import write_weights
 from posemodel.mannequins.pairs import Mannequins
 from posemodel.poses.files import openpose_json
 from posemodel.poses.joints import normalized_to_pixels
@@ -139,6 +141,21 @@ def test_files_are_what_the_model_says(run, person, joints, tmp_path):
     assert record["targets"][0]["crop"] == vars(result.target_crops[0])
     assert record["source"]["crop"] == vars(result.source_crop)
     assert not (out / "animation.gif").exists()
+
+
+def test_a_model_is_introduced_by_the_first_line_of_what_its_maker_says(
+        run, person, joints, tmp_path, capsys):
+    """The package's own says at length how it was made."""
+    write_pose_file(tmp_path / "b.json", joints[0], FRAME)
+    said = "Good for snails.\nMade by five commands."
+    write_weights(PoseTransferModel.from_run(run, "cpu"), tmp_path / "snails.safetensors",
+                  about=said)
+    record = transfer(tmp_path / "snails.safetensors", person, tmp_path / "out", "--target-pose",
+                      tmp_path / "b.json", "--write", "refined")
+    printed = capsys.readouterr().out
+    assert "\nGood for snails.\n" in printed and "five commands" not in printed
+    assert record["model"]["about"] == said
+    assert about(PoseTransferModel.from_file(tmp_path / "snails.safetensors")) == "Good for snails."
 
 
 def test_batches_give_the_same_files(run, person, poses, tmp_path):
