@@ -39,8 +39,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--half", action="store_true",
                         help="weights in 16 bits, for half the file; says what that changes")
     parser.add_argument("--about", default="", metavar="TEXT",
-                        help="what the model is, and is not, good for; kept in a .safetensors file, and "
-                        "the first line shown by the commands that use it")
+                        help="what the model is, and is not, good for; kept in a .safetensors "
+                        "file, and the first line shown by the commands that use it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     return export(parser.parse_args(argv))

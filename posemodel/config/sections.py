@@ -143,7 +143,7 @@ class ModelConfig:
     refine_width: int = 16
     """R: channels at full resolution; each down-sampling doubles them"""
     refine_downsamplings: int = 2
-    """R: how often the resolution is halved, 0 to 3, of the paper's R 1 or 2 (2 in the paper)"""
+    """R: how often the resolution is halved, 0 to 2 (2 in the paper)"""
     refine_blocks: int = 2
     """R: convolutions at the coarsest scale, of the paper's R residual blocks (6 in the paper)"""
     skip: bool = False
@@ -165,9 +165,9 @@ class ModelConfig:
                     self.refine_width, self.discriminator_width, self.discriminator_layers)
         if least < 1:
             raise UserError(f"--model is {least}, expected widths and depths of at least 1")
-        _require(self, "refine_downsamplings", 0 <= self.refine_downsamplings <= 3, "0 to 3")
+        _require(self, "refine_downsamplings", self.refine_downsamplings in (0, 1, 2), "0, 1 or 2")
         _require(self, "refine_downsamplings",
-                 self.refine != "paper" or self.refine_downsamplings in (1, 2),
+                 self.refine != "paper" or self.refine_downsamplings > 0,
                  "1 or 2 with --model.refine paper, whose encoder has no other layers")
         _require(self, "refine_blocks", self.refine_blocks >= 0, "0 or more")
         _require(self, "motion_input", self.flow != "ours" or self.motion_input == "keypoints",
