@@ -21,8 +21,9 @@ def test_it_is_one_small_file():
 
 def test_it_says_what_it_is():
     model = PoseTransferModel.shipped("cpu")
-    assert "mannequins" in model.about and "photograph" in model.about
-    assert "python -m posemodel.train" in model.about and "VGG-16" in model.about
+    first, how = model.about.splitlines()
+    assert "mannequins" in first and "photograph" in first and len(first) < 250
+    assert "python -m posemodel.train" in how and "VGG-16" in how
     assert model.step > 0 and model.config.data.kind == "mannequins"
     assert model.config.model.refine == "posed"
 
