@@ -74,9 +74,9 @@ def test_each_pixel_counts_for_the_nearest_limb():
 
 @pytest.mark.parametrize("person", [torch.zeros, torch.ones])
 def test_nothing_is_known_of_nobody_and_of_somebody_who_fills_the_picture(person):
-    widths = limb_widths(arm(UPRIGHT), person(1, 1, *SIZE))
+    widths = limb_widths(figure(), person(1, 1, *SIZE))
     assert not widths.mean.any()
-    least, most = cover_bounds(widths, arm(ACROSS), SIZE)
+    least, most = cover_bounds(widths, figure(), SIZE)
     assert (least == 0).all() and (most == 1).all()
 
 
@@ -141,15 +141,31 @@ def test_a_limb_without_one_joint_is_no_further_from_the_other_than_it_is_long(s
     assert (least <= all_least).all() and (least[within_of(4, 2.0)] == 0).all()
 
 
-def test_a_limb_between_missing_joints_is_as_far_as_the_limbs_on_the_way():
-    """Elbow and wrist are missing: the forearm is two limbs away from the shoulder at most."""
+@pytest.mark.parametrize(("missing", "joint", "way"),
+                         [((3, 4), 2, 20), ((2, 3, 4), 1, 20 + math.sqrt(40))])
+def test_a_limb_between_missing_joints_is_as_far_as_the_limbs_on_the_way(missing, joint, way):
+    """Without elbow and wrist the forearm is two limbs away from the shoulder at most, without the
+    shoulder three from the neck."""
     widths = limb_widths(figure(), FIGURE_MASK)
-    _, most = cover_bounds(widths, figure(3, 4), SIZE)
+    _, most = cover_bounds(widths, figure(*missing), SIZE)
     reach = reach_of(widths, ARM)
-    assert (most[within_of(2, 20 + reach - 1)] == 1).all()
-    outside = ~within_of(2, 20 + reach + 1)
+    assert (most[within_of(joint, way + reach - 1)] == 1).all()
+    outside = ~within_of(joint, way + reach + 1)
     _, all_most = cover_bounds(widths, figure(), SIZE)
-    assert torch.equal(most[outside], all_most[outside])
+    assert torch.equal(most[outside], all_most[outside]) and outside.any()
+
+
+def test_a_limb_that_lacks_a_joint_is_as_much_shorter_as_the_others():
+    widths = limb_widths(figure(), FIGURE_MASK)
+    smaller = torch.tensor([0.9, 0.9, 1])
+    (_, most), (_, all_most) = (cover_bounds(widths, pose * smaller, SIZE)
+                                for pose in (figure(4), figure()))
+    row, column = ((at - (side - 1) / 2) * 0.9 + (side - 1) / 2
+                   for at, side in zip(FIGURE[3], SIZE, strict=True))
+    radius = 0.9 * (10 + reach_of(widths, ARM) - 1) + 1
+    outside = ~capsule((row, column), (row, column + 1e-3), radius + 1.2)
+    torch.testing.assert_close(most[outside], all_most[outside], atol=1e-4, rtol=0)
+    assert (most[capsule((row, column), (row, column + 1e-3), radius - 1.2)] == 1).all()
 
 
 def test_somebody_whom_the_frame_cuts_off_keeps_their_thighs():
