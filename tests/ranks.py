@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["posemodel.engine.journal", "torch._dynamo", "tests.tiny"])
 
@@ -16,13 +18,16 @@ def start(argv: list[str], *, size: int = 1, log: Path,
     """`python -m posemodel.train ARGV` in each of `size` processes, as torchrun would start them.
 
     What rank n prints goes to LOG.n. `before(rank)`, a function of a module, runs first: it may
-    break something.
+    break something. A single process has as many threads as this one, with which its convolutions
+    have the same bits everywhere; several have one each.
     """
+    threads = torch.get_num_threads() if size == 1 else 1
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     job = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [_server.Process(target=_train, args=(rank, job, argv, f"{log}.{rank}", before))
-                 for rank in range(size)]
+    processes = [
+        _server.Process(target=_train, args=(rank, threads, job, argv, f"{log}.{rank}", before))
+        for rank in range(size)]
     for process in processes:
         process.start()
     return processes
@@ -43,18 +48,16 @@ def end(process: multiprocessing.Process, seconds: float = 240) -> int:
     return process.exitcode
 
 
-def _train(rank: int, job: dict, argv: list[str], log: str, before) -> None:
+def _train(rank: int, threads: int, job: dict, argv: list[str], log: str, before) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.environ |= {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    import torch
-
     from posemodel.runtime.main import run_main
     from posemodel.train import main
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     if before is not None:
         before(rank)
     sys.argv = ["train", *argv]
