@@ -18,8 +18,8 @@ def start(argv: list[str], *, size: int = 1, log: Path,
     """`python -m posemodel.train ARGV` in each of `size` processes, as torchrun would start them.
 
     What rank n prints goes to LOG.n. `before(rank)`, a function of a module, runs first: it may
-    break something. A single process has as many threads as this one, with which its convolutions
-    have the same bits everywhere; several have one each.
+    break something. A single process has as many threads as this one, since the bits of torch's
+    convolutions may depend on them; several have one each.
     """
     threads = torch.get_num_threads() if size == 1 else 1
     with socket.create_server(("127.0.0.1", 0)) as probe:

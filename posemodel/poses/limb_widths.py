@@ -72,8 +72,7 @@ def cover_bounds(widths: LimbWidths, pose: Tensor, size: tuple[int, int]) -> tup
     scale = scale.clamp(*_SCALES)
     # One of a pair may be hidden by what is in front of it, and looks too narrow or too wide.
     twin = mean[:, _MIRRORED]
-    narrow, wide = torch.minimum(mean, torch.where(twin > 0, twin, mean)), torch.maximum(mean, twin)
-    wide = torch.where(wide > 0, wide, wide.amax(1, keepdim=True))
+    narrow, wide = torch.minimum(mean, torch.where(twin > 0, twin, mean)), _at_most(mean)
     pixel = 1 / size[0]
 
     def within(radius: Tensor, distance: Tensor, limbs: Tensor) -> Tensor:
@@ -91,6 +90,13 @@ def cover_bounds(widths: LimbWidths, pose: Tensor, size: tuple[int, int]) -> tup
     return least, torch.where(unknown[:, None, None, None], 1.0, most)
 
 
+def _at_most(values: Tensor) -> Tensor:
+    """Of each limb and its twin the larger value, `[B, L]`; where neither is known (0), the largest
+    of all limbs."""
+    values = torch.maximum(values, values[:, _MIRRORED])
+    return torch.where(values > 0, values, values.amax(1, keepdim=True))
+
+
 def _places(pose: Tensor, length: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Where each limb can be whatever its direction: no further from a joint that is there than the
     limbs in between and itself are long.
@@ -98,13 +104,12 @@ def _places(pose: Tensor, length: Tensor, size: tuple[int, int]) -> tuple[Tensor
     Args:
         pose: `[B, 18, 3]`.
         length: of the limbs in the source, `[B, L]`, 0 where it is not known. Of a pair the longer
-            counts, for the other may point at the camera; of what is not known, the longest limb.
+            counts, for the other may point at the camera.
 
     Returns: how far each pixel is from that joint `[B, L, H, W]`, and how far the limb comes
         `[B, L]`, infinite in a pose without joints; in image heights.
     """
-    length = torch.maximum(length, length[:, _MIRRORED])
-    length = torch.where(length > 0, length, length.amax(1, keepdim=True))
+    length = _at_most(length)
     first, second = (torch.tensor(ends, device=pose.device) for ends in zip(*LIMBS, strict=True))
     steps = pose.new_full((len(pose), len(JOINTS), len(JOINTS)), torch.inf)
     steps[:, first, second] = steps[:, second, first] = length
