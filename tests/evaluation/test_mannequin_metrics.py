@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import pose_kernels
 from posemodel.evaluation.mannequin_metrics import (
@@ -47,6 +48,17 @@ def test_a_background_is_off_where_a_colour_is(batch):
     half[..., :24] = -1                                        # the person there does not count
     left = behind[..., :24].sum((1, 2, 3)) / behind.sum((1, 2, 3))
     assert torch.allclose(background_off(half, batch), left)
+
+
+def test_a_background_without_what_touches_the_person(batch):
+    person = batch["target_foreground"]
+    wider = F.max_pool2d(person.float(), 3, 1, 1) > 0
+    image = torch.where(wider, -batch["target"], batch["target"])
+    touching = (wider & ~person).sum((1, 2, 3)) / (~person).sum((1, 2, 3))
+    assert background_off(image, batch, touching=False).max() == 0
+    everywhere = background_off(-batch["target"], batch)
+    assert torch.allclose(background_off(-batch["target"], batch, touching=False),
+                          everywhere - touching)
 
 
 def test_invented_pixels_are_those_that_the_source_does_not_show(batch):
