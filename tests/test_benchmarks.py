@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import pose_kernels
+from posemodel.mannequins.pairs import Mannequins
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = [file for file in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -58,8 +59,9 @@ def corr_bench(modules):
     return modules.corr_bench
 
 
-@pytest.mark.parametrize("name", ["corr_bench.py", "experiments.py", "film_bench.py",
-                                  "hole_bench.py", "loading_bench.py", "step_bench.py"])
+@pytest.mark.parametrize("name", ["bound_bench.py", "corr_bench.py", "experiments.py",
+                                  "film_bench.py", "hole_bench.py", "loading_bench.py",
+                                  "step_bench.py"])
 def test_help(name):
     done = bench(name, "--help")
     assert done.returncode == 0 and "usage" in done.stdout
@@ -98,6 +100,23 @@ def test_loading_bench_measures_rates(tmp_path):
     assert found["mannequins"]["32"] > 0 and found["market"]["pairs_per_second"]["0"] > 0
     assert min(found["market"]["ms_per_pair"].values()) > 0
     assert re.search(r"32 x 32 +\d", done.stdout) and "a core delivers" in done.stdout
+
+
+def test_bound_bench_knows_the_truth(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import bound_bench
+
+    batch = Mannequins(size=(64, 64), turn=60.0, seed=5).pairs(range(4))
+    target = batch["target"]
+    assert torch.allclose(bound_bench.moved(target, 1.0)[..., 1:], target[..., :-1], atol=1e-5)
+    half = bound_bench.moved(target, 0.5)[..., 1:]
+    assert torch.allclose(half, (target[..., 1:] + target[..., :-1]) / 2, atol=1e-5)
+    best = bound_bench.true_flow(batch)
+    behind, seen = ~batch["target_foreground"], batch["visible"]
+    assert torch.equal(best[behind.expand_as(best)], target[behind.expand_as(best)])
+    off = ((best - target).abs().mean(1, keepdim=True) * 127.5)[seen].mean()
+    unmoved = ((batch["source"] - target).abs().mean(1, keepdim=True) * 127.5)[seen].mean()
+    assert off < 0.3 * unmoved
 
 
 def test_hole_bench_finds_the_empty_room(monkeypatch):

@@ -383,6 +383,24 @@ def test_what_fills_the_hole_behind_a_person():
     assert rows["continued, the default"]["lpips"] == min(row["lpips"] for row in rows.values())
 
 
+def test_how_near_one_flow_can_come():
+    """As `bound_bench.py --read` prints it."""
+    bench = runpy.run_path(str(ROOT / "benchmarks" / "bound_bench.py"))
+    content, section = read(DOCS / "bounds.json"), "How near one flow can come"
+    expected = [[cell.strip() for cell in line.split("|")[1:-1]]
+                for line in bench["table"](content).splitlines()]
+    assert table(DOCS / "experiments.md", section) == [expected[0], *expected[2:]]
+    assert content["split"] == "test" and content["background"] == "white"
+    assert f"{content['pairs']} test people at {content['size'][0]} pixels before white" \
+        in squeezed((DOCS / "experiments.md").read_text())
+    rows = content["rows"]
+    truth, ours = rows["the true flow, the true background"], rows["refined"]
+    assert 0.45 < truth["l1"] / ours["l1"] < 0.6                        # half of it
+    assert truth["lpips"] / ours["lpips"] < 0.6
+    assert abs(rows["the target, moved by 1 pixels"]["off"] / ours["off"] - 1) < 0.05
+    assert 0.6 < ours["off_apart"] / rows["warped"]["off_apart"] < 0.7  # a third of it is gone
+
+
 def test_visibility_in_the_default_run():
     row = read(DOCS / "quick.json")
     assert [cells[1] for cells in table(DOCS / "results.md", "The default run", "AUC")[1:]] \
