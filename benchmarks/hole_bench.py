@@ -28,11 +28,9 @@ from posemodel.evaluation.lpips import Lpips
 from posemodel.model.scene import Scene, continued, scene_of
 from posemodel.pictures.inpainting import opencv_version
 from posemodel.pictures.pixels import to_pictures, to_tensor
+from posemodel.pictures.plate import clean_plate
 
 CPU = torch.device("cpu")
-AWAY = 0.1  # of a mask: a pixel with less is background
-AROUND = 2  # pixels around the mask that are not trusted either, at 128 rows
-TIMES_SEEN = 5  # frames that a pixel of the background has to be seen in
 COLUMNS = {"l1": "l1 in the hole", "lpips": "LPIPS-Alex", "ms": "ms a picture"}
 
 
@@ -99,11 +97,12 @@ def measured(arguments: argparse.Namespace) -> dict:
     for frames in shots.values():
         pictures = np.stack([view.picture(read_image(pairs.path(frame))) for frame in frames])
         masks = np.stack([view.picture(read_image(pairs.mask(frame)))[..., 0]
-                          for frame in frames]).astype(np.float32) / 255
-        plate, known = empty_room(pictures, masks)
+                          for frame in frames])
+        plate, known = clean_plate(pictures, masks)
         for index in np.linspace(0, len(frames) - 1, arguments.frames).round().astype(int):
             picture = pictures[index]
-            scene = scene_of(to_tensor(picture, CPU), torch.from_numpy(masks[index])[None, None])
+            scene = scene_of(to_tensor(picture, CPU),
+                             torch.from_numpy(masks[index])[None, None].float() / 255)
             judged = (scene.hole[0, 0] > 0).numpy() & known
             if not judged.any():
                 continue
@@ -121,16 +120,6 @@ def measured(arguments: argparse.Namespace) -> dict:
     rows = {name: {column: statistics.fmean(each[column] for each in of_method)
                    for column in COLUMNS} for name, of_method in values.items()}
     return {"pictures": len(shares), "share": float(np.mean(shares)), "rows": rows}
-
-
-def empty_room(pictures: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is behind the person of a shot, `[H, W, 3]` uint8, and where that is known."""
-    around = 2 * round(AROUND * masks.shape[1] / 128) + 1
-    near = torch.nn.functional.max_pool2d(torch.from_numpy(masks)[:, None], around, 1, around // 2)
-    away = near[:, 0].numpy() < AWAY
-    known = away.sum(0) >= TIMES_SEEN
-    hidden = np.broadcast_to((~away | ~known)[..., None], pictures.shape)
-    return np.ma.median(np.ma.array(pictures, mask=hidden), 0).filled(0).astype(np.uint8), known
 
 
 def table(content: dict) -> str:

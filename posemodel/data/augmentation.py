@@ -69,28 +69,35 @@ def augment(batch: dict[str, Tensor], moves: Moves) -> dict[str, Tensor]:
 
     Args:
         batch: `source`, `target` `[B, 3, H, W]`, `source_pose`, `target_pose` `[B, 18, 3]`, and
-            where there are masks `source_mask`, `target_mask` `[B, 1, H, W]`, 0 to 1.
+            where there are masks `source_mask`, `target_mask` `[B, 1, H, W]`, 0 to 1; and with them
+            `source_plate` `[B, 3, H, W]` and `source_known` `[B, 1, H, W]`, 0 or 1.
     """
     augmented = dict(batch)
     stays = "source_mask" in batch
+    flip = moves.flip.to(batch["source"].device)
+
+    def mirrored(image: Tensor) -> Tensor:
+        return torch.where(flip.view(-1, 1, 1, 1), image.flip(-1), image) if flip.any() else image
+
+    def changed(image: Tensor, which: int) -> Tensor:
+        """Zeros come in."""
+        image = mirrored(image)
+        return image if moves.affine is None else _resampled(image, moves.affine[:, which])
+
     for index, name in enumerate(("source", "target")):
         which = 0 if stays else index
-        image, pose = batch[name], batch[f"{name}_pose"]
-        if moves.flip.any():
-            mirrored = moves.flip.to(image.device)
-            image = torch.where(mirrored.view(-1, 1, 1, 1), image.flip(-1), image)
-            pose = torch.where(mirrored.view(-1, 1, 1), flip_pose(pose), pose)
+        image, pose = mirrored(batch[name]), batch[f"{name}_pose"]
+        if flip.any():
+            pose = torch.where(flip.view(-1, 1, 1), flip_pose(pose), pose)
         if moves.affine is not None:
             image, pose = move(image, pose, moves.affine[:, which])
         augmented[name], augmented[f"{name}_pose"] = image, pose
-        if f"{name}_mask" in batch:
-            mask = batch[f"{name}_mask"]
-            if moves.flip.any():
-                mask = torch.where(mirrored.view(-1, 1, 1, 1), mask.flip(-1), mask)
-            if moves.affine is not None:
-                # What comes in is white, and nobody's.
-                mask = _resampled(mask, moves.affine[:, which])
-            augmented[f"{name}_mask"] = mask
+        if f"{name}_mask" in batch:  # what comes in is white, and nobody's
+            augmented[f"{name}_mask"] = changed(batch[f"{name}_mask"], which)
+    if "source_plate" in batch:
+        augmented["source_plate"] = changed(batch["source_plate"], 0)
+        # Half of a pixel that nobody knows is nothing that is known.
+        augmented["source_known"] = (changed(batch["source_known"], 0) > 0.999).float()
     return augmented
 
 

@@ -21,6 +21,7 @@ from posemodel.data.films import Film
 from posemodel.data.layouts.film import FILM, SEEN
 from posemodel.data.layouts.layout import ALL_SPLITS, VALIDATION
 from posemodel.data.lists import write_pairs
+from posemodel.data.plates import write_plate
 from posemodel.poses.annotations import has_torso, write_annotations
 from posemodel.poses.crop import Crop
 from posemodel.poses.estimator import Estimator
@@ -74,6 +75,9 @@ class ClipReport:
     train: int = 0
     validation: int = 0
     test: int = 0
+    plates: int = 0
+    """shots whose camera stands so still that what is behind the person is known from other
+    frames"""
     people: int = 0
     """most people in one frame"""
     problem: str = ""
@@ -88,13 +92,16 @@ class ClipReport:
             blind = (f"; the frames are {self.apart:.2f} s apart, too far to tell left from right "
                      "by their neighbours"
                      + f": --frames {self.enough} looks at more" * (self.enough > self.frames))
+        moving = self.shots - self.plates
+        behind = (f"; the camera moves in {moving} of them: what is behind the person will be made "
+                  "up there" if moving else "")
         several = f", up to {self.people} people (one is followed)" if self.people > 1 else ""
         return (f"{self.clip}: {self.frames} frames, {self.shots} shot"
                 f"{'s' if self.shots != 1 else ''}{several}; left out: {self.nobody} without a "
                 f"person, {self.others} without this one, {self.jumps} with joints that jump, "
                 f"{self.doubled} doubled, {self.blurred} blurred, {self.short} in shots too short; "
                 f"left and right exchanged in {self.exchanged}; kept {self.train} to train, "
-                f"{self.validation} to validate, {self.test} to test{blind}")
+                f"{self.validation} to validate, {self.test} to test{behind}{blind}")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -286,13 +293,20 @@ class _Split:
 
     def add(self, name: str, picture: np.ndarray, mask: np.ndarray, joints: np.ndarray) -> int:
         """One image; returns its index."""
-        write_aside(self.images / name, encode_jpeg(picture))
-        file = io.BytesIO()
-        Image.fromarray(mask).save(file, "PNG")
-        write_aside((self.masks / name).with_suffix(".png"), file.getvalue())
         self.names.append(name)
         self.joints.append(joints)
-        return len(self.names) - 1
+        index = len(self.names) - 1
+        image_file, mask_file = self.files(index)
+        write_aside(image_file, encode_jpeg(picture))
+        data = io.BytesIO()
+        Image.fromarray(mask).save(data, "PNG")
+        write_aside(mask_file, data.getvalue())
+        return index
+
+    def files(self, index: int) -> tuple[Path, Path]:
+        """An image and its mask."""
+        name = self.names[index]
+        return self.images / name, (self.masks / name).with_suffix(".png")
 
     def finish(self) -> None:
         """The text files."""
@@ -328,6 +342,9 @@ def _write_shots(film: Film, shots: list[_Shot], splits: dict[str, _Split],
         for split in ALL_SPLITS:
             kept = getattr(report, split) + len(placed[shot.name, split])
             setattr(report, split, kept)
+        files = [splits["train"].files(at) for at in train]
+        report.plates += write_plate(splits["train"].folder / FILM.plates / shot.name,
+                                     *zip(*files, strict=True))
 
 
 def _parts(looks: list[_Look], draws: np.random.Generator,

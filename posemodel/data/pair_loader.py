@@ -9,6 +9,7 @@ changes nothing, and any batch can be asked for directly.
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from posemodel.pictures.pixels import to_images
 from posemodel.poses.joints import pixels_to_normalized
 from posemodel.runtime.errors import UserError
 
+_KNOWN = 250  # of 255: a pixel that is reduced from what is known and what is not has less
 _ORDER = 1  # the random stream of this module; `augmentation` has another
 
 
@@ -81,8 +83,16 @@ class View:
         return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, (first, 0, last, height)))
 
 
-Sample = tuple[int, np.ndarray, np.ndarray | None]
-"""the index of a pair, its images `[2, H, W, 3]` uint8, their masks `[2, H, W]` uint8"""
+class Sample(NamedTuple):
+    """What files say of a pair."""
+
+    index: int
+    images: np.ndarray
+    """`[2, H, W, 3]` uint8"""
+    masks: np.ndarray | None
+    """`[2, H, W]` uint8"""
+    plate: np.ndarray | None
+    """what is behind the person of the source, and how far that is known, `[H, W, 4]` uint8"""
 
 
 class PairImages(Dataset):
@@ -96,9 +106,9 @@ class PairImages(Dataset):
     def __getitem__(self, wanted: np.ndarray) -> dict:
         """The pairs with these indices.
 
-        Returns: `images` `[B, 2, H, W, 3]` uint8, `masks` `[B, 2, H, W]` uint8 where the set has
-        masks, `pairs`, the B indices that they really have, `problems` a line for each bad image,
-        `failure` a line if there is no batch.
+        Returns: `images` `[B, 2, H, W, 3]` uint8, `masks` `[B, 2, H, W]` uint8 and `plates`
+        `[B, H, W, 4]` uint8 where the set has masks and plates, `pairs`, the B indices that they
+        really have, `problems` a line for each bad image, `failure` a line if there is no batch.
         """
         samples, problems, failure, arrays = [], [], "", {}
         try:
@@ -113,16 +123,20 @@ class PairImages(Dataset):
             failure = str(error)
         if failure:
             samples, arrays = [], {"images": None}
-        return {**arrays, "pairs": [index for index, *_ in samples], "problems": problems,
+        return {**arrays, "pairs": [sample.index for sample in samples], "problems": problems,
                 "failure": failure}
 
     def _stacked(self, samples: list[Sample]) -> dict[str, np.ndarray]:
         size = self.view.image_size
-        arrays = {"images": np.array([image for _, image, _ in samples],
+        arrays = {"images": np.array([sample.images for sample in samples],
                                      np.uint8).reshape(-1, 2, *size, 3)}
         if self.pairs.layout.masks:
-            arrays["masks"] = np.array([masks for *_, masks in samples],
+            arrays["masks"] = np.array([sample.masks for sample in samples],
                                        np.uint8).reshape(-1, 2, *size)
+        if any(sample.plate is not None for sample in samples):
+            unknown = np.zeros((*size, 4), np.uint8)
+            arrays["plates"] = np.stack([unknown if sample.plate is None else sample.plate
+                                         for sample in samples])
         return arrays
 
     def _read_or_replace(self, index: int, problems: list[str]) -> Sample | None:
@@ -142,8 +156,13 @@ class PairImages(Dataset):
         pictures = np.stack([self._picture(self.pairs.path(image)) for image in images])
         masks = [self.pairs.mask(image) for image in images]
         if None in masks:
-            return index, pictures, None
-        return index, pictures, np.stack([self._picture(mask)[..., 0] for mask in masks])
+            return Sample(index, pictures, None, None)
+        plate = self.pairs.plate(images[0])
+        if plate is not None:
+            behind, known = map(self._picture, plate)
+            plate = np.concatenate([behind, known[..., :1]], -1)
+        return Sample(index, pictures, np.stack([self._picture(mask)[..., 0] for mask in masks]),
+                      plate)
 
     def _picture(self, path: Path) -> np.ndarray:
         pixels = read_image(path)
@@ -226,7 +245,9 @@ class PairLoader:
 
         Yields: `source`, `target` `[B, 3, H, W]` float32 in [-1, 1], `source_pose`, `target_pose`
         `[B, 18, 3]`, (x, y, presence), normalised, `pair` `[B]`, the indices of these pairs, and
-        where the set has masks `source_mask`, `target_mask` `[B, 1, H, W]` float32, 0 to 1.
+        where the set has masks `source_mask`, `target_mask` `[B, 1, H, W]` float32, 0 to 1, and
+        with plates among them `source_plate` as an image and `source_known` `[B, 1, H, W]`, 1 where
+        it is known, else 0.
 
         Raises: `UserError` when too many images are bad, and for workers that fail or do not
         answer in time.
@@ -271,6 +292,10 @@ class PairLoader:
             if "masks" in part:
                 masks = part["masks"][:, side, None].to(self.device, non_blocking=True)
                 batch[f"{name}_mask"] = masks.float() / 255
+        if "plates" in part:
+            plates = part["plates"].to(self.device, non_blocking=True)
+            batch["source_plate"] = to_images(plates[..., :3])
+            batch["source_known"] = (plates[..., 3] >= _KNOWN)[:, None].float()
         return batch
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from posemodel.data.layouts.layout import DatasetLayout
+from posemodel.data.plates import plate_files
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,3 +50,12 @@ class PairSet:
             return None
         folder = self.folder.parent / self.layout.masks.format(self.folder.name)
         return (folder / self.names[index]).with_suffix(".png")
+
+    def plate(self, index: int) -> tuple[Path, Path] | None:
+        """The files of what is behind the person of an image, and of where that is known; None
+        where there are none."""
+        if not self.layout.plates:
+            return None
+        shot = self.layout.person(self.names[index])
+        files = plate_files(self.folder.parent / self.layout.plates / shot)
+        return files if all(file.is_file() for file in files) else None

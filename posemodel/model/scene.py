@@ -67,15 +67,23 @@ def moved(source: Tensor, flow: Tensor, scene: Scene | None) -> Tensor:
     return pose_kernels.flow_sample(source, flow) if scene is None else scene.moved(source, flow)
 
 
-def scene_of(source: Tensor, mask: Tensor, *, rows: float | None = None) -> Scene:
+def scene_of(source: Tensor, mask: Tensor, *, rows: float | None = None,
+             plate: tuple[Tensor, Tensor] | None = None) -> Scene:
     """The scene of a source image.
 
     Args:
         source: `[B, 3, H, W]`.
         mask: where the person stands, `[B, 1, H, W]` float32, 0 to 1.
         rows: of the part of the image that the person fills; None: all of it.
+        plate: what the same camera sees there without the person, `[B, 3, H, W]`, and where that is
+            known, `[B, 1, H, W]`, 1 or 0. Its light is fitted to that of the source.
     """
     hole = _grown(mask >= PERSON, rows or source.shape[-2]).to(source.dtype)
+    if plate is not None:
+        picture, known = plate
+        lighter = fill(source - picture, torch.maximum(hole, 1 - known))
+        source = torch.where(hole * known > 0, (picture + lighter).clamp(-1, 1), source)
+        hole = hole * (1 - known)
     return Scene(mask, fill(source, hole), hole)
 
 
@@ -110,7 +118,8 @@ def scene_of_batch(batch: dict[str, Tensor]) -> Scene | None:
     source, mask = batch["source"], batch.get("source_mask")
     if mask is None:
         return None
-    return scene_of(source, mask)._replace(
+    plate = (batch["source_plate"], batch["source_known"]) if "source_plate" in batch else None
+    return scene_of(source, mask, plate=plate)._replace(
         front=front_of(source, mask),
         bounds=bounds_of(mask, batch["source_pose"], batch["target_pose"]))
 

@@ -3,6 +3,7 @@
     folder/
       train/  validation/  test/               one fixed square of each shot, 256 x 256
       train_masks/  ...                        the person in each, grey PNG
+      plates/                                  what is behind the person of each shot
       film-annotation-train.csv
       film-pairs-train.csv                     and the same of validation and test
       film.json                                what was done with each clip
@@ -11,6 +12,10 @@ A pair is two frames of one shot. The last fifth of a shot is for testing, a twe
 validation, with a gap before each. The sources of the validation pairs are frames of the training
 part, those of the test pairs frames of all that lies before the gap; both are copied under names of
 their own. There is nothing published: each film is somebody's own.
+
+A plate is made of the frames of the training part, by which anybody may learn: `dance_s0.png`, and
+white in `dance_s0_known.png` where the person was elsewhere often enough. A shot whose camera does
+not stand still has none.
 """
 
 from pathlib import Path
@@ -32,6 +37,7 @@ class _Film(DatasetLayout):
     frame = (256, 256)
     background = "still"
     masks = "{}_masks"
+    plates = "plates"
     validation_by_time = True
 
     stems = ("film",)

@@ -56,6 +56,8 @@ class DatasetLayout:
     """names of the image folders; `{}` is the split"""
     masks: str = ""
     """folder of the masks of the people, `{}` is the split; empty: there are none"""
+    plates: str = ""
+    """folder of what is behind each of `person`, where that is known; empty: there is none"""
     name_words: tuple[str, ...]
     """words in the names of folders that tell this set from others"""
     archives: tuple[str, ...]
