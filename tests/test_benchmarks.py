@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -117,21 +116,6 @@ def test_bound_bench_knows_the_truth(monkeypatch):
     off = ((best - target).abs().mean(1, keepdim=True) * 127.5)[seen].mean()
     unmoved = ((batch["source"] - target).abs().mean(1, keepdim=True) * 127.5)[seen].mean()
     assert off < 0.3 * unmoved
-
-
-def test_hole_bench_finds_the_empty_room(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import hole_bench
-
-    room = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
-    masks = np.zeros((12, 128, 128), np.float32)
-    masks[:, 100:] = 1.0                                   # nobody ever leaves the floor
-    for frame in range(12):
-        masks[frame, 20:100, 8 * frame : 8 * frame + 30] = 1.0
-    pictures = np.where(masks[..., None] > 0, np.uint8(7), room[None])
-    plate, known = hole_bench.empty_room(pictures, masks)
-    assert np.array_equal(plate[known], room[known]) and known[:98].mean() > 0.9
-    assert not known[100:].any()
 
 
 def test_experiments_names_the_variants_when_one_is_misspelt():

@@ -51,6 +51,11 @@ class PairSet:
         folder = self.folder.parent / self.layout.masks.format(self.folder.name)
         return (folder / self.names[index]).with_suffix(".png")
 
+    @property
+    def has_plates(self) -> bool:
+        """Whether it is known of any image what is behind the person."""
+        return bool(self.layout.plates) and (self.folder.parent / self.layout.plates).is_dir()
+
     def plate(self, index: int) -> tuple[Path, Path] | None:
         """The files of what is behind the person of an image, and of where that is known; None
         where there are none."""

@@ -13,6 +13,7 @@ from posemodel.data.layouts.layout import VALIDATION
 from posemodel.data.pair_loader import PairLoader, TrainingPairs
 from posemodel.data.reading import DatasetFiles, find_dataset, make_validation, open_pairs
 from posemodel.mannequins.pairs import Mannequins
+from posemodel.pictures.inpainting import filling
 from posemodel.runtime.errors import UserError
 
 # Runs train on seeds below 2**32 (`check_seed`), so these pairs are nobody's training pairs.
@@ -126,6 +127,8 @@ class HeldOutMannequins:
 
     disk = None
     """there is no loader of files"""
+    holes = None
+    """nor a hole behind anybody that is made up alone: the background is known"""
 
     def __init__(self, data: DataConfig, device: torch.device, batches: list[np.ndarray],
                  split: str):
@@ -156,6 +159,12 @@ class HeldOutImages:
         self.disk, self.split, self.batches = loader, loader.pairs.split, batches
         self.stream = loader.stream
         """as that of `HeldOutMannequins`; of what mannequins have, images and poses alone"""
+
+    @property
+    def holes(self) -> str | None:
+        """What fills the holes behind the people; None: there are none."""
+        pairs = self.disk.pairs
+        return filling(plate=pairs.has_plates) if pairs.layout.masks else None
 
     def fingerprint(self) -> str:
         """Tells lists of pairs apart, wherever they lie."""

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from posemodel.config.sections import Config
-from posemodel.data.source import held_out_batches
+from posemodel.data.source import open_held_out
 from posemodel.evaluation import lpips as lpips_metric
 from posemodel.evaluation import records
 from posemodel.evaluation.mannequin_metrics import TURNS, turned_by
 from posemodel.evaluation.measures import Instruments, Totals, measure_batch
 from posemodel.model.pose_transfer import PoseTransfer
-from posemodel.pictures import inpainting
 from posemodel.runtime.errors import UserError
 
 # Only generated people have these; those of visibility are pooled over pixels, all others are means
@@ -62,29 +61,31 @@ def evaluate(model: PoseTransfer, config: Config, device: torch.device, dtype: t
     model.eval()
     columns: dict[str, list[Tensor]] = {}
     totals = Totals()
-    for batch in held_out_batches(config.data, device, config.data.evaluation_pairs,
-                                  split=split, positions=config.flow_positions, log=log):
+    held_out = open_held_out(config.data, device, config.data.evaluation_pairs, split=split,
+                             positions=config.flow_positions, log=log)
+    for batch in held_out.stream(held_out.batches):
         for name, values in measure_batch(model, batch, dtype, instruments, totals).items():
             columns.setdefault(name, []).append(values.double().cpu())
     table = {name: torch.cat(values).numpy() for name, values in columns.items()}
-    return evaluation_row(config.data.kind, split, table, totals, instruments)
+    return evaluation_row(config.data.kind, split, table, totals, instruments,
+                          holes=held_out.holes)
 
 
 def evaluation_row(kind: str, split: str, table: dict[str, np.ndarray], totals: Totals,
-                   instruments: Instruments) -> dict:
+                   instruments: Instruments, *, holes: str | None = None) -> dict:
     """The numbers of an evaluation: means of what was measured of each pair, and what was pooled.
 
     Args:
         kind: of data set.
         split: "validation" or "test", of the pairs.
         table: values by name, each `[N]`; NaN where a pair does not have the value.
+        holes: what fills those behind the people of films.
 
     Raises: `UserError` for a table without pairs.
 
     Returns: `data`, `split`, the mean of each column, `visibility_auc_SCORE`, `pairs`, `lpips`, by
-        net what its values depend on or why there are none, `holes`, what fills those behind the
-        people of films, and `by_turn`, on mannequins the same of each turn, else None; values that
-        do not exist are None.
+        net what its values depend on or why there are none, `holes`, and `by_turn`, on mannequins
+        the same of each turn, else None; values that do not exist are None.
     """
     if not table or not len(table["copy_l1"]):
         raise UserError("no held-out pair has readable images; check the data set with "
@@ -103,4 +104,4 @@ def evaluation_row(kind: str, split: str, table: dict[str, np.ndarray], totals: 
     return {"data": kind, "split": split,
             **part(np.ones(len(table["copy_l1"]), bool), truth.aucs()),
             "lpips": dict(instruments.lpips_records),
-            "holes": inpainting.filling() if kind == "film" else None, "by_turn": by_turn}
+            "holes": holes, "by_turn": by_turn}

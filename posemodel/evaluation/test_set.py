@@ -24,7 +24,6 @@ from posemodel.evaluation.held_out import evaluation_row
 from posemodel.evaluation.measures import PROTOCOL_PREFIXES, Instruments, Totals, measure_batch
 from posemodel.evaluation.protocols import PROTOCOLS, Codec, Protocol, prepare
 from posemodel.model.pose_transfer import PoseTransfer
-from posemodel.pictures import inpainting
 from posemodel.runtime.distributed import ALONE, World
 from posemodel.runtime.errors import UserError
 
@@ -83,8 +82,8 @@ def description(instruments: Instruments, held_out: HeldOut, data: DataConfig, *
         commit: the version of this code; None where there is no repository.
     """
     record = instruments.protocol.record(pairs=data.evaluation_pairs, commit=commit)
-    if data.kind == "film":
-        record["holes"] = inpainting.filling()
+    if held_out.holes is not None:
+        record["holes"] = held_out.holes
     inception = instruments.inception
     return {
         # What "auto" chooses depends on the machine, and the images on what it chose.
@@ -157,7 +156,8 @@ def _row(instruments: Instruments, data: DataConfig, folder: Path, about: dict,
     totals, protocol = Totals(), dict(about["protocol"])
     for state in states:
         totals.merge(Totals().load(state))
-    row = evaluation_row(data.kind, held_out.split, table, totals, instruments)
+    row = evaluation_row(data.kind, held_out.split, table, totals, instruments,
+                         holes=held_out.holes)
     # What belongs to the protocol gets a place of its own.
     for part in (row, *(row["by_turn"] or {}).values()):
         part |= {kind: {name.removeprefix(prefix): part.pop(name) for name in list(part)

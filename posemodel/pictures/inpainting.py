@@ -27,8 +27,11 @@ def opencv_version() -> str:
     return cv2.__version__ if hasattr(cv2, "xphoto") else ""
 
 
-def filling() -> str:
-    """For people and for records: what fills the hole behind a person here."""
+def filling(*, plate: bool = False) -> str:
+    """For people and for records: what fills the hole behind a person here; `plate`: other pictures
+    of the same camera say it in part (`pictures.plate`)."""
+    if plate:
+        return f"what the camera sees there at other times, and where that is not known {filling()}"
     if version := opencv_version():
         return f"its surroundings continued (OpenCV {version})"
     return ("a smooth surface; pip install opencv-contrib-python, which the extra 'pose' brings, "

@@ -135,3 +135,19 @@ def test_masks_move_with_their_images_and_both_images_alike() -> None:
     for side in ("source", "target"):
         assert torch.allclose(moved[side][:, :1], 1 - 2 * moved[f"{side}_mask"], atol=1e-5)
     assert not torch.equal(moved["source_mask"], mask)
+
+
+def test_what_is_behind_moves_with_the_source() -> None:
+    known = torch.zeros(2, 1, 32, 32)
+    known[:, :, 6:26, 5:25] = 1
+    picture = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pose = torch.zeros(2, 18, 3)
+    batch = {"source": picture, "target": picture.flip(-2), "source_pose": pose,
+             "target_pose": pose, "source_mask": known, "target_mask": known,
+             "source_plate": picture, "source_known": known}
+    for bounds in ({"flip": True}, {"flip": True, "rotate": 30, "scale": 0.2, "shift": 0.1}):
+        moved = augment(batch, draw(Augmentation(**bounds), seed=3, positions=[0, 1], aspect=1.0))
+        certain = moved["source_known"]
+        assert set(certain.unique().tolist()) == {0.0, 1.0} and not torch.equal(certain, known)
+        assert (certain <= moved["source_mask"] + 1e-6).all()
+        assert torch.allclose(moved["source_plate"] * certain, moved["source"] * certain, atol=1e-5)

@@ -1,6 +1,7 @@
 """Films become data sets."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,51 @@ def test_pictures_joints_and_masks_fit_each_other(tmp_path) -> None:
     wanted = Image.fromarray(square[first]).resize((64, 64), Image.Resampling.BICUBIC)
     assert torch.equal(batch["source_mask"][1, 0],
                        torch.from_numpy(np.asarray(wanted).astype(np.float32) / 255))
+
+
+def test_what_is_behind_the_person(tmp_path) -> None:
+    film = frames(40)
+    root, (report,) = made(tmp_path, film)
+    assert report.plates == 1 and "camera" not in report.line()
+    train = open_pairs(root, "train")
+    assert train.has_plates and train.plate(0) == open_pairs(root, "test").plate(0)
+    plate, known = (np.asarray(Image.open(file)) for file in train.plate(0))
+    known = known > 0
+    assert 0.5 < known.mean() < 1
+    # The last frame is a test frame, none of which had a say.
+    names = open_pairs(root, "test")
+    last = names.names.index("clip0_s0_000039.jpg")
+    picture, mask = (np.asarray(Image.open(file)) for file in (names.path(last), names.mask(last)))
+    away = known & (mask < 3)
+    assert np.abs(plate[away].astype(int) - picture[away]).mean() < 6
+    batch = next(PairLoader(train, image_size=(64, 64), fit="pad").stream([np.arange(3)]))
+    assert batch["source_plate"].shape == (3, 3, 64, 64)
+    assert set(batch["source_known"].unique().tolist()) == {0.0, 1.0}
+    sure = (batch["source_known"] * (batch["source_mask"] < 0.01)) > 0
+    off = (batch["source_plate"] - batch["source"]).abs().mean(1, keepdim=True) * 127.5
+    assert off[sure].mean() < 6
+
+
+def test_a_camera_that_moves_leaves_what_is_behind_unknown(tmp_path) -> None:
+    film = [replace(frame, picture=np.roll(frame.picture, 2 * index, 1))
+            for index, frame in enumerate(frames(30))]
+    root, (report,) = made(tmp_path, film)
+    assert report.plates == 0 and "the camera moves in 1 of them" in report.line()
+    train = open_pairs(root, "train")
+    assert not train.has_plates and train.plate(0) is None
+    batch = next(PairLoader(train, image_size=(64, 64), fit="pad").stream([np.arange(3)]))
+    assert "source_mask" in batch and "source_plate" not in batch
+
+
+def test_shots_with_and_without_what_is_behind(tmp_path) -> None:
+    root, _ = made(tmp_path, frames(24), frames(24, person=1))
+    train = open_pairs(root, "train")
+    shots = [FILM.person(train.names[source]) for source in train.pairs[:, 0]]
+    for file in (root / "plates").glob("clip1_*"):
+        file.unlink()
+    wanted = np.array([shots.index("clip1_s0"), shots.index("clip0_s0")])
+    known = next(PairLoader(train, image_size=(64, 64), fit="pad").stream([wanted]))["source_known"]
+    assert not known[0].any() and known[1].mean() > 0.4
 
 
 def test_cuts_doubled_blurred_and_empty_frames(tmp_path) -> None:

@@ -62,6 +62,24 @@ def test_nothing_is_seen_of_the_person_who_left() -> None:
     assert scene.behind.max() <= 1.0 and scene.hole.sum() > disc(64, 20, 32, 8).sum()
 
 
+def test_what_the_camera_saw_at_other_times_is_behind_the_person() -> None:
+    room = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
+    mask, known = disc(64, 30, 33, 12), torch.ones(1, 1, 64, 64)
+    known[..., 33:, :] = 0                                        # never seen below
+    source = torch.lerp(room, torch.full_like(room, -0.9), mask)
+    without = scene_of(source, mask)
+    lit = 0.3 + 0.1 * ramp(64)[:, :1]                             # the light of another hour
+    scene = scene_of(source, mask, plate=((room - lit) * known, known))
+    assert torch.equal(scene.hole, without.hole * (1 - known)) and scene.hole.any()
+    seen = (without.hole * known > 0).expand_as(room)
+    assert (scene.behind - room)[seen].abs().max() < 0.05
+    assert (without.behind - room)[seen].abs().mean() > 0.2
+    outside = (without.hole == 0).expand_as(room)
+    assert torch.equal(scene.behind[outside], source[outside])
+    nothing = scene_of(source, mask, plate=(torch.zeros_like(room), torch.zeros_like(known)))
+    assert torch.equal(nothing.behind, without.behind) and torch.equal(nothing.hole, without.hole)
+
+
 def test_nothing_of_the_background_comes_along() -> None:
     # The mask is soft at its edge, and the last certain pixels still have something of the room.
     mask, picture = 0.4 * disc(64, 20, 32, 10) + 0.6 * disc(64, 20, 32, 8), ramp(64)
@@ -136,6 +154,9 @@ def test_batches_with_and_without_masks() -> None:
     flow = pose_kernels.identity_flow(32, 32)[None].flip(-1)
     # A mask of ones: the flow moves all there is.
     assert torch.allclose(whole.under(source, flow), source, atol=1e-6)
+    plate = {"source_plate": source.flip(-1), "source_known": torch.ones(1, 1, 32, 32)}
+    part = {**batch, "source_mask": disc(32, 16, 16, 6)}
+    assert not torch.equal(scene_of_batch({**part, **plate}).behind, scene_of_batch(part).behind)
 
 
 def nobody_moves() -> dict[str, torch.Tensor]:
