@@ -67,8 +67,8 @@ def test_from_a_film_to_a_model(film, tmp_path, capsys):
     for split in ("validation", "test"):
         assert evaluate_main([*words, "--split", split]) == 0
         found[split] = json.loads(numbers.read_text())
-        assert found[split]["split"] == split and found[split]["holes"] == filling()
-    assert f"behind the people: {filling()}" in capsys.readouterr().out
+        assert found[split]["split"] == split and found[split]["holes"] == filling(plate=True)
+    assert f"behind the people: {filling(plate=True)}" in capsys.readouterr().out
     assert found["validation"]["refined_person_l1"] == pytest.approx(
         rows[-1]["refined_person_l1"], rel=1e-4)
     assert found["test"]["copy_person_l1"] != found["validation"]["copy_person_l1"]

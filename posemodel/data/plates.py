@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from posemodel.data.images import read_image
+from posemodel.pictures.inpainting import completed
 from posemodel.pictures.plate import clean_plate, unsteadiness
 from posemodel.runtime.files import write_aside
 
@@ -31,6 +32,7 @@ def write_plate(shot: Path, images: Sequence[Path], masks: Sequence[Path]) -> bo
     if unsteadiness(pictures, people, plate, known) > _STEADY:
         return False
     shot.parent.mkdir(exist_ok=True)
+    plate = completed(plate, ~known)  # for people: nothing of it is taken to be known
     for file, picture in zip(plate_files(shot), (plate, 255 * known.astype(np.uint8)), strict=True):
         data = io.BytesIO()
         Image.fromarray(picture).save(data, "PNG")

@@ -12,6 +12,7 @@ from posemodel.model.scene import (
     bounds_of,
     continued,
     front_of,
+    light,
     scene_of,
     uncertain,
 )
@@ -19,6 +20,7 @@ from posemodel.pictures.pixels import resized, to_images, to_pictures, to_tensor
 from posemodel.poses.crop import Crop
 from posemodel.runtime.errors import UserError
 
+CPU = torch.device("cpu")
 BACKGROUNDS = ("keep", "white")
 # Of the person's part of the picture, where the hole behind them is filled: what is continued into
 # it gets no better by more, and takes longer.
@@ -44,21 +46,34 @@ def checked_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return values
 
 
+def checked_background(background: str | np.ndarray, image: np.ndarray) -> str | np.ndarray:
+    """One of `BACKGROUNDS`, or a picture of the size of `image`. Raises: `ValueError`."""
+    if isinstance(background, np.ndarray):
+        if background.shape != image.shape or background.dtype != np.uint8:
+            raise ValueError(f"background: expected a picture of the source's size, {image.shape} "
+                             f"uint8, found {background.shape} {background.dtype}")
+    elif background not in BACKGROUNDS:
+        raise ValueError(f"background {background!r}: expected {', '.join(BACKGROUNDS)} or a "
+                         "picture of the same place without the person")
+    return background
+
+
 def behind_person(image: np.ndarray, mask: np.ndarray, frame: tuple[int, int],
-                  background: str) -> np.ndarray:
+                  background: str | np.ndarray) -> np.ndarray:
     """The background of a target frame, `[H, W, 3]` uint8.
 
     Args:
         image: the source, `[H, W, 3]` uint8.
         mask: of the person in it, `[H, W]` float32.
         frame: (H, W) of the target.
-        background: of `BACKGROUNDS`.
+        background: of `BACKGROUNDS`, or a picture of the same place without the person, of the size
+            of `image`, whose light is fitted to that of `image`.
 
-    Raises: `UserError` where the source's background does not fit the frame.
+    Raises: `UserError` where the source's background does not fit the frame; `ValueError` for
+        another background.
     """
-    if background not in BACKGROUNDS:
-        raise ValueError(f"background {background!r}: expected {' or '.join(BACKGROUNDS)}")
-    if background == "white":
+    background = checked_background(background, image)
+    if isinstance(background, str) and background == "white":
         return np.full((*frame, 3), 255, np.uint8)
     if image.shape[:2] != tuple(frame):
         raise UserError("the background can be kept where the target poses belong to a picture of "
@@ -70,9 +85,14 @@ def behind_person(image: np.ndarray, mask: np.ndarray, frame: tuple[int, int],
     rows = _MARGIN * (covered[-1] + 1 - covered[0])
     scale = min(1.0, _FILLED_ROWS / rows)
     size = _scaled(frame, scale)
-    small = to_tensor(resized(image, size), torch.device("cpu"))
-    scene = continued(scene_of(small, _resized_mask(mask, size), rows=rows * scale))
-    filled = resized(to_pictures(scene.behind)[0], frame)
+    small = _small(image, size)
+    scene = scene_of(small, _resized_mask(mask, size), rows=rows * scale)
+    if isinstance(background, np.ndarray):
+        lighter = light(small, _small(background, size), scene.hole)
+        lighter = F.interpolate(lighter, frame, mode="bilinear", align_corners=False)
+        filled = to_pictures(to_tensor(background, CPU) + lighter)[0]
+    else:
+        filled = resized(to_pictures(continued(scene).behind)[0], frame)
     hole = F.interpolate(scene.hole, frame, mode="nearest")[0, 0].numpy() > 0
     return np.where(hole[..., None], filled, image)
 
@@ -82,7 +102,7 @@ def person_in_front(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     continued over their edge (`scene.front_of`); as sharp as they were where they are known."""
     frame = image.shape[:2]
     size = _scaled(frame, min(1.0, _FILLED_ROWS / frame[0]))
-    small = to_tensor(resized(image, size), torch.device("cpu"))
+    small = _small(image, size)
     continued_ = resized(to_pictures(front_of(small, _resized_mask(mask, size)))[0], frame)
     unknown = uncertain(torch.from_numpy(mask)[None, None])[0, 0].numpy()
     return np.where(unknown[..., None], continued_, image)
@@ -112,6 +132,10 @@ def scene_of_views(mask: np.ndarray, front: np.ndarray | None, behind: np.ndarra
         to_images(torch.from_numpy(views).to(device)), front=front,
         bounds=tuple(F.interpolate(bound, size, mode="bilinear", align_corners=False)
                      for bound in bounds))
+
+
+def _small(picture: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    return to_tensor(resized(picture, size), CPU)
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:

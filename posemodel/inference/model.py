@@ -181,7 +181,7 @@ class PoseTransferModel:
     def transfer(self, image: np.ndarray | Image.Image, source_pose: np.ndarray,
                  target_poses: Sequence[np.ndarray] | np.ndarray, *,
                  target_size: tuple[int, int] | None = None, fit: str = "person",
-                 mask: np.ndarray | None = None, background: str = "keep",
+                 mask: np.ndarray | None = None, background: str | np.ndarray = "keep",
                  measures: Sequence[str] = ("affine",), batch_size: int = 8) -> "TransferResult":
         """One person in new poses.
 
@@ -194,8 +194,8 @@ class PoseTransferModel:
             fit: "person" or "frame", see `find_crop`; each pose has a crop of its own.
             mask: how much of each pixel of `image` is the person, `[H, W]`, 0 to 1 (bool and uint8
                 up to 255 too): who alone is moved, over a background; None: the flow moves all.
-            background: with a mask: "keep", that of `image`, the hole behind the person filled
-                (where OpenCV is installed by what lies around, else smoothly); or "white".
+            background: with a mask: "keep", that of `image`, the hole behind the person made up
+                (`pictures.inpainting`); the same place without them, as `image`; or "white".
             measures: of visibility, any of "affine", "cycle", "peak", "correlation"
                 (`posemodel.flow.visibility`). The first costs nothing; the last two exist where
                 there is a correlation (`has_correlation`).

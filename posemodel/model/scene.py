@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pose_kernels
-from posemodel.pictures.inpainting import inpaint, opencv_version
+from posemodel.pictures.inpainting import fill, inpaint, opencv_version
 from posemodel.pictures.pixels import to_pictures, to_tensor
 from posemodel.poses.limb_widths import cover_bounds, limb_widths
 
@@ -17,7 +17,6 @@ _SEAM = 1
 PERSON = 0.3
 """a mask of at least this much is no background either"""
 _CERTAIN = 0.5  # a mask of at least this much, away from its edge, is the person and nothing else
-_SMOOTHINGS = 8  # of each level of a filled hole
 
 
 class Scene(NamedTuple):
@@ -81,10 +80,16 @@ def scene_of(source: Tensor, mask: Tensor, *, rows: float | None = None,
     hole = _grown(mask >= PERSON, rows or source.shape[-2]).to(source.dtype)
     if plate is not None:
         picture, known = plate
-        lighter = fill(source - picture, torch.maximum(hole, 1 - known))
-        source = torch.where(hole * known > 0, (picture + lighter).clamp(-1, 1), source)
+        lit = picture + light(source, picture, torch.maximum(hole, 1 - known))
+        source = torch.where(hole * known > 0, lit.clamp(-1, 1), source)
         hole = hole * (1 - known)
     return Scene(mask, fill(source, hole), hole)
+
+
+def light(source: Tensor, plate: Tensor, unknown: Tensor) -> Tensor:
+    """By how much a picture is lighter than another one of the same place, `[B, 3, H, W]`, smoothly
+    continued to where that is not known, `[B, 1, H, W]`, 1 or 0."""
+    return fill(source - plate, unknown)
 
 
 def front_of(source: Tensor, mask: Tensor) -> Tensor:
@@ -144,32 +149,3 @@ def continued(scene: Scene) -> Scene:
             made = inpaint(to_pictures(image[None])[0], hole.cpu().numpy())
             image[:, hole] = to_tensor(made, image.device)[0].to(image.dtype)[:, hole]
     return scene._replace(behind=behind)
-
-
-def fill(image: Tensor, hole: Tensor) -> Tensor:
-    """An image whose hole is filled from its rim: by pull and push, means over ever coarser cells
-    wherever nothing finer is known (Gortler et al., The Lumigraph, 1996), each level made smooth
-    by Jacobi steps towards the harmonic function with the values of the rim.
-
-    Args:
-        image: `[B, C, H, W]`.
-        hole: `[B, 1, H, W]`, 1 where nothing is known, else 0.
-
-    Returns: `[B, C, H, W]`, equal to the image outside of the hole; 0 where all is hole.
-    """
-    known = 1 - hole.to(image.dtype)
-    levels = [(image * known, known)]
-    while max(levels[-1][0].shape[-2:]) > 1:
-        total, weight = (F.avg_pool2d(part, 2, ceil_mode=True) for part in levels[-1])
-        found = (weight > 0).to(weight.dtype)
-        levels.append((total / weight.clamp_min(1e-6) * found, found))
-    filled = levels[-1][0]
-    for values, found in reversed(levels[:-1]):
-        coarse = F.interpolate(filled, values.shape[-2:], mode="bilinear", align_corners=False)
-        filled = torch.where(found > 0, values, coarse)
-        for _ in range(_SMOOTHINGS):
-            around = F.pad(filled, (1, 1, 1, 1), mode="replicate")
-            mean = (around[..., 1:-1, :-2] + around[..., 1:-1, 2:]
-                    + around[..., :-2, 1:-1] + around[..., 2:, 1:-1]) / 4
-            filled = torch.where(found > 0, values, mean)
-    return filled

@@ -1,4 +1,5 @@
-"""What nobody has seen of a picture, made up from what lies around it, where OpenCV is installed.
+"""What nobody has seen of a picture, made up from what lies around it: edges and patterns where
+OpenCV is installed, else a smooth surface.
 
 Frequency selective reconstruction (Seiler et al., Resampling Images to a Regular Grid From a
 Non-Regular Subset of Pixel Positions Using Frequency Selective Reconstruction, 2015; Genser et al.,
@@ -10,10 +11,16 @@ import functools
 import importlib.util
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from posemodel.pictures.pixels import to_pictures, to_tensor
 
 _AROUND = 48  # pixels around a hole that may have a say in it
 _FURTHER = 8  # pixels
 _KEPT = 128  # pictures that are remembered
+_SMOOTHINGS = 8  # of each level of a smooth surface
 _BLOCK = 16  # pixels; OpenCV leaves out what is no whole block, at the lower and right edges
 
 
@@ -77,3 +84,43 @@ def _filled(picture: bytes, hole: bytes, size: tuple[int, int]) -> bytes:
     made = np.clip(made[..., ::-1], cv2.erode(np.where(away, np.uint8(255), pixels), square),
                    cv2.dilate(np.where(away, np.uint8(0), pixels), square))
     return made[:size[0], :size[1]].tobytes()
+
+
+def completed(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """A picture `[H, W, 3]` uint8 whose hole, `[H, W]` bool, is filled as `filling` says; a picture
+    that is all hole stays as it is."""
+    if not hole.any() or hole.all():
+        return picture
+    if opencv_version():
+        return inpaint(picture, hole)
+    image = to_tensor(picture, torch.device("cpu"))
+    return to_pictures(fill(image, torch.from_numpy(hole)[None, None].float()))[0]
+
+
+def fill(image: Tensor, hole: Tensor) -> Tensor:
+    """An image whose hole is filled from its rim: by pull and push, means over ever coarser cells
+    wherever nothing finer is known (Gortler et al., The Lumigraph, 1996), each level made smooth
+    by Jacobi steps towards the harmonic function with the values of the rim.
+
+    Args:
+        image: `[B, C, H, W]`.
+        hole: `[B, 1, H, W]`, 1 where nothing is known, else 0.
+
+    Returns: `[B, C, H, W]`, equal to the image outside of the hole; 0 where all is hole.
+    """
+    known = 1 - hole.to(image.dtype)
+    levels = [(image * known, known)]
+    while max(levels[-1][0].shape[-2:]) > 1:
+        total, weight = (F.avg_pool2d(part, 2, ceil_mode=True) for part in levels[-1])
+        found = (weight > 0).to(weight.dtype)
+        levels.append((total / weight.clamp_min(1e-6) * found, found))
+    filled = levels[-1][0]
+    for values, found in reversed(levels[:-1]):
+        coarse = F.interpolate(filled, values.shape[-2:], mode="bilinear", align_corners=False)
+        filled = torch.where(found > 0, values, coarse)
+        for _ in range(_SMOOTHINGS):
+            around = F.pad(filled, (1, 1, 1, 1), mode="replicate")
+            mean = (around[..., 1:-1, :-2] + around[..., 1:-1, 2:]
+                    + around[..., :-2, 1:-1] + around[..., 2:, 1:-1]) / 4
+            filled = torch.where(found > 0, values, mean)
+    return filled

@@ -102,9 +102,11 @@ def _add_driver_and_background(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drive-as", choices=("absolute", "relative"), default="absolute",
                         help="absolute: limbs point where the driver's do; relative: they turn as "
                         "the driver's do from where they are in the photograph (default: absolute)")
-    parser.add_argument("--background", choices=("keep", "model", "white"),
-                        help="keep: that of the photograph stays; white; model: the model moves "
-                        "all there is (default: keep where the person's mask is at hand)")
+    parser.add_argument("--background", metavar="keep|white|model|FILE",
+                        help="keep: that of the photograph stays, what is behind the person made "
+                        "up; FILE: it is taken from a picture of the same place, of the same size, "
+                        "without them; white; model: the model moves all there is (default: keep "
+                        "where the person's mask is at hand)")
     parser.add_argument("--mask", type=Path, metavar="FILE",
                         help="grey picture, white where the person is (default: found together "
                         "with the joints)")
@@ -116,7 +118,6 @@ def transfer(arguments: argparse.Namespace) -> int:
     """Read, check, compute, write. Raises: `UserError`; nothing is written before all is read."""
     from posemodel.data.pose_checks import check_pose
     from posemodel.inference.model import PoseTransferModel
-    from posemodel.pictures.inpainting import filling
     from posemodel.poses.estimator import pose_estimator
     from posemodel.transfer.output import OutputFolder, planned_files
     from posemodel.transfer.source import read_source
@@ -126,7 +127,7 @@ def transfer(arguments: argparse.Namespace) -> int:
         source = read_source(arguments, estimator)
         chosen = _read_targets(arguments, source, estimator)
     if _background(arguments, source) == "keep":
-        source.remarks.append(f"background: kept; behind the person {filling()}")
+        source.remarks.append(f"background: kept; behind the person {source.holes}")
     targets = chosen.targets
     named = None if arguments.name or arguments.source_pose is None else arguments.image.name
     warnings = [check_pose(source.pose, source.frame, named, source.image),
@@ -166,9 +167,9 @@ def _read_targets(arguments: argparse.Namespace, source: "Source", estimator) ->
     chosen = read_targets(pose_files(arguments.target_pose, "--target-pose"), arguments,
                           source.frame, estimator)
     elsewhere = any(target.frame != source.frame for target in chosen.targets)
-    if elsewhere and arguments.background == "keep":
-        raise UserError("--background keep: the target poses are of pictures of another size than "
-                        "the photograph; carry them over by --drive")
+    if elsewhere and arguments.background not in (None, "model", "white"):
+        raise UserError(f"--background {arguments.background}: the target poses are of pictures of "
+                        "another size than the photograph; carry them over by --drive")
     if source.mask is not None and arguments.background is None and elsewhere:
         source.mask = None
         source.remarks.append("background: moved by the model, for the target poses are of "
@@ -178,21 +179,21 @@ def _read_targets(arguments: argparse.Namespace, source: "Source", estimator) ->
 
 def _background(arguments: argparse.Namespace, source: "Source") -> str:
     """What the moved person is laid over."""
-    return "model" if source.mask is None else arguments.background or "keep"
+    if source.mask is None:
+        return "model"
+    return "white" if arguments.background == "white" else "keep"
 
 
 def _record(arguments: argparse.Namespace, model: "PoseTransferModel", source: "Source",
             chosen: "Targets", warnings: list[list[str]]) -> dict:
     """What transfer.json says, as far as it is known before."""
-    from posemodel.pictures.inpainting import filling
-
     pose = source.pose
     background = _background(arguments, source)
     return {
         "model": {"name": model.name, "step": model.step, "image_size": list(model.size),
                   "about": model.about},
         "device": str(model.device), "fit": arguments.fit,
-        "background": background, "holes": filling() if background == "keep" else None,
+        "background": background, "holes": source.holes if background == "keep" else None,
         "drive": arguments.drive_as if arguments.drive else None,
         "source": {"image": str(arguments.image), "pose": str(arguments.source_pose or "found"),
                    "mask": str(arguments.mask or "found") if source.mask is not None else None,
@@ -223,7 +224,8 @@ def _write(arguments: argparse.Namespace, folder: "OutputFolder", model: "PoseTr
             result = model.transfer(
                 source.image, source.pose.joints, [target.pose.joints for target in batch],
                 target_size=batch[0].frame, fit=arguments.fit, mask=source.mask,
-                background=record["background"], batch_size=arguments.batch_size)
+                background=record["background"] if source.plate is None else source.plate,
+                batch_size=arguments.batch_size)
             for index, target in enumerate(batch):
                 write_pose(folder, result, index, target, kinds)
                 sheet.add(result, index, target.name)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from posemodel.data.images import read_image
+from posemodel.data.images import ImageError, read_image
+from posemodel.inference.background import BACKGROUNDS
+from posemodel.pictures.inpainting import filling
 from posemodel.poses.estimator import Estimator, Person, choose_found, people_in
 from posemodel.poses.files import choose_person, people_of_image, read_poses
 from posemodel.poses.layouts import Pose
@@ -26,6 +28,10 @@ class Source:
     pose: Pose
     mask: np.ndarray | None
     """`[H, W]` float32, 0 to 1; None: not known"""
+    plate: np.ndarray | None = None
+    """the same place without them, as `image`; None: not known"""
+    holes: str = ""
+    """what fills the hole behind them, for people"""
     remarks: list[str] = field(default_factory=list)
     """for people, a line each"""
 
@@ -47,6 +53,8 @@ def read_source(arguments: argparse.Namespace, estimator: Estimator) -> Source:
     """
     image = read_image(arguments.image)
     mask = None if arguments.mask is None else _read_mask(arguments.mask, image.shape[:2])
+    plate = None if arguments.background in (None, *BACKGROUNDS, "model") else _read_plate(
+        arguments.background, image.shape[:2])
     if arguments.source_pose is None:
         found = people_in(image, arguments.image, estimator)
         chosen = choose_found(found, arguments.source_person, "--source-person")
@@ -54,9 +62,11 @@ def read_source(arguments: argparse.Namespace, estimator: Estimator) -> Source:
         mask = chosen.mask if mask is None else mask
     else:
         pose, people = _read_pose(arguments, image.shape[:2])
-        if mask is None and arguments.background in ("keep", "white"):
+        if mask is None and arguments.background not in (None, "model"):
             mask = _mask_of(pose, people_in(image, arguments.image, estimator), arguments)
-    source = Source(image=image, pose=pose, mask=None if arguments.background == "model" else mask)
+    source = Source(image=image, pose=pose, plate=plate,
+                    mask=None if arguments.background == "model" else mask,
+                    holes=filling() if plate is None else f"as in {arguments.background}")
     if people > 1:
         source.remarks.append(f"source: {people} people, number {pose.person} is taken "
                               "(--source-person N takes another)")
@@ -93,3 +103,16 @@ def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
         raise UserError(f"--mask {path}: nothing in it is white; expected white where the person "
                         "is, black elsewhere")
     return mask
+
+
+def _read_plate(name: str, size: tuple[int, int]) -> np.ndarray:
+    """A picture of the same place without the person."""
+    try:
+        plate = read_image(name)
+    except ImageError as error:
+        raise UserError(f"--background {name}: expected keep, white, model, or a picture of the "
+                        f"same place without the person ({error})") from error
+    if plate.shape[:2] != size:
+        raise UserError(f"--background {name}: {plate.shape[1]} x {plate.shape[0]} pixels, "
+                        f"expected the photograph's {size[1]} x {size[0]}")
+    return plate

@@ -7,7 +7,8 @@ import pose_kernels
 from posemodel.engine.trainer import Trainer
 from posemodel.evaluation import inspection
 from posemodel.evaluation.inspection import inspect
-from posemodel.model.scene import Scene, fill, front_of, moved, scene_of, scene_of_batch
+from posemodel.model.scene import Scene, front_of, moved, scene_of, scene_of_batch
+from posemodel.pictures.inpainting import fill
 from posemodel.poses.limb_widths import cover_bounds, limb_widths
 from tests.small_runs import tiny_generator
 from tests.tiny import random_poses, tiny_config

@@ -67,6 +67,17 @@ def test_a_photograph_and_joints_of_another(run, monkeypatch, capsys):
             assert made.size == (96, 96)
 
 
+def test_a_picture_of_the_place_without_the_person(run, monkeypatch, capsys):
+    driver, (person,) = frames(2, person=3), frames(1)
+    knowing(monkeypatch, [person])
+    room = np.full_like(person.picture, (250, 0, 250))
+    words = ["--image", photograph(person), "--drive", joints_of(driver)]
+    Image.fromarray(room).save("room.png")
+    record = transfer(run, *words, "--background", "room.png")
+    assert record["background"] == "keep" and record["holes"] == "as in room.png"
+    assert "background: kept; behind the person as in room.png" in capsys.readouterr().out
+
+
 def test_a_film_drives(run, monkeypatch):
     pytest.importorskip("imageio_ffmpeg")
     driver, (person,) = frames(5, person=3), frames(1)
@@ -140,6 +151,10 @@ def test_several_people_in_the_photograph(run, monkeypatch, capsys):
      "nobody was found in this picture"),
     ("--image person.png --target-pose wide.json --background keep",
      "the target poses are of pictures of another size"),
+    ("--image person.png --drive dance --background small.png",
+     "small.png: 9 x 9 pixels, expected the photograph's 96 x 96"),
+    ("--image person.png --drive dance --background kept",
+     "--background kept: expected keep, white, model, or a picture of the same place"),
 ])
 def test_mistakes_are_one_line(run, monkeypatch, capsys, words, says):
     pytest.importorskip("imageio_ffmpeg")
