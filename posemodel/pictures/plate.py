@@ -4,12 +4,9 @@ Each pixel is the median of the frames in which the person is elsewhere.
 """
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-_AWAY = 0.1  # of a mask: a pixel with less is background
-_AROUND = 2  # pixels around the person that are not trusted either, at 128 rows
-_TIMES_SEEN = 5  # frames that a pixel has to be seen in
+_AWAY = 0.1  # of a mask, which fades out over the edge: a pixel with less is background
+_TIMES_SEEN = 3  # frames that a pixel has to be seen in
 _ROWS = 16  # that are sorted at a time: the median of all would take eight times their memory
 
 
@@ -21,7 +18,7 @@ def clean_plate(pictures: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np
         masks: the person in each, `[N, H, W]` uint8, 0 to 255.
 
     Returns: the plate, `[H, W, 3]` uint8, 0 where nothing is known, and where it is known, `[H, W]`
-        bool: where the person is elsewhere in five frames at least.
+        bool: where the person is elsewhere in three frames at least.
     """
     away = background(masks)
     known = away.sum(0) >= _TIMES_SEEN
@@ -35,10 +32,8 @@ def clean_plate(pictures: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np
 
 
 def background(masks: np.ndarray) -> np.ndarray:
-    """`[N, H, W]` bool: where a frame shows nothing of the person for certain."""
-    around = 2 * round(_AROUND * masks.shape[1] / 128) + 1
-    near = F.max_pool2d(torch.from_numpy(masks).float()[:, None], around, 1, around // 2)
-    return near[:, 0].numpy() < 255 * _AWAY
+    """`[N, H, W]` bool: where a frame shows nothing of the person."""
+    return masks < 255 * _AWAY
 
 
 def unsteadiness(pictures: np.ndarray, masks: np.ndarray, plate: np.ndarray,
