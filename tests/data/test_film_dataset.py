@@ -10,6 +10,7 @@ from PIL import Image
 
 pytest.importorskip("imageio_ffmpeg")
 
+from posemodel.data import film_dataset  # noqa: E402
 from posemodel.data.check import check  # noqa: E402
 from posemodel.data.film_dataset import make_film_data  # noqa: E402
 from posemodel.data.layouts.film import FILM, SEEN  # noqa: E402
@@ -106,6 +107,27 @@ def test_what_is_behind_the_person(tmp_path) -> None:
     sure = (batch["source_known"] * (batch["source_mask"] < 0.01)) > 0
     off = (batch["source_plate"] - batch["source"]).abs().mean(1, keepdim=True) * 127.5
     assert off[sure].mean() < 6
+
+
+def test_no_frame_that_results_are_shown_on_says_what_is_behind(tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(film_dataset, "write_plate",
+                        lambda shot, images, masks: asked.append((shot, images, masks)) or True)
+    root, _ = made(tmp_path, frames(24), frames(24, person=1))
+    train = open_pairs(root, "train")
+    found = [(train.path(index).name, train.mask(index).name) for index in range(len(train.names))]
+    assert [(image.name, mask.name) for _, images, masks in asked
+            for image, mask in zip(images, masks, strict=True)] == found
+    assert {file.parent.name for _, images, _ in asked for file in images} == {"train"}
+    assert [shot.name for shot, *_ in asked] == ["clip0_s0", "clip1_s0"]
+
+
+def test_a_damaged_file_of_what_is_behind_is_named(tmp_path) -> None:
+    root, _ = made(tmp_path, frames(24))
+    train = open_pairs(root, "train")
+    train.plate(0)[0].write_bytes(b"nothing")
+    loader = PairLoader(train, image_size=(64, 64), replace=False)
+    refused(r"have bad images .*clip0_s0\.png", lambda: list(loader.stream([np.arange(20)])))
 
 
 def test_a_camera_that_moves_leaves_what_is_behind_unknown(tmp_path) -> None:
