@@ -81,7 +81,7 @@ def scene_of(source: Tensor, mask: Tensor, *, rows: float | None = None,
     if plate is not None:
         picture, known = plate
         lit = picture + light(source, picture, torch.maximum(hole, 1 - known))
-        source = torch.where(hole * known > 0, lit.clamp(-1, 1), source)
+        source = torch.where(hole > 0, lit.clamp(-1, 1), source)
         hole = hole * (1 - known)
     return Scene(mask, fill(source, hole), hole)
 

@@ -145,6 +145,11 @@ def test_shots_with_and_without_what_is_behind(tmp_path) -> None:
     root, _ = made(tmp_path, frames(24), frames(24, person=1))
     train = open_pairs(root, "train")
     shots = [FILM.person(train.names[source]) for source in train.pairs[:, 0]]
+    part = {"images": torch.zeros(1, 2, 4, 4, 3, dtype=torch.uint8), "pairs": [0],
+            "plates": torch.full((1, 4, 4, 4), 250, dtype=torch.uint8)}
+    part["plates"][:, 0] = 249                   # reduced from what is known and what is not
+    assert PairLoader(train, image_size=(64, 64)).on_device(part)["source_known"][0, 0].tolist() \
+        == [[0.0] * 4] + [[1.0] * 4] * 3
     for file in (root / "plates").glob("clip1_*"):
         file.unlink()
     wanted = np.array([shots.index("clip1_s0"), shots.index("clip0_s0")])

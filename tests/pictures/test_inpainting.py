@@ -105,6 +105,18 @@ def test_scenes_of_a_batch_one_with_nobody_and_one_with_nothing_else():
                                                          - sources[0]).abs().mean() / 2
 
 
+def test_a_picture_is_completed_with_and_without_opencv(monkeypatch):
+    picture, hole = stripes(), hole_of(stripes())
+    known = np.where(hole[..., None], np.uint8(0), picture)
+    for version in (inpainting.opencv_version(), ""):
+        monkeypatch.setattr(inpainting, "opencv_version", lambda version=version: version)
+        made = inpainting.completed(known, hole)
+        assert np.array_equal(made[~hole], picture[~hole])
+        assert np.abs(made.astype(float) - picture)[hole].mean() < 90   # of nothing: 120
+        for nothing in (np.zeros_like(hole), np.ones_like(hole)):
+            assert np.array_equal(inpainting.completed(known, nothing), known)
+
+
 def test_without_opencv_holes_are_smooth_and_records_say_so(monkeypatch):
     monkeypatch.setattr(scenes, "opencv_version", lambda: "")
     monkeypatch.setattr(inpainting, "opencv_version", lambda: "")

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from posemodel.inference import model as inference
+from posemodel.inference.background import behind_person
 from posemodel.pictures.inpainting import filling
 from posemodel.poses.files import openpose_json
 from posemodel.runtime.main import run_main
@@ -73,8 +75,12 @@ def test_a_picture_of_the_place_without_the_person(run, monkeypatch, capsys):
     room = np.full_like(person.picture, (250, 0, 250))
     words = ["--image", photograph(person), "--drive", joints_of(driver)]
     Image.fromarray(room).save("room.png")
+    seen = []
+    monkeypatch.setattr(inference, "behind_person", lambda image, mask, frame, background:
+                        seen.append(background) or behind_person(image, mask, frame, background))
     record = transfer(run, *words, "--background", "room.png")
     assert record["background"] == "keep" and record["holes"] == "as in room.png"
+    assert all(np.array_equal(each, room) for each in seen) and seen
     assert "background: kept; behind the person as in room.png" in capsys.readouterr().out
 
 
