@@ -343,6 +343,8 @@ def test_a_table_and_another_one_in_the_same_folder(in_process, tmp_path, monkey
     monkeypatch.setattr(command, "_data_flags", lambda data: tuple(FLAGS))
     with pytest.raises(UserError, match=r"data.image_size: \(32, 32\) -> \(64, 36\).*another"):
         command.main([*words, "--image-size", "64", "36"])
+    with pytest.raises(UserError, match=r"precision: 'float32' -> 'bfloat16'.*another"):
+        command.main([*words, "--precision", "bfloat16"])
 
 
 def bench(out, **changes):

@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-input", action="store_true",
                         help="let the other methods of table1 see the source image, too, as their "
                              "papers do")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16", "float16"),
+                        help="of all cells, in training and in measuring (default: the preset's, "
+                             "auto: the fastest, which may be another one on another machine)")
     add_places(parser, weights_for="LPIPS and perceptual losses")
     parser.add_argument("--jobs", type=int, default=1, metavar="N",
                         help="runs side by side, which share the cores (default: 1)")
@@ -85,6 +88,8 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> int:
         name, table = f"{name}-image", with_images(table)
     steps = arguments.budget or (None if arguments.preset in FULL_SIZE else preset.steps)
     flags = _data_flags(arguments.data) + _scene_flags(arguments)
+    if arguments.precision is not None:
+        flags += ("--precision", arguments.precision)
     bench = Bench(out=arguments.out, preset=arguments.preset, flags=flags, steps=steps,
                   minutes=arguments.minutes, device=arguments.device,
                   pairs=arguments.pairs or preset.data.evaluation_pairs,
