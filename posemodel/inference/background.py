@@ -46,34 +46,36 @@ def checked_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return values
 
 
-def checked_background(background: str | np.ndarray, image: np.ndarray) -> str | np.ndarray:
-    """One of `BACKGROUNDS`, or a picture of the size of `image`. Raises: `ValueError`."""
+def laid_behind(image: np.ndarray, mask: np.ndarray, frame: tuple[int, int],
+                background: str | np.ndarray) -> np.ndarray:
+    """What the moved person is laid over, `[H, W, 3]` uint8: `background`, a picture of the target
+    frame (H, W), or by one of `BACKGROUNDS` (see `behind_person`). Raises: `ValueError`."""
     if isinstance(background, np.ndarray):
-        if background.shape != image.shape or background.dtype != np.uint8:
-            raise ValueError(f"background: expected a picture of the source's size, {image.shape} "
-                             f"uint8, found {background.shape} {background.dtype}")
-    elif background not in BACKGROUNDS:
+        if background.shape != (*frame, 3) or background.dtype != np.uint8:
+            raise ValueError(f"background: expected a picture of the target frame, [{frame[0]}, "
+                             f"{frame[1]}, 3] uint8, found {background.shape} {background.dtype}")
+        return background
+    if background not in BACKGROUNDS:
         raise ValueError(f"background {background!r}: expected {', '.join(BACKGROUNDS)} or a "
-                         "picture of the same place without the person")
-    return background
+                         "picture of the target frame")
+    return behind_person(image, mask, frame, background)
 
 
-def behind_person(image: np.ndarray, mask: np.ndarray, frame: tuple[int, int],
-                  background: str | np.ndarray) -> np.ndarray:
+def behind_person(image: np.ndarray, mask: np.ndarray, frame: tuple[int, int], background: str,
+                  plate: np.ndarray | None = None) -> np.ndarray:
     """The background of a target frame, `[H, W, 3]` uint8.
 
     Args:
         image: the source, `[H, W, 3]` uint8.
         mask: of the person in it, `[H, W]` float32.
         frame: (H, W) of the target.
-        background: of `BACKGROUNDS`, or a picture of the same place without the person, of the size
-            of `image`, whose light is fitted to that of `image`.
+        background: of `BACKGROUNDS`.
+        plate: the same place without the person, `[H, W, 3]` uint8 as `image`; its light is fitted
+            to that of `image`. None: what is behind the person is made up.
 
-    Raises: `UserError` where the source's background does not fit the frame; `ValueError` for
-        another background.
+    Raises: `UserError` where the source's background does not fit the frame.
     """
-    background = checked_background(background, image)
-    if isinstance(background, str) and background == "white":
+    if background == "white":
         return np.full((*frame, 3), 255, np.uint8)
     if image.shape[:2] != tuple(frame):
         raise UserError("the background can be kept where the target poses belong to a picture of "
@@ -87,10 +89,10 @@ def behind_person(image: np.ndarray, mask: np.ndarray, frame: tuple[int, int],
     size = _scaled(frame, scale)
     small = _small(image, size)
     scene = scene_of(small, _resized_mask(mask, size), rows=rows * scale)
-    if isinstance(background, np.ndarray):
-        lighter = light(small, _small(background, size), scene.hole)
+    if plate is not None:
+        lighter = light(small, _small(plate, size), scene.hole)
         lighter = F.interpolate(lighter, frame, mode="bilinear", align_corners=False)
-        filled = to_pictures(to_tensor(background, CPU) + lighter)[0]
+        filled = to_pictures(to_tensor(plate, CPU) + lighter)[0]
     else:
         filled = resized(to_pictures(continued(scene).behind)[0], frame)
     hole = F.interpolate(scene.hole, frame, mode="nearest")[0, 0].numpy() > 0

@@ -25,8 +25,8 @@ from posemodel.data.images import picture_pixels
 from posemodel.data.layouts.deepfashion import DEEPFASHION
 from posemodel.flow import visibility as visibility_scores
 from posemodel.inference.background import (
-    behind_person,
     checked_mask,
+    laid_behind,
     person_in_front,
     scene_of_views,
 )
@@ -195,7 +195,7 @@ class PoseTransferModel:
             mask: how much of each pixel of `image` is the person, `[H, W]`, 0 to 1 (bool and uint8
                 up to 255 too): who alone is moved, over a background; None: the flow moves all.
             background: with a mask: "keep", that of `image`, the hole behind the person made up
-                (`pictures.inpainting`); the same place without them, as `image`; or "white".
+                (`pictures.inpainting`); "white"; or a picture `[H, W, 3]` of the target frame.
             measures: of visibility, any of "affine", "cycle", "peak", "correlation"
                 (`posemodel.flow.visibility`). The first costs nothing; the last two exist where
                 there is a correlation (`has_correlation`).
@@ -220,7 +220,7 @@ class PoseTransferModel:
         behind = front = None
         if mask is not None:
             mask = checked_mask(mask, source_frame)
-            behind = behind_person(image, mask, frame, background)
+            behind = laid_behind(image, mask, frame, background)
             mask = crops[0].cut(mask)
             front = person_in_front(source, mask)
         clock.stop("prepare")

@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from posemodel.poses.likeness import unlikeness
+
 Mode = Literal["absolute", "relative"]
 MODES = ("absolute", "relative")
 
@@ -47,7 +49,8 @@ def carried_over(driver: np.ndarray, source: np.ndarray, mode: Mode = "absolute"
     own = {limb: _vectors(source[None], limb)[0] for limb in _TREE}
     ratios = _ratios({limb: _typical(vectors) for limb, vectors in limbs.items()},
                      {limb: _length(vector) for limb, vector in own.items()})
-    start = _most_alike(driver, source) if mode == "relative" else _first_with(driver, _ROOT)
+    start = int(unlikeness(driver, source).argmin()) if mode == "relative" \
+        else _first_with(driver, _ROOT)
     scale = ratios[None]
     necks = driver[:, _ROOT]
     if not necks[start, 2] or not source[_ROOT, 2]:
@@ -119,17 +122,3 @@ def _turned(own: np.ndarray, vectors: np.ndarray, start: int) -> np.ndarray:
 
 def _first_with(driver: np.ndarray, joint: int) -> int:
     return int((driver[:, joint, 2] > 0).argmax())
-
-
-def _most_alike(driver: np.ndarray, source: np.ndarray) -> int:
-    """The frame whose pose is most like the source's, both about their middle and of one size."""
-    costs = []
-    for pose in driver:
-        both = (pose[:, 2] > 0) & (source[:, 2] > 0)
-        if both.sum() < 3 or not both[_ROOT]:
-            costs.append(np.inf)
-            continue
-        shapes = [person[both, :2] - person[both, :2].mean(0) for person in (pose, source)]
-        shapes = [shape / (np.sqrt(np.square(shape).mean()) + 1e-9) for shape in shapes]
-        costs.append(float(np.square(shapes[0] - shapes[1]).mean()))
-    return int(np.argmin(costs))

@@ -29,8 +29,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN",
                         help="run folder, or a .safetensors file of posemodel.export (default: the "
                         "newest run in runs/, else the model that comes with the package)")
-    parser.add_argument("--image", type=Path, required=True, metavar="FILE",
-                        help="photograph of the person: JPEG, PNG, WebP, BMP")
+    parser.add_argument("--image", type=Path, nargs="+", required=True, metavar="FILE",
+                        help="photograph of the person: JPEG, PNG, WebP, BMP; of several each pose "
+                        "is made from the one that is most like it, before the background of the "
+                        "first")
     parser.add_argument("--source-pose", type=Path, metavar="FILE",
                         help="the joints in it: OpenPose, COCO, AlphaPose, MMPose, Ultralytics, "
                         "MediaPipe (JSON), annotation csv, OpenPose's and Ultralytics' text, "
@@ -120,16 +122,17 @@ def transfer(arguments: argparse.Namespace) -> int:
     from posemodel.inference.model import PoseTransferModel
     from posemodel.poses.estimator import pose_estimator
     from posemodel.transfer.output import OutputFolder, planned_files
-    from posemodel.transfer.source import read_source
+    from posemodel.transfer.source import read_sources
 
     _check(arguments)
     with pose_estimator(arguments.weights) as estimator:
-        source = read_source(arguments, estimator)
-        chosen = _read_targets(arguments, source, estimator)
+        sources = read_sources(arguments, estimator)
+        chosen = _read_targets(arguments, sources, estimator)
+    source = sources[0]
     if _background(arguments, source) == "keep":
         source.remarks.append(f"background: kept; behind the person {source.holes}")
     targets = chosen.targets
-    named = None if arguments.name or arguments.source_pose is None else arguments.image.name
+    named = None if arguments.name or arguments.source_pose is None else source.file.name
     warnings = [check_pose(source.pose, source.frame, named, source.image),
                 *(check_pose(target.pose, target.frame) for target in targets)]
     kinds = chosen_kinds(arguments.write, poses=len(targets))
@@ -139,13 +142,19 @@ def transfer(arguments: argparse.Namespace) -> int:
     print(f"model: {model.summary}")
     if model.about:
         print(model.about.splitlines()[0])
-    for line in [*_said(warnings, targets), *source.remarks, *chosen.remarks]:
+    remarks = [line for each in sources for line in each.remarks]
+    if len(sources) > 1:
+        remarks.append(f"source: {len(sources)} photographs; each pose is made from the one that "
+                       "is most like it")
+    remarks += [f"warning: {each.file.name}: {line}" for each in sources[1:]
+                for line in check_pose(each.pose, each.frame, None, each.image)]
+    for line in [*_said(warnings, targets), *remarks, *chosen.remarks]:
         print(line)
     if large := size_warning(kinds, [target.frame for target in targets], arguments.out):
         print(large)
     record = _record(arguments, model, source, chosen, warnings)
     with folder.writing(record):
-        _write(arguments, folder, model, source, chosen, kinds, record)
+        _write(arguments, folder, model, sources, chosen, kinds, record)
     poses = "pose" if len(targets) == 1 else "poses"
     print(f"{len(targets)} {poses} in {record['seconds']:.1f} s, of which the model took "
           f"{record['model_seconds']:.1f} s")
@@ -156,10 +165,11 @@ def transfer(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read_targets(arguments: argparse.Namespace, source: "Source", estimator) -> "Targets":
-    """The target poses; leaves the source without its mask where no background can be kept."""
+def _read_targets(arguments: argparse.Namespace, sources: "list[Source]", estimator) -> "Targets":
+    """The target poses; leaves the sources without masks where no background can be kept."""
     from posemodel.transfer.targets import carried, pose_files, read_targets
 
+    source = sources[0]
     if arguments.drive:
         chosen = read_targets(pose_files(arguments.drive, "--drive"), arguments, source.frame,
                               estimator)
@@ -171,7 +181,8 @@ def _read_targets(arguments: argparse.Namespace, source: "Source", estimator) ->
         raise UserError(f"--background {arguments.background}: the target poses are of pictures of "
                         "another size than the photograph; carry them over by --drive")
     if source.mask is not None and arguments.background is None and elsewhere:
-        source.mask = None
+        for each in sources:
+            each.mask = None
         source.remarks.append("background: moved by the model, for the target poses are of "
                               "pictures of another size (--drive carries them over)")
     return chosen
@@ -195,7 +206,7 @@ def _record(arguments: argparse.Namespace, model: "PoseTransferModel", source: "
         "device": str(model.device), "fit": arguments.fit,
         "background": background, "holes": source.holes if background == "keep" else None,
         "drive": arguments.drive_as if arguments.drive else None,
-        "source": {"image": str(arguments.image), "pose": str(arguments.source_pose or "found"),
+        "source": {"image": str(source.file), "pose": str(arguments.source_pose or "found"),
                    "mask": str(arguments.mask or "found") if source.mask is not None else None,
                    "format": pose.format, "person": pose.person, "units": pose.units,
                    "frame": list(source.frame), "warnings": warnings[0]},
@@ -208,36 +219,46 @@ def _record(arguments: argparse.Namespace, model: "PoseTransferModel", source: "
 
 
 def _write(arguments: argparse.Namespace, folder: "OutputFolder", model: "PoseTransferModel",
-           source: "Source", chosen: "Targets", kinds: tuple[str, ...], record: dict) -> None:
-    """Compute and write all pictures; adds crops and times to the record."""
+           sources: "list[Source]", chosen: "Targets", kinds: tuple[str, ...],
+           record: dict) -> None:
+    """Compute and write all pictures; adds crops, times and sources to the record."""
     from tqdm import tqdm
 
+    from posemodel.inference.background import behind_person
     from posemodel.transfer.output import Sheet, write_pose, write_source
+    from posemodel.transfer.source import source_of_each
 
-    began, targets = time.perf_counter(), chosen.targets
-    write_source(folder, source.image, source.pose)
-    sheet = Sheet(model.aspect, poses=len(targets))
-    seconds, crops = 0.0, []
+    began, targets, first = time.perf_counter(), chosen.targets, sources[0]
+    write_source(folder, first.image, first.pose)
+    own = source_of_each(sources, targets)
+    background = record["background"]
+    if background == "keep":
+        background = behind_person(first.image, first.mask, first.frame, "keep", first.plate)
+    sheet = Sheet(model.aspect, poses=len(targets), every_source=len(sources) > 1)
+    seconds, entries, crops = 0.0, iter(record["targets"]), {}
     with tqdm(total=len(targets), disable=None, unit="pose") as bar, \
-            _film(arguments, folder, model, source, chosen) as film:
-        for batch in _batches(targets, arguments.batch_size):
+            _film(arguments, folder, model, first, chosen) as film:
+        for source, batch in _batches(own, targets, arguments.batch_size):
             result = model.transfer(
                 source.image, source.pose.joints, [target.pose.joints for target in batch],
                 target_size=batch[0].frame, fit=arguments.fit, mask=source.mask,
-                background=record["background"] if source.plate is None else source.plate,
-                batch_size=arguments.batch_size)
+                background=background, batch_size=arguments.batch_size)
             for index, target in enumerate(batch):
                 write_pose(folder, result, index, target, kinds)
                 sheet.add(result, index, target.name)
                 if film is not None:
-                    film.add(result, index)
+                    film.add(result, index, source.image)
+                next(entries).update(source=str(source.file),
+                                     crop=asdict(result.target_crops[index]))
                 bar.update()
             seconds += result.seconds["total"]
-            crops += result.target_crops
-    sheet.write(folder, f"{arguments.image.name} in new poses: {model.name}, {model.step} steps")
-    record["source"]["crop"] = asdict(result.source_crop)
-    for entry, crop in zip(record["targets"], crops, strict=True):
-        entry["crop"] = asdict(crop)
+            crops[source.file] = asdict(result.source_crop)
+    names = f"{first.file.name} and {len(sources) - 1} more" if sources[1:] else first.file.name
+    sheet.write(folder, f"{names} in new poses: {model.name}, {model.step} steps")
+    record["source"]["crop"] = crops.get(first.file)
+    record["other_sources"] = [{"image": str(each.file), "person": each.pose.person,
+                                "frame": list(each.frame), "crop": crops.get(each.file)}
+                               for each in sources[1:]]
     record["seconds"] = round(time.perf_counter() - began, 3)
     record["model_seconds"] = round(seconds, 3)
 
@@ -273,6 +294,11 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.drive and (arguments.target_size or arguments.every_person):
         raise UserError("--drive takes one person's motion into the photograph's own frame; "
                         "--target-size and --every-person go with --target-pose")
+    alone = [flag for flag, value in (("--source-pose", arguments.source_pose),
+                                      ("--mask", arguments.mask)) if value is not None]
+    if len(arguments.image) > 1 and alone:
+        raise UserError(f"{' and '.join(alone)}: of one photograph; in several the joints and "
+                        "masks are found")
     if arguments.source_pose is None and arguments.name:
         raise UserError("--name is a row of the file of --source-pose, which is not given")
     if arguments.batch_size < 1:
@@ -299,12 +325,13 @@ def _said(warnings: list[list[str]], targets: "list[Target]") -> list[str]:
     return said
 
 
-def _batches(targets: "list[Target]", size: int):
-    """Neighbours of the same frame, at most `size` at a time."""
-    for _, group in itertools.groupby(targets, key=lambda target: target.frame):
+def _batches(sources: "list[Source]", targets: "list[Target]", size: int):
+    """The source, and neighbours of the same frame that have it, at most `size` at a time."""
+    pairs = zip(sources, targets, strict=True)
+    for _, group in itertools.groupby(pairs, key=lambda pair: (pair[0].file, pair[1].frame)):
         group = list(group)
         for start in range(0, len(group), size):
-            yield group[start:start + size]
+            yield group[0][0], [target for _, target in group[start:start + size]]
 
 
 if __name__ == "__main__":

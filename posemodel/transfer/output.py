@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import pose_kernels
 from posemodel.data.films import missing_package, write_mp4
@@ -181,13 +181,15 @@ def write_pose(folder: OutputFolder, result: TransferResult, index: int, target:
 class Sheet:
     """The contact sheet: rows of poses, columns of what was made of them."""
 
-    def __init__(self, aspect: float, *, poses: int):
+    def __init__(self, aspect: float, *, poses: int, every_source: bool = False):
         """Of many poses, evenly spread ones are shown.
 
         Args:
             aspect: width to height of a picture.
             poses: number of poses to come.
+            every_source: whether each row shows its source; else the first alone.
         """
+        self._every_source = every_source
         self._cell = (_CELL, max(1, round(_CELL * aspect)))
         rows = min(poses, _SHEET_ROWS)
         self._shown = {round(row * (poses - 1) / max(rows - 1, 1)) for row in range(rows)}
@@ -197,7 +199,7 @@ class Sheet:
     def add(self, result: TransferResult, index: int, name: str) -> None:
         """The next pose."""
         if self._added in self._shown:
-            if not self._columns:
+            if self._every_source or not self._columns:
                 self._put("source", resized(result.source, self._cell))
                 self._put("source pose", self._on_source(result))
             self._put("target pose", self._on_black(result, index, name))
@@ -236,7 +238,7 @@ class Film:
     def __init__(self, source: np.ndarray, frame: tuple[int, int], crops: list[Crop] | None):
         """
         Args:
-            source: the photograph, `[H, W, 3]` uint8.
+            source: the first photograph, `[H, W, 3]` uint8.
             frame: (H, W) of the target frame, the same for all poses.
             crops: of all poses to come, where there is nothing to be seen beyond them; None: the
                 whole frame is shown.
@@ -252,21 +254,23 @@ class Film:
         self._size = tuple(2 * max(1, round(side / 2))
                            for side in (rows, (right - left) * rows / (bottom - top)))
         columns = 2 * max(1, round(source.shape[1] * self._size[0] / source.shape[0] / 2))
-        self._source = Image.fromarray(resized(source, (self._size[0], columns)))
+        self._source_size = (columns, self._size[0])
+        self._panels: dict[int, Image.Image] = {}
+        """of the photographs, by their identity"""
         self._file, self._ends = tempfile.TemporaryFile(), [0]  # noqa: SIM115 (closed by `close`)
 
     @property
     def _page_size(self) -> tuple[int, int]:
         """(columns, rows)."""
         rows, columns = self._size
-        return self._source.width + 2 * columns, rows + _STRIP
+        return self._source_size[0] + 2 * columns, rows + _STRIP
 
-    def add(self, result: TransferResult, index: int) -> None:
-        """The next pose."""
+    def add(self, result: TransferResult, index: int, source: np.ndarray) -> None:
+        """The next pose, and the photograph that it is made from."""
         rows, columns = self._size
         pose = result.target_poses[index]
         panels = {
-            "source": self._source,
+            "source": self._photograph(source),
             "target pose": self._placed(result, index, lambda size: draw_skeleton(pose, size),
                                         np.zeros((rows, columns, 3), np.uint8)),
             "result": self._placed(result, index, lambda size: result.refined_at(index, size),
@@ -280,6 +284,18 @@ class Film:
             left += panel.width
         page.save(self._file, format="PNG", compress_level=_COMPRESSION)
         self._ends.append(self._file.tell())
+
+    def _photograph(self, source: np.ndarray) -> Image.Image:
+        """A source in the place of the first one, with white where it is narrower or lower."""
+        if id(source) not in self._panels:
+            (columns, rows), (height, width) = self._source_size, source.shape[:2]
+            picture = Image.fromarray(source)
+            # Rounding leaves no white line.
+            alike = abs(width * rows / height - columns) < 2
+            self._panels[id(source)] = (
+                picture.resize((columns, rows), Image.Resampling.BICUBIC) if alike
+                else ImageOps.pad(picture, (columns, rows), color="white"))
+        return self._panels[id(source)]
 
     def _behind(self, result: TransferResult) -> np.ndarray:
         if result.behind is None:

@@ -1,8 +1,10 @@
-"""The person of a transfer: a photograph, the joints in it, and which of its pixels are theirs."""
+"""The person of a transfer: photographs, the joints in them, and which pixels are the person's."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,8 +14,12 @@ from posemodel.pictures.inpainting import filling
 from posemodel.poses.estimator import Estimator, Person, choose_found, people_in
 from posemodel.poses.files import choose_person, people_of_image, read_poses
 from posemodel.poses.layouts import Pose
+from posemodel.poses.likeness import most_alike
 from posemodel.poses.pictures import distance
 from posemodel.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from posemodel.transfer.output import Target
 
 # How far joints of a file may be from those that an estimator finds, in sizes of the person.
 _SAME_PERSON = 0.2
@@ -23,6 +29,7 @@ _SAME_PERSON = 0.2
 class Source:
     """Who is to move."""
 
+    file: Path
     image: np.ndarray
     """`[H, W, 3]` uint8"""
     pose: Pose
@@ -41,9 +48,10 @@ class Source:
         return self.image.shape[:2]
 
 
-def read_source(arguments: argparse.Namespace, estimator: Estimator) -> Source:
-    """The photograph with its joints, from a file or found in it, and its mask, where that is at
-    hand or asked for.
+def read_sources(arguments: argparse.Namespace, estimator: Estimator) -> list[Source]:
+    """The photographs with their joints, from a file or found in them, and their masks, where these
+    are at hand or asked for. All but the first, in whose frame and place everything happens, show
+    the same person in other poses.
 
     Args:
         arguments: `image`, `source_pose`, `source_person`, `format`, `units`, `name`, `mask` and
@@ -51,43 +59,66 @@ def read_source(arguments: argparse.Namespace, estimator: Estimator) -> Source:
 
     Raises: `UserError`.
     """
-    image = read_image(arguments.image)
+    first, *others = arguments.image
+    plate = arguments.background
+    if plate in (None, *BACKGROUNDS, "model"):
+        plate = None
+    sources = [_read_source(first, arguments, estimator, plate)]
+    sources += [_read_source(file, arguments, estimator, None) for file in others]
+    return sources
+
+
+def source_of_each(sources: list[Source], targets: Sequence["Target"]) -> list[Source]:
+    """For each target the source whose pose is most like it."""
+    if len(sources) == 1:
+        return sources * len(targets)
+    chosen = most_alike(np.stack([source.pose.joints for source in sources]),
+                        np.stack([target.pose.joints for target in targets]))
+    return [sources[index] for index in chosen]
+
+
+def _read_source(file: Path, arguments: argparse.Namespace, estimator: Estimator,
+                 background: str | None) -> Source:
+    """One of them; `background`: a picture of its place without the person."""
+    image = read_image(file)
     mask = None if arguments.mask is None else _read_mask(arguments.mask, image.shape[:2])
-    plate = None if arguments.background in (None, *BACKGROUNDS, "model") else _read_plate(
-        arguments.background, image.shape[:2])
+    plate = None if background is None else _read_plate(background, image.shape[:2])
     if arguments.source_pose is None:
-        found = people_in(image, arguments.image, estimator)
+        found = people_in(image, file, estimator)
         chosen = choose_found(found, arguments.source_person, "--source-person")
         pose, people = chosen.pose, len(found)
         mask = chosen.mask if mask is None else mask
     else:
-        pose, people = _read_pose(arguments, image.shape[:2])
+        pose, people = _read_pose(file, arguments, image.shape[:2])
         if mask is None and arguments.background not in (None, "model"):
-            mask = _mask_of(pose, people_in(image, arguments.image, estimator), arguments)
-    source = Source(image=image, pose=pose, plate=plate,
+            mask = _mask_of(pose, people_in(image, file, estimator), file, arguments)
+    source = Source(file=file, image=image, pose=pose, plate=plate,
                     mask=None if arguments.background == "model" else mask,
-                    holes=filling() if plate is None else f"as in {arguments.background}")
+                    holes=filling() if plate is None else f"as in {background}")
     if people > 1:
-        source.remarks.append(f"source: {people} people, number {pose.person} is taken "
+        where = f"source {file.name}" if len(arguments.image) > 1 else "source"
+        source.remarks.append(f"{where}: {people} people, number {pose.person} is taken "
                               "(--source-person N takes another)")
     return source
 
 
-def _read_pose(arguments: argparse.Namespace, size: tuple[int, int]) -> tuple[Pose, int]:
+def _read_pose(file: Path, arguments: argparse.Namespace, size: tuple[int, int],
+               ) -> tuple[Pose, int]:
     """The joints of a file, and how many people it has."""
     poses = read_poses(arguments.source_pose, format=arguments.format, units=arguments.units,
                        name=arguments.name, image_size=size)
-    people = people_of_image(poses, arguments.image.name, where=str(arguments.source_pose))
+    people = people_of_image(poses, file.name, where=str(arguments.source_pose))
     return choose_person(people, arguments.source_person, flag="--source-person"), len(people)
 
 
-def _mask_of(pose: Pose, found: list[Person], arguments: argparse.Namespace) -> np.ndarray:
+def _mask_of(pose: Pose, found: list[Person], file: Path, arguments: argparse.Namespace,
+             ) -> np.ndarray:
     """The mask of the person whose joints a file has."""
     size = found[0].mask.shape
     own = Pose(joints=pose.joints, format=pose.format, frame=size)
     nearest = min(found, key=lambda person: distance(own, person.pose))
     if distance(own, nearest.pose) > _SAME_PERSON:
-        raise UserError(f"{arguments.image}: nobody was found where the joints of "
+        raise UserError(f"{file}: nobody was found where the joints of "
                         f"{arguments.source_pose} are, so there is no mask for --background "
                         f"{arguments.background}; give one by --mask")
     return nearest.mask

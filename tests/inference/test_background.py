@@ -230,13 +230,13 @@ def test_behind_the_person_is_what_another_picture_shows(scene):
     room = np.random.default_rng(0).integers(60, 160, (*ROOM, 3), dtype=np.uint8)
     light = np.linspace(10, 50, ROOM[1])[None, :, None]              # of the hour of the photograph
     picture = np.where(mask[..., None] > 0, 200, room + light).astype(np.uint8)
-    behind = behind_person(picture, mask, ROOM, room)
+    behind = behind_person(picture, mask, ROOM, "keep", room)
     assert np.array_equal(behind[mask == 0][:50], picture[mask == 0][:50])
     assert np.abs(behind - (room + light))[mask > 0].max() < 4
     assert np.abs(behind_person(picture, mask, ROOM, "keep") - (room + light))[mask > 0].mean() > 15
     large = [np.kron(each, np.ones((4, 4, *[1] * (each.ndim - 2)), each.dtype))
              for each in (picture, mask, room)]
-    sharp = behind_person(large[0], large[1], large[1].shape, large[2])
+    sharp = behind_person(large[0], large[1], large[1].shape, "keep", large[2])
     brighter = np.kron(room + light, np.ones((4, 4, 1)))
     assert np.abs(sharp - brighter)[large[1] > 0].mean() < 4         # nothing of it is made smooth
 
@@ -258,7 +258,8 @@ def test_a_hole_is_filled_at_a_size_of_its_own(monkeypatch):
     ({"mask": np.zeros((3, 3), bool)}, r"mask: expected numbers \[120, 160\], found \(3, 3\) bool"),
     ({"mask": np.full(ROOM, 2.0)}, "mask: expected values from 0 to 1, found some from 2 to 2"),
     ({"background": "black"}, "background 'black': expected keep, white or a picture"),
-    ({"background": np.zeros((3, 3, 3), np.uint8)}, "background: expected a picture of the source"),
+    ({"background": np.zeros((3, 3, 3), np.uint8)},
+     r"background: expected a picture of the target frame, \[120, 160, 3\] uint8"),
 ])
 def test_what_is_refused(model, scene, change, says):
     picture, pose, mask, other = scene

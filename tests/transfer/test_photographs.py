@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from posemodel.inference import model as inference
+from posemodel.inference import background as backgrounds
 from posemodel.inference.background import behind_person
 from posemodel.pictures.inpainting import filling
 from posemodel.poses.files import openpose_json
@@ -76,12 +76,45 @@ def test_a_picture_of_the_place_without_the_person(run, monkeypatch, capsys):
     words = ["--image", photograph(person), "--drive", joints_of(driver)]
     Image.fromarray(room).save("room.png")
     seen = []
-    monkeypatch.setattr(inference, "behind_person", lambda image, mask, frame, background:
-                        seen.append(background) or behind_person(image, mask, frame, background))
+    monkeypatch.setattr(backgrounds, "behind_person", lambda *words:
+                        seen.append(words[-1]) or behind_person(*words))
     record = transfer(run, *words, "--background", "room.png")
     assert record["background"] == "keep" and record["holes"] == "as in room.png"
-    assert all(np.array_equal(each, room) for each in seen) and seen
+    assert len(seen) == 1 and np.array_equal(seen[0], room)
     assert "background: kept; behind the person as in room.png" in capsys.readouterr().out
+
+
+def test_of_several_photographs_each_pose_has_the_one_most_like_it(run, monkeypatch, capsys):
+    pytest.importorskip("imageio_ffmpeg")
+    people = frames(3)
+    knowing(monkeypatch, people)
+    files = [photograph(person, f"{index}.png") for index, person in enumerate(people)]
+    poses = joints_of([people[2], people[0], people[1], people[1]])
+    record = transfer(run, "--image", *files, "--target-pose", poses, "--write", "refined")
+    assert [target["source"] for target in record["targets"]] == ["2.png", "0.png", "1.png",
+                                                                  "1.png"]
+    assert record["source"]["image"] == "0.png" and record["source"]["crop"]["height"] > 0
+    assert [other["image"] for other in record["other_sources"]] == ["1.png", "2.png"]
+    assert record["background"] == "keep"
+    # The background is that of the first, in every picture: far from anybody it is the same.
+    mask = np.max([person.people[0].mask for person in people], 0)
+    far = ImageFilter.MaxFilter(21)
+    near = np.asarray(Image.fromarray((mask > 0).astype(np.uint8)).filter(far)) > 0
+    for target in record["targets"]:
+        made = np.asarray(Image.open(f"out/refined/{target['name']}.png"))
+        assert np.array_equal(made[~near], people[0].picture[~near])
+    assert Path("out/animation.mp4").exists() and "3 photographs" in capsys.readouterr().out
+
+
+def test_photographs_of_several_sizes(run, monkeypatch):
+    pytest.importorskip("imageio_ffmpeg")
+    first, other = frames(1)[0], beside(*frames(2, person=3))
+    knowing(monkeypatch, [first, other])
+    files = [photograph(first, "0.png"), photograph(other, "1.png")]
+    record = transfer(run, "--image", *files, "--drive", joints_of(frames(3, person=3)))
+    assert "1.png" in {target["source"] for target in record["targets"]}
+    assert all(target["frame"] == [96, 96] for target in record["targets"])
+    assert record["other_sources"][0]["frame"] == [96, 192]
 
 
 def test_a_film_drives(run, monkeypatch):
@@ -157,6 +190,9 @@ def test_several_people_in_the_photograph(run, monkeypatch, capsys):
      "nobody was found in this picture"),
     ("--image person.png --target-pose wide.json --background keep",
      "the target poses are of pictures of another size"),
+    ("--image person.png person.png --drive dance --mask small.png --source-pose dance",
+     "--source-pose and --mask: of one photograph"),
+    ("--image person.png empty.png --drive dance", "empty.png: nobody was found in this picture"),
     ("--image person.png --drive dance --background small.png",
      "small.png: 9 x 9 pixels, expected the photograph's 96 x 96"),
     ("--image person.png --drive dance --background kept",
