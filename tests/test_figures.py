@@ -382,6 +382,23 @@ def test_a_real_person_of_a_bare_photograph():
             assert float(of_film(now[method], measure, 4)) < before[method][0]["after"][measure]
 
 
+def test_a_real_person_from_mannequins():
+    content = read(DOCS / "film-mannequins.json")
+    section = "Started from mannequins"
+    head, _, *rows = as_printed("film_bench.py", content)  # copying stands in the table above
+    assert table(DOCS / "photographs.md", section) == [head, *rows]
+    assert (content["minutes"], content["mannequin_minutes"]) == (4, 6)
+    assert {len(runs) for runs in content["rows"].values()} == {1}
+    nothing = read(DOCS / "film.json")["rows"]
+    (ours,), (mraa,) = content["rows"].values()
+    for run, name in ((ours, "ours anew"), (mraa, "mraa")):
+        assert abs(run["after"]["refined_l1"]
+                   - float(of_film(nothing[name], "refined_l1", 4))) < 0.15
+    for net in ("alex", "vgg"):
+        assert ours["after"][f"refined_lpips_{net}"] < min(
+            run["after"][f"refined_lpips_{net}"] for run in nothing["ours anew"])
+
+
 def test_a_real_person_with_left_taken_for_right():
     page = squeezed((DOCS / "photographs.md").read_text())
     wrong, = (clip for clip in read(DOCS / "film.json")["clips"] if clip["exchanged"])
