@@ -6,10 +6,10 @@ true flow is known, beside what a model makes of them.
 
 The target itself, moved sideways by a part of a pixel, says what an outline costs that is known to
 that part. The true flow moves the person of the source, and stands before the target's own
-background: no flow does better where the source shows the person. The model is the package's, on
-test people as it was trained on them, but for --background and --turn. Pixels of the background
-that touch the person hold a part of it each, since edges are smooth: the last column leaves them
-out.
+background: no flow does better where the source shows the person. The model is the package's, the
+people are the test people of its configuration but for --background and --turn. Pixels of the
+background that touch the person hold a part of it each, since edges are smooth: the last column
+leaves them out.
 """
 
 import argparse

@@ -75,9 +75,10 @@ def augment(batch: dict[str, Tensor], moves: Moves) -> dict[str, Tensor]:
     augmented = dict(batch)
     stays = "source_mask" in batch
     flip = moves.flip.to(batch["source"].device)
+    any_flipped = bool(moves.flip.any())  # asked where it was drawn: a GPU is not waited for
 
     def mirrored(image: Tensor) -> Tensor:
-        return torch.where(flip.view(-1, 1, 1, 1), image.flip(-1), image) if flip.any() else image
+        return torch.where(flip.view(-1, 1, 1, 1), image.flip(-1), image) if any_flipped else image
 
     def changed(image: Tensor, which: int) -> Tensor:
         """Zeros come in."""
@@ -87,7 +88,7 @@ def augment(batch: dict[str, Tensor], moves: Moves) -> dict[str, Tensor]:
     for index, name in enumerate(("source", "target")):
         which = 0 if stays else index
         image, pose = mirrored(batch[name]), batch[f"{name}_pose"]
-        if flip.any():
+        if any_flipped:
             pose = torch.where(flip.view(-1, 1, 1), flip_pose(pose), pose)
         if moves.affine is not None:
             image, pose = move(image, pose, moves.affine[:, which])

@@ -141,6 +141,13 @@ def _rows_of_files(root: Path) -> dict:
     return {(row["split"], row["name"]): row for row in good}
 
 
+def encode_png(image: np.ndarray) -> bytes:
+    """`[H, W, 3]` or `[H, W]` uint8 as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
 def encode_jpeg(image: np.ndarray) -> bytes:
     """`[H, W, 3]` uint8 as a JPEG file of quality 95 without subsampling of colour."""
     file = io.BytesIO()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from posemodel.data.dataset_folder import encode_jpeg
+from posemodel.data.dataset_folder import encode_jpeg, encode_png
 from posemodel.data.films import Film
 from posemodel.data.layouts.film import FILM, SEEN
 from posemodel.data.layouts.layout import ALL_SPLITS, VALIDATION
@@ -270,9 +270,7 @@ def _packed(mask: np.ndarray) -> bytes:
     scale = min(1.0, _MASK_ROWS / mask.shape[0])
     size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
     picture = Image.fromarray((mask * 255).round().astype(np.uint8))
-    file = io.BytesIO()
-    picture.resize(size, Image.Resampling.BOX).save(file, "PNG")
-    return file.getvalue()
+    return encode_png(np.asarray(picture.resize(size, Image.Resampling.BOX)))
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -298,9 +296,7 @@ class _Split:
         index = len(self.names) - 1
         image_file, mask_file = self.files(index)
         write_aside(image_file, encode_jpeg(picture))
-        data = io.BytesIO()
-        Image.fromarray(mask).save(data, "PNG")
-        write_aside(mask_file, data.getvalue())
+        write_aside(mask_file, encode_png(mask))
         return index
 
     def files(self, index: int) -> tuple[Path, Path]:

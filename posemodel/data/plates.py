@@ -1,12 +1,11 @@
 """What is behind the person of a shot, as files of a data set of films (see `pictures.plate`)."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from posemodel.data.dataset_folder import encode_png
 from posemodel.data.images import read_image
 from posemodel.pictures.inpainting import completed
 from posemodel.pictures.plate import clean_plate, unsteadiness
@@ -34,9 +33,7 @@ def write_plate(shot: Path, images: Sequence[Path], masks: Sequence[Path]) -> bo
     shot.parent.mkdir(exist_ok=True)
     plate = completed(plate, ~known)  # for people: nothing of it is taken to be known
     for file, picture in zip(plate_files(shot), (plate, 255 * known.astype(np.uint8)), strict=True):
-        data = io.BytesIO()
-        Image.fromarray(picture).save(data, "PNG")
-        write_aside(file, data.getvalue())
+        write_aside(file, encode_png(picture))
     return True
 
 

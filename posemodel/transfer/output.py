@@ -289,12 +289,11 @@ class Film:
         """A source in the place of the first one, with white where it is narrower or lower."""
         if id(source) not in self._panels:
             (columns, rows), (height, width) = self._source_size, source.shape[:2]
-            picture = Image.fromarray(source)
             # Rounding leaves no white line.
             alike = abs(width * rows / height - columns) < 2
             self._panels[id(source)] = (
-                picture.resize((columns, rows), Image.Resampling.BICUBIC) if alike
-                else ImageOps.pad(picture, (columns, rows), color="white"))
+                Image.fromarray(resized(source, (rows, columns))) if alike
+                else ImageOps.pad(Image.fromarray(source), (columns, rows), color="white"))
         return self._panels[id(source)]
 
     def _behind(self, result: TransferResult) -> np.ndarray:

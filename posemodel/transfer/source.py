@@ -70,8 +70,6 @@ def read_sources(arguments: argparse.Namespace, estimator: Estimator) -> list[So
 
 def source_of_each(sources: list[Source], targets: Sequence["Target"]) -> list[Source]:
     """For each target the source whose pose is most like it."""
-    if len(sources) == 1:
-        return sources * len(targets)
     chosen = most_alike(np.stack([source.pose.joints for source in sources]),
                         np.stack([target.pose.joints for target in targets]))
     return [sources[index] for index in chosen]
