@@ -27,6 +27,7 @@ from posemodel.poses.joints import pixels_to_normalized
 from posemodel.runtime.errors import UserError
 
 _KNOWN = 250  # of 255: a pixel that is reduced from what is known and what is not has less
+_PLATES = 64  # that a process remembers
 _ORDER = 1  # the random stream of this module; `augmentation` has another
 
 
@@ -102,6 +103,8 @@ class PairImages(Dataset):
         """`replace`: another pair takes the place of one with a bad image, which one depends on
         `seed`; otherwise the pair is left out."""
         self.pairs, self.view, self.replace, self.seed = pairs, view, replace, seed
+        self._plates: dict[tuple[Path, Path], np.ndarray] = {}
+        """by their files: all pairs of a shot have the same"""
 
     def __getitem__(self, wanted: np.ndarray) -> dict:
         """The pairs with these indices.
@@ -157,12 +160,20 @@ class PairImages(Dataset):
         masks = [self.pairs.mask(image) for image in images]
         if None in masks:
             return Sample(index, pictures, None, None)
-        plate = self.pairs.plate(images[0])
-        if plate is not None:
-            behind, known = map(self._picture, plate)
-            plate = np.concatenate([behind, known[..., :1]], -1)
         return Sample(index, pictures, np.stack([self._picture(mask)[..., 0] for mask in masks]),
-                      plate)
+                      self._plate(images[0]))
+
+    def _plate(self, image: int) -> np.ndarray | None:
+        """What is behind the person of an image, and how far that is known, `[H, W, 4]` uint8."""
+        files = self.pairs.plate(image)
+        if files is None:
+            return None
+        if files not in self._plates:
+            if len(self._plates) >= _PLATES:
+                self._plates.clear()
+            behind, known = map(self._picture, files)
+            self._plates[files] = np.concatenate([behind, known[..., :1]], -1)
+        return self._plates[files]
 
     def _picture(self, path: Path) -> np.ndarray:
         pixels = read_image(path)

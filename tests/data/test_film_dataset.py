@@ -10,9 +10,10 @@ from PIL import Image
 
 pytest.importorskip("imageio_ffmpeg")
 
-from posemodel.data import film_dataset  # noqa: E402
+from posemodel.data import film_dataset, pair_loader  # noqa: E402
 from posemodel.data.check import check  # noqa: E402
 from posemodel.data.film_dataset import make_film_data  # noqa: E402
+from posemodel.data.images import read_image  # noqa: E402
 from posemodel.data.layouts.film import FILM, SEEN  # noqa: E402
 from posemodel.data.pair_loader import PairLoader  # noqa: E402
 from posemodel.data.reading import open_pairs  # noqa: E402
@@ -139,6 +140,29 @@ def test_a_camera_that_moves_leaves_what_is_behind_unknown(tmp_path) -> None:
     assert not train.has_plates and train.plate(0) is None
     batch = next(PairLoader(train, image_size=(64, 64), fit="pad").stream([np.arange(3)]))
     assert "source_mask" in batch and "source_plate" not in batch
+
+
+def test_what_is_behind_is_read_once_for_a_shot(tmp_path, monkeypatch) -> None:
+    root, _ = made(tmp_path, frames(24), frames(24, person=1))
+    train, read = open_pairs(root, "train"), []
+    monkeypatch.setattr(pair_loader, "read_image", lambda path: read.append(path.name)
+                        or read_image(path))
+    every = np.arange(0, len(train.pairs), 40)
+    shots = [FILM.person(train.names[source]) for source in train.pairs[every, 0]]
+    assert set(shots) == {"clip0_s0", "clip1_s0"}
+    for most in (64, 1):
+        monkeypatch.setattr(pair_loader, "_PLATES", most)
+        read.clear()
+        images = pair_loader.PairImages(train, pair_loader.View(train, image_size=(64, 64),
+                                                                fit="pad"), replace=True, seed=0)
+        plates = images[every]["plates"]
+        assert {read.count(f"{shot}{end}.png") for shot in set(shots)
+                for end in ("", "_known")} == {1}
+        for shot, plate in zip(shots, plates.numpy(), strict=True):
+            alone = np.asarray(Image.open(root / "plates" / f"{shot}.png").resize(
+                (64, 64), Image.Resampling.BICUBIC))
+            assert np.array_equal(plate[..., :3], alone)
+    assert len(images._plates) == 1                              # the others were forgotten
 
 
 def test_shots_with_and_without_what_is_behind(tmp_path) -> None:
