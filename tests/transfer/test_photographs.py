@@ -90,7 +90,11 @@ def test_of_several_photographs_each_pose_has_the_one_most_like_it(run, monkeypa
     knowing(monkeypatch, people)
     files = [photograph(person, f"{index}.png") for index, person in enumerate(people)]
     poses = joints_of([people[2], people[0], people[1], people[1]])
+    sheets, draw = [], transfer_output.contact_sheet
+    monkeypatch.setattr(transfer_output, "contact_sheet", lambda columns, *rest, **named:
+                        sheets.append(dict(columns)) or draw(columns, *rest, **named))
     record = transfer(run, "--image", *files, "--target-pose", poses, "--write", "refined")
+    assert len(sheets[0]["source"]) == len(sheets[0]["refined"]) == 4  # each row shows its own
     assert [target["source"] for target in record["targets"]] == ["2.png", "0.png", "1.png",
                                                                   "1.png"]
     assert record["source"]["image"] == "0.png" and record["source"]["crop"]["height"] > 0
